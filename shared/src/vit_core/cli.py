@@ -1,0 +1,117 @@
+"""Command lines made from dataclasses: one documented field is one flag, one default and one line of help.
+
+A script builds an `ArgumentParser`, adds the flags of its config dataclasses with `add_flags`, and runs its
+body under `command`, which turns a `UserError` into one line on standard error and exit code 2.
+"""
+
+import argparse
+import dataclasses
+import errno
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from vit_core.errors import UserError
+
+_OS_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space; the files written before are intact",
+    errno.EDQUOT: "the disk quota is used up: free some space; the files written before are intact",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "permission denied: choose a folder that you may write to",
+    errno.EPERM: "operation not permitted: choose a folder that you may write to",
+}
+
+
+def flag(
+    default: Any, help: str, *, choices: Sequence[Any] | None = None, parse: Callable[[str], Any] | None = None
+) -> Any:
+    """A dataclass field that is also a command-line flag of the same name."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "parse": parse})
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with both spellings of a flag (`--batch-size`, `--batch_size`) and one-line errors, exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_hyphens(a) for a in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _hyphens(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    name, sep, value = arg.partition("=")
+    return name.replace("_", "-") + sep + value
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: Sequence[str] = ()) -> None:
+    """Add one flag for each field of the dataclass `config`.
+
+    Flags that are not given are left out of the namespace (`argparse.SUPPRESS`), so that a preset or the
+    configuration of a resumed run can supply them; the field's default is shown in the help.
+    """
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config)
+    for f in dataclasses.fields(config):
+        if f.name in skip or "help" not in f.metadata:
+            continue
+        meta = f.metadata
+        default = "" if f.default is None else f" (default: {f.default})"
+        options: dict[str, Any] = {"help": (meta["help"] + default).replace("%", "%%"), "default": argparse.SUPPRESS}
+        name = "--" + f.name.replace("_", "-")
+        kind = _plain_type(hints[f.name])
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": meta["parse"] or kind, "choices": meta["choices"]}
+            if meta["choices"] is None:
+                options["metavar"] = kind.__name__.upper() if kind in (int, float) else "VALUE"
+        group.add_argument(name, dest=f.name, **options)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`float | None` -> float; the flag of an optional field is simply not given for None."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = [t for t in typing.get_args(hint) if t is not types.NoneType]
+    return hint
+
+
+def build(config: type, values: dict[str, Any]) -> Any:
+    """Construct the dataclass from those of `values` that it has; its ValueErrors become UserErrors."""
+    names = {f.name for f in dataclasses.fields(config)}
+    try:
+        return config(**{k: v for k, v in values.items() if k in names})
+    except (ValueError, TypeError) as e:
+        raise UserError(str(e)) from e
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Decorate a script's `main(argv=None) -> int` so that a user's mistake ends in one line and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as e:
+            message = str(e)
+        except OSError as e:
+            if e.errno not in _OS_ADVICE:
+                raise
+            message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+
+    return wrapped
