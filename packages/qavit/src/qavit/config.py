@@ -1,0 +1,105 @@
+"""The configuration of a QAViT, under the names of the original code (`QAViTConfig`)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+BankUpdate = Literal["inplace", "functional", "frozen"]
+
+
+@dataclass(kw_only=True)
+class QAViTConfig:
+    """Architecture of a QAViT. The defaults are QAViT-Tiny. ValueError names the rule that a value breaks."""
+
+    img_size: int = 224  # pixels, height and width
+    patch_size: int = 16
+    in_channels: int = 3
+    num_classes: int = 100  # 0: no classifier, the pooled features are the output
+    embed_dim: int = 256  # d
+    depth: int = 12
+    num_heads: int = 4  # h
+    compress_ratio: int = 4  # d' = d / 4: width of a branch after its compression
+    bottleneck_ratio: int = 2  # r = d / 2: hidden width of the bottleneck MLP
+    mlp_ratio: float = 0.5  # hidden width of the CCF-FFN over d
+    global_bank_size: int = 16  # M
+    dropout: float = 0.1
+    attn_drop: float | None = None  # dropout on the attention weights; None: the same as `dropout`, as published
+    drop_path: float = 0.1  # stochastic depth of the last block; rises linearly from 0
+    window_size: int = 7  # of the spatial window attention, in patches
+    dilation_factors: tuple[int, ...] = (1, 2, 3)
+    landmark_pooling_stride: int = 2  # of the dilated sequence, in tokens
+    num_channel_groups: int = 8  # G
+    linformer_k: int = 64  # k: keys that each window and the dilated sequence are compressed to
+    bank_update: BankUpdate = "inplace"
+    msda_truncate: bool = False  # True: cut the dilated sequence to max(k, 128) tokens, as published
+
+    def __post_init__(self) -> None:
+        self.dilation_factors = tuple(self.dilation_factors)
+        d, G = self.embed_dim, self.num_channel_groups
+        for name in ("img_size patch_size in_channels embed_dim depth num_heads compress_ratio bottleneck_ratio "
+                     "global_bank_size window_size landmark_pooling_stride num_channel_groups linformer_k").split():  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "attn_drop", "drop_path"):
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        _require(self.num_classes >= 0, f"num_classes must not be negative, got {self.num_classes}")
+        _require(
+            self.img_size % self.patch_size == 0,
+            f"img_size must be a multiple of patch_size, got {self.img_size} and {self.patch_size}",
+        )
+        _require(
+            d % self.num_heads == 0, f"embed_dim must be a multiple of num_heads, got {d} and {self.num_heads}"
+        )
+        _require(d % self.compress_ratio == 0, f"embed_dim {d} must be a multiple of compress_ratio {self.compress_ratio}")
+        _require(d % self.bottleneck_ratio == 0, f"embed_dim {d} must be a multiple of bottleneck_ratio {self.bottleneck_ratio}")
+        _require(int(d * self.mlp_ratio) >= 1, f"embed_dim x mlp_ratio must be at least 1, got {d} and {self.mlp_ratio}")
+        _require(d % (2 * G) == 0, f"embed_dim must be a multiple of 2 x num_channel_groups, got {d} and {G}")
+        _require(
+            d // 2 // G % self.num_heads == 0,
+            f"a channel group's width embed_dim / 2 / num_channel_groups ({d // 2 // G}) must be a multiple of "
+            f"num_heads ({self.num_heads})",
+        )
+        _require(
+            bool(self.dilation_factors) and min(self.dilation_factors) >= 1,
+            f"dilation_factors must be positive integers, got {self.dilation_factors}",
+        )
+        _require(
+            self.msda_length >= 1,
+            f"landmark_pooling_stride {self.landmark_pooling_stride} leaves no token of the dilated sequence of a "
+            f"{self.grid} x {self.grid} grid",
+        )
+        _require(
+            self.bank_update in ("inplace", "functional", "frozen"),
+            f"bank_update must be inplace, functional or frozen, got {self.bank_update!r}",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.img_size // self.patch_size
+
+    @property
+    def msda_length(self) -> int:
+        """Tokens of the dilated sequence after pooling: 135 on the 14 x 14 grid of the published models."""
+        return sum((-(-self.grid // r)) ** 2 for r in self.dilation_factors) // self.landmark_pooling_stride
+
+    def replace(self, **changes: Any) -> "QAViTConfig":
+        """A copy with some fields changed, checked anew."""
+        return dataclasses.replace(self, **changes)
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise ValueError(rule)
+
+
+# The seed's table of models; the micro model is ours, for 32 x 32 images on a CPU.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"embed_dim": 384, "depth": 16, "num_heads": 6, "global_bank_size": 32, "drop_path": 0.15},
+    "micro": {
+        "img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3, "global_bank_size": 8,
+        "window_size": 4, "num_channel_groups": 4, "linformer_k": 16, "dropout": 0.0, "drop_path": 0.05,
+    },
+}  # fmt: skip

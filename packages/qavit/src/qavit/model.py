@@ -1,0 +1,530 @@
+"""QAViT: Quad-Attention Vision Transformer (seed: "Quad-Attention Vision Transformer", 2024, original HQA_VIT/QAViT.py).
+
+Four attentions run side by side on the same tokens — windows, dilated scales, channel groups, and a small memory
+shared by all blocks — and a learned softmax over four scalars weighs them.
+
+    x ─ LN ┬ window attention ───────── LN, d → d/4 ┐
+           ├ dilated attention ──────── LN, d → d/4 ├ × softmax(w) ─ concat ─ d → d/2 → d ─ + x ─ CCF-FFN
+           ├ channel-group attention ── LN, d → d/4 │
+           └ cross-attention to bank ── LN, d → d/4 ┘
+    The global token bank is read by all four and written after each of the first three.
+
+    uv run qavit-train                    the micro model on digits: over 90% in a minute on two CPU cores
+    uv run qavit-train --model tiny       CIFAR-100, 300 epochs; claimed 78-80% top-1 (not measured here)
+
+Shapes: B batch, N = H·W tokens, d embed_dim, h heads, M bank size, k linformer_k, L rows of E, G channel groups,
+w window size, W windows in an image.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import DropPath, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from qavit.config import QAViTConfig
+from vit_core.attention import attention
+from vit_core.dropout import Dropout, dropout
+
+
+class Bank(NamedTuple):
+    """Contents of the global token bank on their way through the blocks; (1, M, d), or (B, M, d) when per sample."""
+
+    k: Tensor
+    v: Tensor
+
+
+class GlobalTokenBank(nn.Module):
+    """M key and value tokens shared by all blocks, and the MLA gateway that writes to them.
+
+    `inplace`: as published. In training, each write adds a step that is averaged over the batch, and takes no part in
+    autograd: the gateway (norm, gate, compression) never gets a gradient. What the last write left is stored when the
+    forward pass ends (`store`), not before, so every gradient is taken at the values that were read; the step is
+    averaged over the ranks of a data-parallel run, so they keep one bank.
+    `functional`: the bank starts from the learned tokens in each forward pass and is written per sample, inside
+    autograd, in training and evaluation alike: the gateway learns, and no sample sees another.
+    `frozen`: never written.
+    """
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d, M = config.embed_dim, config.global_bank_size
+        self.update = config.bank_update
+        self.global_k = nn.Parameter(torch.empty(1, M, d))
+        self.global_v = nn.Parameter(torch.empty(1, M, d))
+        self.write_norm = nn.LayerNorm(d)
+        self.write_gate = nn.Linear(d, M)  # W_g
+        self.write_compression = nn.Linear(d, d)  # W_c
+
+    @property
+    def writes(self) -> bool:
+        return self.update == "functional" or (self.update == "inplace" and self.training)
+
+    def read(self) -> Bank:
+        return Bank(self.global_k.clone(), self.global_v.clone())  # clones: `store` must not touch saved tensors
+
+    def write(self, bank: Bank, tokens: Tensor, norm: nn.LayerNorm) -> Bank:
+        """tokens (B, N, d), normalised by the branch's own `norm` first."""
+        if not self.writes:
+            return bank
+        if self.update == "functional":
+            delta_k, delta_v = self._delta(norm(tokens))
+        else:
+            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):  # fp16 steps ran into NaN
+                delta_k, delta_v = self._delta(norm(tokens.float()), over_batch=True)
+        return Bank(bank.k + 0.1 * delta_k, bank.v + 0.1 * delta_v)
+
+    def _delta(self, tokens: Tensor, over_batch: bool = False) -> tuple[Tensor, Tensor]:
+        t = self.write_norm(tokens)
+        a = self.write_gate(t).softmax(dim=1)  # (B, N, M), over the tokens
+        delta_v = a.transpose(1, 2) @ t  # (B, M, d)
+        if over_batch:
+            delta_v = delta_v.mean(0, keepdim=True)
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(delta_v)
+                delta_v /= dist.get_world_size()
+        # aᵀ(W_c t) = W_c(aᵀ t), since each column of a sums to 1: M tokens to compress, not N, or B·N.
+        delta_k = self.write_compression(delta_v)
+        return delta_k.clamp(-0.5, 0.5), delta_v.clamp(-0.5, 0.5)
+
+    @torch.no_grad()
+    def store(self, bank: Bank) -> None:
+        if self.update == "inplace" and self.training:
+            self.global_k.copy_(bank.k)
+            self.global_v.copy_(bank.v)
+
+
+class Linformer(nn.Module):
+    """Learned compression along the tokens, shared by the heads: K' = E_kᵀ K, V' = E_vᵀ V. E: (L, k)."""
+
+    def __init__(self, length: int, k: int) -> None:
+        super().__init__()
+        self.E_k = nn.Parameter(torch.empty(length, k))
+        self.E_v = nn.Parameter(torch.empty(length, k))
+
+
+def _heads(x: Tensor, h: int) -> Tensor:
+    B, N, d = x.shape
+    return x.view(B, N, h, d // h).transpose(1, 2)  # (B, h, N, d/h)
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, h, N, d/h) -> (B, N, d)
+
+
+class SpatialWindowAttention(nn.Module):
+    """SWA: attention in w × w windows, to the window's k compressed keys and the bank's M."""
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.num_heads, self.window = config.num_heads, config.window_size
+        self.grid, self.pad = config.grid, -config.grid % config.window_size
+        self.attn_drop = _attn_drop(config)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.linformer = Linformer(self.window**2, config.linformer_k)
+        self.proj = nn.Linear(d, d)
+        self.proj_drop = Dropout(config.dropout)
+        self.norm = nn.LayerNorm(d)  # of what is written to the bank
+
+    def forward(self, x: Tensor, bank: Bank) -> Tensor:
+        B, N, d = x.shape
+        w, side = self.window, self.grid + self.pad
+        s = side // w
+        x = F.pad(x.view(B, self.grid, self.grid, d), (0, 0, 0, self.pad, 0, self.pad))
+        x = x.view(B, s, w, s, w, d).transpose(2, 3).reshape(B * s * s, w * w, d)  # (B·W, w², d)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        k = torch.cat((self.linformer.E_k.T @ k, _per_window(bank.k, B, s * s)), dim=1)  # (B·W, k + M, d)
+        v = torch.cat((self.linformer.E_v.T @ v, _per_window(bank.v, B, s * s)), dim=1)
+        h = self.num_heads
+        x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
+        x = _merge(x).view(B, s, s, w, w, d).transpose(2, 3).reshape(B, side, side, d)
+        x = x[:, : self.grid, : self.grid].reshape(B, N, d)  # the original keeps the padding, and fails there
+        return self.proj_drop(self.proj(x))
+
+
+def _per_window(bank: Tensor, B: int, W: int) -> Tensor:
+    return bank.expand(B, -1, -1).repeat_interleave(W, dim=0)  # (B·W, M, d)
+
+
+class MultiScaleDilatedAttention(nn.Module):
+    """MSDA: all tokens attend to the grid seen at every r-th patch, r in (1, 2, 3), pooled, compressed to k, and the bank.
+
+    Sampling, pooling and compression are linear along the tokens, so they are one (k, N) matrix: C = Eᵀ A with A
+    (L, N) the fixed matrix of sampling and pooling. K = C (x W + b) = (C x) W + (C 1) b projects k tokens instead of L.
+    The original cuts the sequence to max(k, 128) tokens: on a 14 × 14 grid 128 of 135, so that most of the coarsest
+    scale is lost (`msda_truncate=True`). By default E's rows are stretched over the whole sequence instead, as position
+    embeddings are when a grid grows: same parameters, no token lost.
+    """
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.num_heads = config.num_heads
+        self.attn_drop = _attn_drop(config)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.linformer = Linformer(max(config.linformer_k, 128), config.linformer_k)
+        self.truncate = config.msda_truncate
+        self.register_buffer("sampling", _dilated_sampling(config), persistent=False)  # A
+        self.sampling: Tensor
+        self.proj = nn.Linear(d, d)
+        self.proj_drop = Dropout(config.dropout)
+        self.norm = nn.LayerNorm(d)
+
+    def compression(self, E: Tensor) -> Tensor:
+        """C (k, N) for E (L, k)."""
+        length = self.sampling.shape[0]
+        if length > E.shape[0] and not self.truncate:
+            E = F.interpolate(E.T[None], size=length, mode="linear")[0].T
+        rows = min(length, E.shape[0])  # a sequence shorter than L is padded with zero keys: the other rows of E idle
+        return E[:rows].T @ self.sampling[:rows]
+
+    def forward(self, x: Tensor, bank: Bank) -> Tensor:
+        B, N, d = x.shape
+        w_q, w_k, w_v = self.qkv.weight.chunk(3)
+        b_q, b_k, b_v = self.qkv.bias.chunk(3)
+        q = F.linear(x, w_q, b_q)
+        c_k, c_v = self.compression(self.linformer.E_k), self.compression(self.linformer.E_v)
+        x_k, x_v = (torch.cat((c_k, c_v)) @ x).chunk(2, dim=1)  # (B, k, d) each
+        k = F.linear(x_k, w_k) + c_k.sum(1, keepdim=True) * b_k
+        v = F.linear(x_v, w_v) + c_v.sum(1, keepdim=True) * b_v
+        k = torch.cat((k, bank.k.expand(B, -1, -1)), dim=1)  # (B, k + M, d)
+        v = torch.cat((v, bank.v.expand(B, -1, -1)), dim=1)
+        h = self.num_heads
+        x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(_merge(x)))
+
+
+def _dilated_sampling(config: QAViTConfig) -> Tensor:
+    """A (L, N): row l averages the tokens that landmark l of the sequence x[::r, ::r], r = 1, 2, 3, is pooled from."""
+    tokens = torch.arange(config.grid**2).view(config.grid, config.grid)
+    sequence = torch.cat([tokens[::r, ::r].flatten() for r in config.dilation_factors])
+    stride = config.landmark_pooling_stride
+    landmarks = sequence[: config.msda_length * stride].view(-1, stride)  # pooling drops an incomplete end
+    return F.one_hot(landmarks, config.grid**2).float().mean(1)
+
+
+class ChannelGroupAttention(nn.Module):
+    """CGA: G groups of channels attend over the tokens apart, with shared projections to half the width."""
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d, G = config.embed_dim, config.num_channel_groups
+        self.num_groups, self.num_heads = G, config.num_heads
+        self.attn_drop = _attn_drop(config)
+        self.q_proj = nn.Linear(d // G, d // 2 // G)
+        self.k_proj = nn.Linear(d // G, d // 2 // G)
+        self.v_proj = nn.Linear(d // G, d // 2 // G)
+        self.bank_k_proj = nn.Linear(d, d // 2 // G)
+        self.bank_v_proj = nn.Linear(d, d // 2 // G)
+        self.proj = nn.Linear(d // 2, d)
+        self.proj_drop = Dropout(config.dropout)
+        self.norm = nn.LayerNorm(d)
+
+    def forward(self, x: Tensor, bank: Bank) -> Tensor:
+        B, N, d = x.shape
+        G, h = self.num_groups, self.num_heads
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([p.weight for p in projections])
+        bias = torch.cat([p.bias for p in projections])
+        qkv = F.linear(x.view(B, N, G, d // G), weight, bias)  # (B, N, G, 3·d/2/G)
+        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 1, 5).flatten(2, 3)  # (B, G·h, N, d/2/G/h)
+        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=2)  # (B, G·h, N + M, d/2/G/h)
+        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=2)
+        x = attention(q, k, v, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(_merge(x)))
+
+    def _bank_heads(self, bank: Tensor, B: int) -> Tensor:
+        return _heads(bank, self.num_heads).repeat(1, self.num_groups, 1, 1).expand(B, -1, -1, -1)
+
+
+class BankCrossAttention(nn.Module):
+    """Cross-attention: tokens ask the bank.
+
+    The bank has M tokens, far fewer than N, so the weights that meet it are multiplied first:
+    scores q kᵀ = x (W_qᵀ kᵀ) and output (P v) W_o = P (v W_o): two products of width h·M replace two of width d.
+    """
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.num_heads, self.attn_drop = config.num_heads, _attn_drop(config)
+        self.q_proj = nn.Linear(d, d)
+        self.k_proj = nn.Linear(d, d)
+        self.v_proj = nn.Linear(d, d)
+        self.proj = nn.Linear(d, d)
+        self.proj_drop = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, bank: Bank) -> Tensor:
+        h, d = self.num_heads, x.shape[-1]
+        k = _heads(self.k_proj(bank.k), h) * (d // h) ** -0.5  # (1 or B, h, M, d/h)
+        v = _heads(self.v_proj(bank.v), h)
+        w_scores = (k @ self.q_proj.weight.view(h, d // h, d)).flatten(1, 2)  # (1 or B, h·M, d)
+        b_scores = (k @ self.q_proj.bias.view(h, d // h, 1)).flatten(1)[:, None]  # (1 or B, 1, h·M)
+        w_out = (v @ self.proj.weight.view(d, h, d // h).permute(1, 2, 0)).flatten(1, 2)  # (1 or B, h·M, d)
+        scores = x @ w_scores.transpose(1, 2) + b_scores
+        p = scores.unflatten(-1, (h, -1)).softmax(dim=-1).flatten(2)  # (B, N, h·M), over each head's M
+        p = dropout(p, self.attn_drop, self.training)
+        return self.proj_drop(p @ w_out + self.proj.bias)
+
+
+def _attn_drop(config: QAViTConfig) -> float:
+    return config.dropout if config.attn_drop is None else config.attn_drop
+
+
+class HybridFusion(nn.Module):
+    """Branches scaled by a softmax over four learned scalars, then concatenated: 4 × (B, N, d') -> (B, N, 4d')."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion_weights = nn.Parameter(torch.ones(4))
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        weights = self.fusion_weights.softmax(dim=0)
+        return torch.cat([w * b for w, b in zip(weights, branches, strict=True)], dim=-1)
+
+
+class BottleneckMLP(nn.Module):
+    """4d' -> r = d/2 -> d."""
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d, r = config.embed_dim, config.embed_dim // config.bottleneck_ratio
+        self.fc1 = nn.Linear(4 * (d // config.compress_ratio), r)
+        self.fc2 = nn.Linear(r, d)
+        self.drop = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class CCFFFN(nn.Module):
+    """Convolutional channel fusion feed-forward: d -> d/2, GELU, 3 × 3 depthwise convolution on the grid, -> d."""
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        d, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        self.grid = config.grid
+        self.fc1 = nn.Linear(d, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, d)
+        self.drop = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x))
+        x = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, d/2, H, W), channels last in memory
+        x = self.dwconv(x).flatten(2).transpose(1, 2)
+        return self.drop(self.fc2(x))
+
+
+class QuadAttentionBlock(nn.Module):
+    def __init__(self, config: QAViTConfig, drop_path: float) -> None:
+        super().__init__()
+        d, d_branch = config.embed_dim, config.embed_dim // config.compress_ratio
+        self.norm1 = nn.LayerNorm(d)
+        self.swa = SpatialWindowAttention(config)
+        self.msda = MultiScaleDilatedAttention(config)
+        self.cga = ChannelGroupAttention(config)
+        self.cross_attn = BankCrossAttention(config)
+        for branch in ("swa", "msda", "cga", "cross"):
+            self.add_module(f"norm_{branch}", nn.LayerNorm(d))
+            self.add_module(f"compress_{branch}", nn.Linear(d, d_branch))
+        self.fusion = HybridFusion()
+        self.bottleneck_mlp = BottleneckMLP(config)
+        self.norm2 = nn.LayerNorm(d)
+        self.ccf_ffn = CCFFFN(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, bank: Bank, memory: GlobalTokenBank) -> tuple[Tensor, Bank]:
+        n = self.norm1(x)
+        swa = self.swa(n, bank)
+        bank = memory.write(bank, swa, self.swa.norm)
+        msda = self.msda(n, bank)
+        bank = memory.write(bank, msda, self.msda.norm)
+        cga = self.cga(n, bank)
+        bank = memory.write(bank, cga, self.cga.norm)
+        cross = self.cross_attn(n, bank)
+        branches = [
+            self.compress_swa(self.norm_swa(swa)),
+            self.compress_msda(self.norm_msda(msda)),
+            self.compress_cga(self.norm_cga(cga)),
+            self.compress_cross(self.norm_cross(cross)),
+        ]
+        x = x + self.drop_path(self.bottleneck_mlp(self.fusion(branches)))
+        x = x + self.drop_path(self.ccf_ffn(self.norm2(x)))
+        return x, bank
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, C, img_size, img_size) -> tokens (B, N, d): a convolution with stride = kernel = patch, LayerNorm."""
+
+    def __init__(self, config: QAViTConfig) -> None:
+        super().__init__()
+        self.img_size = config.img_size
+        self.proj = nn.Conv2d(config.in_channels, config.embed_dim, config.patch_size, config.patch_size)
+        self.norm = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(f"this model takes {self.img_size} x {self.img_size} images, got {tuple(x.shape[-2:])}")
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+def _square(size: Sequence[int]) -> int:
+    if len(set(size)) != 1:
+        raise ValueError(f"img_size must be square, got {tuple(size)}")
+    return size[0]
+
+
+class QAViT(nn.Module):
+    """QAViT from a `QAViTConfig`, or from its fields as keywords; images (B, C, H, W) -> logits (B, num_classes).
+
+    timm's names for the fields work too: in_chans, drop_rate, attn_drop_rate, drop_path_rate.
+    Raises ValueError, with the rule, for a configuration that cannot work.
+    """
+
+    def __init__(self, config: QAViTConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        timm_names = {"in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop",
+                      "drop_path_rate": "drop_path"}  # fmt: skip
+        global_pool = fields.pop("global_pool", "avg")
+        fields = {timm_names.get(name, name): value for name, value in fields.items()}
+        if isinstance(fields.get("img_size"), tuple | list):  # timm's form of a square: (224, 224)
+            fields["img_size"] = _square(fields["img_size"])
+        self.config = config = (config or QAViTConfig()).replace(**fields)
+        self.num_classes, self.grad_checkpointing = config.num_classes, False
+        self.num_features = self.head_hidden_size = self.embed_dim = config.embed_dim
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.grid**2, config.embed_dim))
+        self.pos_drop = Dropout(config.dropout)
+        self.global_bank = GlobalTokenBank(config)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList([QuadAttentionBlock(config, rate) for rate in rates])
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.reset_classifier(config.num_classes, global_pool)
+        self.feature_info = [
+            {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{i}"}
+            for i in range(config.depth)
+        ]
+        self.init_weights()
+        if config.bank_update != "functional":
+            self._freeze_gateway()
+
+    def _freeze_gateway(self) -> None:
+        """Outside `functional` nothing that the gateway computes is differentiated: say so, to optimisers and DDP."""
+        bank = self.global_bank
+        for module in (bank.write_norm, bank.write_gate, bank.write_compression):
+            module.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, SpatialWindowAttention | MultiScaleDilatedAttention | ChannelGroupAttention):
+                module.norm.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, GlobalTokenBank):
+                trunc_normal_(module.global_k, std=0.02)
+                trunc_normal_(module.global_v, std=0.02)
+            elif isinstance(module, Linformer):
+                trunc_normal_(module.E_k, std=0.02)
+                trunc_normal_(module.E_v, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> normalised tokens (B, N, d)."""
+        return self.norm(self._run_blocks(x)[0])
+
+    def _run_blocks(
+        self, x: Tensor, keep: Sequence[int] = (), stop: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Images -> tokens (B, N, d) after block `stop`, and those after the blocks in `keep`."""
+        x = self.pos_drop(self.patch_embed(x) + self.pos_embed)
+        bank = self.global_bank.read()
+        kept = []
+        for i, block in enumerate(self.blocks[:stop]):
+            if self.grad_checkpointing and self.training:
+                x, bank = checkpoint(block, x, bank, self.global_bank, use_reentrant=False)
+            else:
+                x, bank = block(x, bank, self.global_bank)
+            if i in keep:
+                kept.append(x)
+        self.global_bank.store(bank)
+        return x, kept
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, d) -> logits (B, num_classes), or the pooled features."""
+        x = x.mean(dim=1) if self.global_pool == "avg" else x
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
+
+        Returns a list of (B, d, H, W) grids ("NCHW") or (B, N, d) tokens ("NLC"); without `intermediates_only`, the
+        pair (final tokens, that list).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, kept = self._run_blocks(x, take, last + 1 if stop_early else None)
+        if norm:
+            kept = [self.norm(t) for t in kept]
+        if output_fmt == "NCHW":
+            grid = (self.config.grid, self.config.grid)
+            kept = [t.transpose(1, 2).unflatten(2, grid).contiguous() for t in kept]
+        return kept if intermediates_only else (self.norm(x), kept)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` of these indices does not need."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, in place: initialised as the model's other Linear layers, none for num_classes 0."""
+        if global_pool is not None:
+            if global_pool not in ("avg", ""):
+                raise ValueError(f"global_pool must be 'avg' or '' (no pooling), got {global_pool!r}")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.config = self.config.replace(num_classes=num_classes)
+        self.head: nn.Module = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "global_bank.global_k", "global_bank.global_v"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Depth of each parameter, for timm's layer-wise learning rates."""
+        return {"stem": r"^pos_embed|^patch_embed|^global_bank", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}

@@ -1,0 +1,144 @@
+"""One function computes softmax attention and one place decides how: `attention(q, k, v)`.
+
+flash-attn    where it is installed, for fp16 and bf16 tensors on CUDA whose head_dim is a multiple of 8
+chunked       on a CPU, where attention weights are dropped or heads are very narrow (see `_ChunkedAttention`)
+SDPA          `torch.nn.functional.scaled_dot_product_attention`, everywhere else
+
+Shapes: B batch, h heads, N queries, M keys, d head_dim.
+"""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vit_core.dropout import fill_keep_mask, keep_probability
+
+log = logging.getLogger(__name__)
+
+# Scores of one chunk: 1.3 MB in float32, so that every pass over them stays in the second-level cache.
+_CHUNK_SCORES = 340_000
+# Under this width torch's fused CPU kernel is slower than plain products (2.4 ns a score at head_dim 4).
+_NARROW_HEAD = 16
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √d) v with dropout on the weights. q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d)."""
+    backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p)
+    _log_choice(backend, q.device.type)
+    if backend == "flash-attn":
+        return _flash(q, k, v, dropout_p)
+    if backend == "chunked":
+        B, h, N, d = q.shape
+        M = k.shape[2]
+        out = _ChunkedAttention.apply(
+            q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p
+        )
+        return out.view(B, h, N, d)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+
+
+def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0) -> str:
+    """The implementation that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA"."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    if device == "cuda" and half and head_dim % 8 == 0 and head_dim <= 256 and flash_attn_installed():
+        return "flash-attn"
+    if device == "cpu" and not half and not torch.compiler.is_compiling():
+        if dropout_p > 0.0 or head_dim < _NARROW_HEAD:
+            return "chunked"
+    return "SDPA"
+
+
+@functools.cache
+def flash_attn_installed() -> bool:
+    """Whether the optional extra `flash-attn` can be imported."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+@functools.cache  # one line for each choice, not one a step
+def _log_choice(backend: str, device: str) -> None:
+    log.info("attention on %s: %s", device, backend)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))  # flash-attn wants (B, N, h, d)
+    return flash_attn_func(q, k, v, dropout_p=dropout_p).transpose(1, 2)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Attention on a CPU over a few heads at a time, in buffers that are allocated once.
+
+    What it avoids: the N × M weights of all heads in memory (their page faults cost more than the arithmetic),
+    torch's fused kernel where its products are too narrow, and its unfused path under dropout. The dropout mask is
+    not kept: the backward pass draws it again from the same seed.
+    Tensors are (BH, N, d) with batch and heads joined. Products are written transposed, (d, N) rather than (N, d):
+    with d of 4 that is twice as fast.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:  # type: ignore[no-untyped-def]
+        seed = int(torch.randint(2**62, ())) if dropout_p > 0.0 else None  # from torch's generator: resume is exact
+        qt, kt, vt = (t.transpose(1, 2).contiguous() for t in (q * q.shape[-1] ** -0.5, k, v))
+        out_t = torch.empty_like(qt)
+        for rows, weights, mask in _weights(qt, kt, dropout_p, seed):
+            if mask is not None:
+                weights *= mask
+            torch.bmm(vt[rows], weights.transpose(1, 2), out=out_t[rows])
+        keep = keep_probability(dropout_p)
+        if dropout_p > 0.0 and keep > 0.0:
+            out_t /= keep
+        ctx.save_for_backward(qt, kt, vt, out_t)
+        ctx.dropout_p, ctx.seed = dropout_p, seed
+        return out_t.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out: Tensor):  # type: ignore[no-untyped-def]
+        qt, kt, vt, out_t = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(qt), torch.empty_like(kt), torch.empty_like(vt)
+        grad_t = grad_out.transpose(1, 2).contiguous()
+        # Σ_j P_ij dP_ij = dO_i · O_i, with dropout too: the sum runs over the weights that were kept.
+        delta = (grad_t * out_t).sum(1).unsqueeze(2)  # (BH, N, 1)
+        keep = keep_probability(ctx.dropout_p)
+        if ctx.dropout_p > 0.0 and keep > 0.0:
+            grad_t /= keep
+        buffer = None
+        for rows, weights, mask in _weights(qt, kt, ctx.dropout_p, ctx.seed):
+            buffer = torch.empty_like(weights) if buffer is None else buffer
+            d_weights = buffer[: weights.shape[0]]
+            dropped = weights if mask is None else torch.mul(weights, mask, out=d_weights)
+            torch.bmm(grad_t[rows], dropped, out=dv[rows])
+            torch.bmm(grad_t[rows].transpose(1, 2), vt[rows], out=d_weights)
+            if mask is not None:
+                d_weights *= mask
+            d_weights.sub_(delta[rows]).mul_(weights)  # gradient of the scores
+            torch.bmm(kt[rows], d_weights.transpose(1, 2), out=dq[rows])
+            torch.bmm(qt[rows], d_weights, out=dk[rows])
+        dq *= qt.shape[1] ** -0.5
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None
+
+
+def _weights(
+    qt: Tensor, kt: Tensor, dropout_p: float, seed: int | None
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield (rows, softmax weights (c, N, M), keep mask or None) for c heads at a time; the buffers are reused."""
+    BH, _, N = qt.shape
+    M = kt.shape[2]
+    c = max(1, min(BH, _CHUNK_SCORES // (N * M)))
+    scores = qt.new_empty(c, N, M)
+    masks = qt.new_empty(c, N, M) if seed is not None else None
+    generator = torch.Generator().manual_seed(seed) if seed is not None else None
+    for start in range(0, BH, c):
+        rows = slice(start, min(start + c, BH))
+        weights = scores[: rows.stop - start]
+        torch.bmm(qt[rows].transpose(1, 2), kt[rows], out=weights)
+        torch.softmax(weights, -1, out=weights)
+        mask = None if masks is None else fill_keep_mask(masks[: rows.stop - start], dropout_p, generator)
+        yield rows, weights, mask
