@@ -25,11 +25,12 @@ _OS_ADVICE = {
 }
 
 
-def flag(
-    default: Any, help: str, *, choices: Sequence[Any] | None = None, parse: Callable[[str], Any] | None = None
-) -> Any:
-    """A dataclass field that is also a command-line flag of the same name."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "parse": parse})
+def flag(default: Any, help: str, *, choices: Sequence[str] | None = None, bare: str | None = None) -> Any:
+    """A dataclass field that is also a command-line flag of the same name.
+
+    bare: what the flag means without a value; `--no-NAME` then means "off".
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare})
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -73,9 +74,15 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: S
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": meta["parse"] or kind, "choices": meta["choices"]}
+            options |= {"type": kind, "choices": meta["choices"]}
             if meta["choices"] is None:
                 options["metavar"] = kind.__name__.upper() if kind in (int, float) else "VALUE"
+            if meta["bare"] is not None:
+                options |= {"nargs": "?", "const": meta["bare"]}
+                group.add_argument(
+                    "--no-" + name[2:], dest=f.name, action="store_const", const="off", default=argparse.SUPPRESS,
+                    help=f"{name} off",
+                )  # fmt: skip
         group.add_argument(name, dest=f.name, **options)
 
 

@@ -139,8 +139,9 @@ class SpatialWindowAttention(nn.Module):
         x = F.pad(x.view(B, self.grid, self.grid, d), (0, 0, 0, self.pad, 0, self.pad))
         x = x.view(B, s, w, s, w, d).transpose(2, 3).reshape(B * s * s, w * w, d)  # (B·W, w², d)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        k = torch.cat((self.linformer.E_k.T @ k, _per_window(bank.k, B, s * s)), dim=1)  # (B·W, k + M, d)
-        v = torch.cat((self.linformer.E_v.T @ v, _per_window(bank.v, B, s * s)), dim=1)
+        E_k, E_v = (E.T.expand(len(x), -1, -1) for E in (self.linformer.E_k, self.linformer.E_v))
+        k = torch.cat((E_k.bmm(k), _per_window(bank.k, B, s * s)), dim=1)  # (B·W, k + M, d)
+        v = torch.cat((E_v.bmm(v), _per_window(bank.v, B, s * s)), dim=1)
         h = self.num_heads
         x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
         x = _merge(x).view(B, s, s, w, w, d).transpose(2, 3).reshape(B, side, side, d)
@@ -233,14 +234,17 @@ class ChannelGroupAttention(nn.Module):
         weight = torch.cat([p.weight for p in projections])
         bias = torch.cat([p.bias for p in projections])
         qkv = F.linear(x.view(B, N, G, d // G), weight, bias)  # (B, N, G, 3·d/2/G)
-        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 1, 5).flatten(2, 3)  # (B, G·h, N, d/2/G/h)
-        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=2)  # (B, G·h, N + M, d/2/G/h)
-        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=2)
+        # Heads are a few channels wide: laid out with the tokens last, as narrow products want them.
+        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 5, 1).flatten(2, 3)  # (B, G·h, d/2/G/h, N)
+        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=3)  # (B, G·h, d/2/G/h, N + M)
+        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=3)
+        q, k, v = (t.transpose(2, 3) for t in (q, k, v))
         x = attention(q, k, v, self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(_merge(x)))
 
     def _bank_heads(self, bank: Tensor, B: int) -> Tensor:
-        return _heads(bank, self.num_heads).repeat(1, self.num_groups, 1, 1).expand(B, -1, -1, -1)
+        heads = _heads(bank, self.num_heads).transpose(2, 3)  # (1 or B, h, d/2/G/h, M)
+        return heads.repeat(1, self.num_groups, 1, 1).expand(B, -1, -1, -1)
 
 
 class BankCrossAttention(nn.Module):

@@ -1,0 +1,95 @@
+"""Checkpoint files: written whole or not at all, read without running anything that they contain."""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit_core.errors import UserError
+
+KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scaler_state_dict", "best_acc1", "config")
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write to a temporary name beside `path`, flush to the disk, rename: `path` is never half a file.
+
+    A write that fails (full disk) leaves the earlier file of that name as it was.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            try:
+                torch.save(checkpoint, f)
+            except RuntimeError as e:  # torch's zip writer hides the operating system's error behind its own
+                raise e.__context__ if isinstance(e.__context__, OSError) else e from None
+            f.flush()
+            os.fsync(f.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; not every system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU with `weights_only=True`: a pickle that would run code is refused.
+
+    Raises UserError that names the file when it is missing, truncated, hostile, or no checkpoint of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give one of its checkpoint files, such as {path / 'last.pth'}")
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        if zipfile.is_zipfile(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
+            raise UserError(f"{path} refused: it holds more than tensors and plain values; nothing in it was run") from e
+        raise UserError(f"{path} is not a PyTorch checkpoint") from e
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path} is truncated or damaged ({' '.join(str(e).split())[:120]})") from e
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
+        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise UserError(f"{path} is not a checkpoint of this project: needs {', '.join(keys)}; holds {found[:200]}")
+    return checkpoint
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, Any], source: str | Path) -> None:
+    """Load a state dict in full; UserError names what differs when it belongs to another model."""
+    ours = model.state_dict()
+    problems = [f"missing {k}" for k in ours if k not in state_dict]
+    problems += [f"unexpected {k}" for k in state_dict if k not in ours]
+    problems += [
+        f"{k} is {tuple(v.shape)}, expected {tuple(ours[k].shape)}"
+        for k, v in state_dict.items()
+        if k in ours and v.shape != ours[k].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source} is a checkpoint of another model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state_dict)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model under DistributedDataParallel and torch.compile, whose state-dict keys have no prefix."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)

@@ -1,0 +1,101 @@
+"""What a training run is: `TrainConfig`, whose fields are the flags that all papers' train scripts share."""
+
+from dataclasses import dataclass
+
+from vit_core.cli import flag
+from vit_core.precision import MODES
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainConfig:
+    """One training run. A paper's presets set what its recipe fixes; ValueError names the rule a value breaks."""
+
+    epochs: int = flag(300, "epochs to train")
+    batch_size: int = flag(256, "images a step in each process; times --grad-accum and processes: the global batch")
+    grad_accum: int = flag(1, "steps whose gradients are summed before the optimiser moves")
+    optimizer: str = flag("adamw", "optimiser", choices=("adamw", "adam", "sgd"))
+    lr: float = flag(1e-3, "peak learning rate")
+    min_lr: float = flag(1e-6, "learning rate at the end of the cosine, and the floor of the plateau schedule")
+    weight_decay: float = flag(0.05, "weight decay; biases, norms and position embeddings are left out")
+    beta1: float = flag(0.9, "Adam's first decay rate")
+    beta2: float = flag(0.999, "Adam's second decay rate")
+    momentum: float = flag(0.9, "SGD's momentum")
+    layer_decay: float | None = flag(None, "factor on the learning rate from each layer to the one before it")
+    warmup_epochs: int = flag(20, "epochs of linear warm-up from 0")
+    warmup_steps: int | None = flag(None, "optimiser steps of warm-up, in place of --warmup-epochs")
+    schedule: str = flag("cosine", "learning rate after warm-up", choices=("cosine", "constant", "plateau"))
+    schedule_by: str = flag("step", "when the learning rate moves", choices=("step", "epoch"))
+    plateau_factor: float = flag(0.1, "factor on the learning rate at a plateau")
+    plateau_patience: int = flag(10, "epochs without a better top-1 accuracy that make a plateau")
+    grad_clip: float | None = flag(1.0, "largest norm of the gradient; 0 switches clipping off")
+    label_smoothing: float = flag(0.1, "label smoothing of the training loss")
+    mixup: float = flag(0.0, "alpha of mixup; 0 is off")
+    cutmix: float = flag(0.0, "alpha of cutmix; 0 is off")
+    mix_prob: float = flag(1.0, "share of the batches, or images, that mixup or cutmix changes")
+    mix_switch_prob: float = flag(0.5, "share of cutmix where both are on")
+    mix_mode: str = flag("batch", "one mixing coefficient a batch, or one an image", choices=("batch", "elem"))
+    ema_decay: float | None = flag(None, "decay of an exponential moving average of the weights, which is then what is evaluated")
+    early_stopping: int | None = flag(None, "stop after so many evaluations without a better top-1 accuracy")
+    eval_freq: int = flag(1, "evaluate every N epochs, and after the last")
+    amp: str = flag("auto", "mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU", choices=MODES, bare="auto")
+    compile: bool = flag(False, "compile the model with torch.compile")
+    channels_last: bool = flag(False, "keep images and convolutions in the channels-last layout")
+    grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    seed: int = flag(42, "seed of weights, data order, augmentation and dropout")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    save_freq: int = flag(10, "keep epoch_N.pth every N epochs; 0 keeps none")
+    save_steps: int = flag(0, "write last.pth every N steps too; 0: once an epoch")
+    print_freq: int = flag(10, "steps between refreshes of the progress bar, and between checks of the loss on a GPU")
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "epochs": 1, "batch_size": 1, "grad_accum": 1, "eval_freq": 1, "print_freq": 1, "warmup_epochs": 0,
+            "save_freq": 0, "save_steps": 0, "lr": 0, "min_lr": 0, "weight_decay": 0, "mixup": 0, "cutmix": 0,
+            "plateau_patience": 0, "seed": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:  # also refuses NaN
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        for name in ("label_smoothing", "beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("mix_prob", "mix_switch_prob"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("ema_decay", "layer_decay", "plateau_factor"):
+            if getattr(self, name) is not None and not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"--{name.replace('_', '-')} must lie in (0, 1), got {getattr(self, name)}")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise ValueError(f"--early-stopping must be at least 1, got {self.early_stopping}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"--warmup-steps must be at least 0, got {self.warmup_steps}")
+        if self.grad_clip is not None and not self.grad_clip >= 0:
+            raise ValueError(f"--grad-clip must be at least 0, got {self.grad_clip}")
+
+
+@dataclass(kw_only=True, frozen=True)
+class DataConfig:
+    """Which images a run reads, and how."""
+
+    dataset: str = flag("digits", "name of the dataset (see the README's table)")
+    data_path: str | None = flag(None, "folder of the dataset; the folder with train/ and val/ or test/ for imagefolder")
+    download: bool = flag(False, "download the dataset where torchvision or its publisher offers it")
+    img_size: int | None = flag(None, "side of the images in pixels (default: the model's)")
+    num_classes: int | None = flag(None, "number of classes to expect (default: those of the dataset)")
+    num_workers: int = flag(4, "processes that decode images read from the disk")
+    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "memory", "disk"))
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"--num-workers must be at least 0, got {self.num_workers}")
+        if self.img_size is not None and self.img_size < 1:
+            raise ValueError(f"--img-size must be at least 1, got {self.img_size}")
+
+
+@dataclass(kw_only=True, frozen=True)
+class OutputConfig:
+    """Where a run writes."""
+
+    save_dir: str = flag("./checkpoints", "folder for run folders")
+    log_dir: str = flag("./logs", "folder for TensorBoard events, one folder a run")
+    resume: str = flag("", "checkpoint to go on from")

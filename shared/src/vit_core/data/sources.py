@@ -1,0 +1,134 @@
+"""Where a loader takes images from: a tensor in memory, files on disk, or random numbers."""
+
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_core.data.folder import UnequalSizesError, common_size, decode_all
+from vit_core.data.seeding import derive_seed
+from vit_core.errors import UserError
+
+Cache = Literal["auto", "memory", "disk"]
+CACHES: tuple[Cache, ...] = ("auto", "memory", "disk")
+_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that cache="auto" keeps in memory
+
+
+class ImageSource(Protocol):
+    """N labelled images; `MemorySource`, `DiskSource` and `FakeSource` differ in where the pixels are."""
+
+    labels: Tensor  # (N,) int64, on the CPU
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class TensorSource(ImageSource, Protocol):
+    """A source whose images all have one size and are picked out of a tensor."""
+
+    image_size: tuple[int, int]
+
+    def gather(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Images at `indices` (B,): uint8 (B, 3, H, W) on `device`."""
+        ...
+
+
+class MemorySource:
+    """Decoded images in one uint8 tensor (N, 3, H, W), on the CPU or, after `to`, on a GPU."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images but labels of shape {tuple(labels.shape)}")
+        self.images = images
+        self.labels = labels.long()
+        self.image_size = (images.shape[2], images.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "MemorySource":
+        """The same source with its images on `device`."""
+        return MemorySource(self.images.to(device), self.labels)
+
+    def gather(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Images at `indices` (B,): uint8 (B, 3, H, W) on `device`; the copy to a GPU does not block."""
+        if self.images.device.type == "cpu":
+            # numpy copies in this thread; torch would wake its own threads, which then stay in the way of
+            # those of `vit_core.data.parallel`.
+            images = torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
+        else:
+            images = self.images.index_select(0, indices.to(self.images.device))
+        if device.type == "cuda" and images.device.type == "cpu":
+            return images.pin_memory().to(device, non_blocking=True)
+        return images.to(device)
+
+
+class DiskSource:
+    """Image files, decoded when they are needed, by the worker processes of a `BatchLoader`."""
+
+    def __init__(self, paths: list[str], labels: list[int]) -> None:
+        # One block of bytes: a list of a million strings would be copied into every worker, page by page, as
+        # their reference counts change.
+        self._paths = np.array([p.encode("utf-8", "surrogateescape") for p in paths], dtype=np.bytes_)
+        self.labels = torch.tensor(labels, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """The file of image `index`."""
+        return Path(self._paths[index].decode("utf-8", "surrogateescape"))
+
+
+class FakeSource:
+    """`count` random images of S×S, out of 64 that are made on the device that asks for them."""
+
+    pool_size = 64
+
+    def __init__(self, count: int, img_size: int, num_classes: int, seed: int) -> None:
+        self.image_size = (img_size, img_size)
+        self.labels = torch.arange(count) % num_classes
+        self._seed = derive_seed("fake", img_size, seed)
+        self._pools: dict[torch.device, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Images at `indices` (B,): uint8 (B, 3, S, S) on `device`, the same at each call."""
+        if device not in self._pools:
+            generator = torch.Generator(device).manual_seed(self._seed)
+            shape = (self.pool_size, 3, *self.image_size)
+            self._pools[device] = torch.randint(
+                256, shape, generator=generator, dtype=torch.uint8, device=device
+            )
+        return self._pools[device].index_select(0, (indices % self.pool_size).to(device))
+
+
+def source_from_files(paths: list[str], labels: list[int], cache: Cache) -> MemorySource | DiskSource:
+    """The images in memory or on disk, as `cache` says.
+
+    "auto" is memory where all images have one size and take at most 2 GiB; it reads at most 64 headers to
+    rule that out, and falls back to disk when it meets an odd image while it decodes the rest.
+
+    Raises: UserError for an unreadable image, and for cache "memory" with images of unequal size.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
+    if cache == "disk":
+        return DiskSource(paths, labels)
+    size = common_size(paths)
+    if size is None and cache == "memory":
+        raise UserError(f"{Path(paths[0]).parent}: the images differ in size; use --cache disk (or auto)")
+    if size is None or (cache == "auto" and len(paths) * 3 * size[0] * size[1] > _MEMORY_LIMIT):
+        return DiskSource(paths, labels)
+    try:
+        return MemorySource(decode_all(paths, size), torch.tensor(labels))
+    except UnequalSizesError as e:
+        if cache == "memory":
+            raise UserError(f"the images differ in size: {e}; use --cache disk (or auto)") from e
+        return DiskSource(paths, labels)

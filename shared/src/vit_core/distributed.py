@@ -1,0 +1,128 @@
+"""Processes of one run, as `torchrun` starts them: ranks, the device of each, and what they tell one another."""
+
+import datetime
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vit_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Place of this process in the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> World:
+    """Join the run that `torchrun` set up (gloo on CPUs, NCCL on GPUs), or be a run of one process.
+
+    Raises UserError when the device is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = pick_device(device, local_rank)
+    if size == 1:
+        return World(0, 1, chosen)
+    if not dist.is_initialized():
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    return World(dist.get_rank(), size, chosen)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU; `cuda` is the GPU of this process's local rank."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"GPU {index} does not exist: this machine has {torch.cuda.device_count()}")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: no Apple GPU here; use --device cpu")
+    return device
+
+
+def broadcast(value: Any) -> Any:
+    """The main process's value, on every rank. The value must be picklable; it comes from our own processes."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over the ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python, NumPy and torch; each rank draws its own dropout and stochastic-depth masks."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)  # noqa: NPY002 -- timm's Mixup draws from the global generator
+    torch.manual_seed(seed + rank)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every generator of this process, in types that `torch.load(weights_only=True)` accepts."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,82 @@
+"""Optimiser and learning-rate schedule from a `TrainConfig`; timm and torch do the work."""
+
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vit_core.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth."""
+    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    if config.layer_decay is not None:
+        groups: Any = param_groups_layer_decay(model, config.weight_decay, no_decay, config.layer_decay)
+        for group in groups:  # each group's own rate is what the schedule scales
+            group["lr"] = config.lr * group["lr_scale"]
+    else:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_decay)
+    betas = (config.beta1, config.beta2)
+    # The fused kernels update all parameters in one call; in float32 they are deterministic.
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+class Schedule:
+    """Learning rate by optimiser step: linear warm-up from 0, then cosine, constant, or lowered at plateaus.
+
+    cosine: lr = min_lr + (lr - min_lr) (1 + cos(π progress)) / 2, with progress from 0 at the end of the warm-up to 1
+    at the end of training. `schedule_by="epoch"` holds the rate over an epoch, at the value of its first step, or of
+    its last one during warm-up (at its first, the first epoch would not learn).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> None:
+        self.optimizer, self.config, self.steps_per_epoch = optimizer, config, steps_per_epoch
+        self.warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * steps_per_epoch
+        self._base = [group["lr"] for group in optimizer.param_groups]
+        self._cosine = CosineLRScheduler(
+            optimizer,
+            t_initial=max(config.epochs * steps_per_epoch - self.warmup, 1),
+            lr_min=config.min_lr,
+            warmup_t=self.warmup,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        # torch's plateau rule, watching a rate of its own: the factor on every group's rate.
+        self._factor = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._plateau = ReduceLROnPlateau(
+            self._factor, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
+        )
+
+    def set_step(self, step: int) -> None:
+        """Set the rates for optimiser step `step`, counted from 0 over the whole training."""
+        if self.config.schedule_by == "epoch":
+            step -= step % self.steps_per_epoch
+            if step < self.warmup:
+                step += self.steps_per_epoch - 1
+        if self.config.schedule == "cosine":
+            self._cosine.step_update(step)
+            return
+        factor = step / self.warmup if step < self.warmup else self._factor.param_groups[0]["lr"]
+        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = base * factor if step < self.warmup else max(base * factor, self.config.min_lr)
+
+    def end_epoch(self, acc1: float, next_step: int) -> None:
+        """Tell the plateau rule the validation accuracy of an epoch; those of the warm-up do not count."""
+        if self.config.schedule == "plateau" and next_step > self.warmup:
+            self._plateau.step(acc1)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {k: v for k, v in self._plateau.state_dict().items() if isinstance(v, int | float | str | bool)}
+        return {"plateau": state, "factor": self._factor.param_groups[0]["lr"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._plateau.load_state_dict(state["plateau"])
+        self._factor.param_groups[0]["lr"] = state["factor"]

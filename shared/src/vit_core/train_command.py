@@ -1,0 +1,163 @@
+"""The `train` command of every paper: flags -> model, data, run folder -> `Trainer` -> what to do next."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_core import distributed
+from vit_core.checkpoint import load_checkpoint
+from vit_core.config import OutputConfig
+from vit_core.data import Augment, BatchLoader, EvalTransform
+from vit_core.cli import build
+from vit_core.errors import UserError
+from vit_core.recipe import Recipe, Run, create_model, input_size, load_images, settle
+from vit_core.run_folder import RunFolder
+from vit_core.trainer import Stopped, Trainer
+
+
+def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` and train. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C."""
+    given = vars(recipe.train_parser().parse_args(argv))
+    output: OutputConfig = build(OutputConfig, given)
+    source = Path(output.resume) if output.resume else None
+    checkpoint = load_checkpoint(source) if source else None
+    resumed = _settings_of(checkpoint, source) if checkpoint is not None and source else None
+    planned = settle(recipe, given, resumed)
+    world = distributed.start(planned.train.device)
+    try:
+        logging.basicConfig(level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout)
+        trainer = prepare(recipe, planned, world, output, checkpoint, source)
+        trainer.fit()
+        if world.is_main:
+            _say_what_next(recipe, trainer)
+    except Stopped as stopped:
+        if world.is_main:
+            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped.checkpoint, output)}")
+        return 128 + stopped.signal_number
+    finally:
+        distributed.stop()
+    return 0
+
+
+def prepare(
+    recipe: Recipe,
+    planned: Run,
+    world: distributed.World,
+    output: OutputConfig,
+    checkpoint: dict[str, Any] | None = None,
+    source: Path | None = None,
+) -> Trainer:
+    """Model, data, run folder and trainer of a run; at the state of `checkpoint`, read from `source`, where given."""
+    train = planned.train
+    distributed.seed_everything(train.seed)  # the same weights on every rank
+    img_size = planned.data.img_size or input_size(create_model(planned.model, planned.model_kwargs, 1, None))
+    dataset = load_images(planned.data, img_size, world)
+    distributed.seed_everything(train.seed)
+    model = create_model(planned.model, planned.model_kwargs, dataset.num_classes, planned.data.img_size)
+    distributed.seed_everything(train.seed, world.rank)
+    augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
+    crop_pct = planned.augment.crop_ratio if planned.augment.crop == "random" else 1.0
+    common: dict[str, Any] = {
+        "batch_size": train.batch_size, "seed": train.seed, "rank": world.rank, "world": world.size,
+        "device": world.device, "num_workers": planned.data.num_workers,
+    }  # fmt: skip
+    train_loader = BatchLoader(dataset.train, transform=augment, train=True, **common)
+    plain = EvalTransform(img_size, dataset.mean, dataset.std, crop_pct)
+    val_loader = BatchLoader(dataset.val, transform=plain, train=False, **common)
+    if checkpoint is not None and checkpoint["config"]["num_classes"] != dataset.num_classes:
+        raise UserError(
+            f"{source} was trained on {checkpoint['config']['num_classes']} classes, and {planned.data.dataset} has "
+            f"{dataset.num_classes}"
+        )
+    if checkpoint is not None and checkpoint["epoch"] >= train.epochs:
+        raise UserError(f"{source} has all of its {train.epochs} epochs: give a larger --epochs to train on")
+    folder = _run_folder(planned, world, output, source, checkpoint)
+    trainer = Trainer(
+        model, train_loader, val_loader, train, world, folder,
+        num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size), loss_function=recipe.loss_function,
+    )  # fmt: skip
+    if checkpoint is not None and source is not None:
+        trainer.restore(checkpoint, source)
+    if world.is_main:
+        folder.write_config(trainer.settings | {"processes": world.size})
+        _say_what_runs(planned, trainer, dataset.class_names, source)
+    return trainer
+
+
+def _settings_of(checkpoint: dict[str, Any], source: Path) -> dict[str, Any]:
+    settings = checkpoint["config"]
+    needed = ("model", "model_kwargs", "data", "train", "augment", "num_classes")
+    if not isinstance(settings, dict) or any(key not in settings for key in needed):
+        raise UserError(f"{source}: its config is not one of this project's runs; see the package's convert module")
+    return settings
+
+
+def _run_folder(
+    planned: Run, world: distributed.World, output: OutputConfig, source: Path | None, checkpoint: dict[str, Any] | None
+) -> RunFolder:
+    """A new folder; or that of the checkpoint, if it is the folder's latest: a run never overwrites a later state."""
+    folder, problem = None, None
+    if world.is_main:
+        try:
+            folder = _choose_folder(planned, output, source, checkpoint)
+        except UserError as e:
+            problem = str(e)
+    paths = distributed.broadcast((problem, folder and folder.path, folder and folder.log_dir))
+    if paths[0]:
+        raise UserError(paths[0])
+    return RunFolder(paths[1], paths[2])
+
+
+def _choose_folder(
+    planned: Run, output: OutputConfig, source: Path | None, checkpoint: dict[str, Any] | None
+) -> RunFolder:
+    name = f"{planned.model}_{planned.data.dataset}"
+    if source is None or checkpoint is None:
+        return RunFolder.create(output.save_dir, output.log_dir, name)
+    last = source.parent / "last.pth"
+    if last.is_file() and (source.parent / "config.json").is_file():
+        latest = checkpoint if last.samefile(source) else load_checkpoint(last)
+        if latest.get("progress", {}).get("step", 0) <= checkpoint.get("progress", {}).get("step", 0):
+            folder = RunFolder.of_checkpoint(source, output.log_dir)
+            folder.keep_metrics_until(checkpoint["epoch"])
+            return folder
+        print(f"{source.parent} went on after {source.name}: this run gets a folder of its own")
+    folder = RunFolder.create(output.save_dir, output.log_dir, name)
+    folder.keep_metrics_until(checkpoint["epoch"], source.parent / "metrics.csv")
+    return folder
+
+
+def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], source: Path | None) -> None:
+    c, world = planned.train, trainer.world
+    parameters = sum(p.numel() for p in trainer.raw_model.parameters())
+    images = trainer.train_loader.num_images * world.size
+    print(f"{planned.model}: {parameters:,} parameters, {len(class_names)} classes, on {world.device}; {trainer.precision.reason}")
+    per_step = c.batch_size * c.grad_accum * world.size
+    print(
+        f"{planned.data.dataset}: {images:,} training images an epoch, {trainer.steps_per_epoch} steps of {per_step}; "
+        f"run folder {trainer.run.path}"
+    )
+    if trainer.schedule.warmup >= c.epochs * trainer.steps_per_epoch:
+        print(f"note: the warm-up is as long as the training, so --lr {c.lr:g} is never reached; set --warmup-epochs")
+    if source is not None:
+        p = trainer.progress
+        print(f"resuming {source} after {p.epoch} epochs" + (f" and {p.batch} batches" if p.batch else ""))
+
+
+def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
+    p, run = trainer.progress, trainer.run
+    best = run.checkpoint("best") if run.checkpoint("best").is_file() else run.checkpoint("last")
+    if p.epoch < trainer.config.epochs:
+        print(f"stopped early: no better top-1 in {p.evaluations_without_gain} evaluations")
+    data = trainer.settings["data"]
+    where = f" --data-path {data['data_path']}" if data["data_path"] else ""
+    print(f"best validation top-1 {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
+    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {best}{where}")
+    print(f"see its curves: uv run tensorboard --logdir {run.log_dir.parent}")
+
+
+def _resume_command(recipe: Recipe, checkpoint: Path, output: OutputConfig) -> str:
+    log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {output.log_dir}"
+    return f"uv run {recipe.command}-train --resume {checkpoint}{log_dir}"

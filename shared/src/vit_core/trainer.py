@@ -1,0 +1,372 @@
+"""The training loop: one process or many, with exact resume.
+
+A paper hands over a model, loaders and, if its loss is its own, a `LossFunction`; it never copies the loop.
+
+Exact resume: data order and augmentation follow from (seed, epoch, batch) alone (`BatchLoader`); everything else that
+moves (weights, optimiser, scaler, schedule, EMA, generators of every rank, sums of the running epoch, best accuracy)
+is in each checkpoint. So a checkpoint may be taken after any optimiser step, and a run that is killed and resumed ends
+with the same weights, bit for bit on a CPU.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ContextManager, Protocol
+
+import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3, accuracy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from vit_core.checkpoint import load_weights, unwrap
+from vit_core.config import TrainConfig
+from vit_core.data import BatchLoader
+from vit_core.distributed import World, all_sum, gather, rng_state, set_rng_state
+from vit_core.errors import UserError
+from vit_core.evaluation import EvalResult, StopEvaluation, evaluate
+from vit_core.optimisation import Schedule, build_optimizer
+from vit_core.precision import choose_precision
+from vit_core.run_folder import RunFolder
+from vit_core.signals import StopRequest
+
+
+class LossFunction(Protocol):
+    """(model, images (B, 3, S, S), targets, criterion) -> (scalar loss, logits (B, classes)).
+
+    targets: class numbers (B,), or probabilities (B, classes) under mixup and cutmix, as the criterion takes them.
+    """
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def classification_loss(
+    model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
+) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    return criterion(logits, targets), logits
+
+
+@dataclass
+class Progress:
+    """Where a run is, and what it remembers beside tensors."""
+
+    epoch: int = 0  # epochs completed, evaluation included
+    batch: int = 0  # batches done of the running epoch
+    step: int = 0  # optimiser steps since the start
+    best_acc1: float = 0.0
+    best_epoch: int = 0
+    evaluations_without_gain: int = 0
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C ended the run; `checkpoint` holds everything."""
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {StopRequest.name(signal_number)}; state saved in {checkpoint}")
+        self.signal_number, self.checkpoint = signal_number, checkpoint
+
+
+class Trainer:
+    """Trains `model` and writes the run folder.
+
+    Args:
+        model: on the CPU or the device; registered parameters are all trained unless they say otherwise.
+        train_loader, val_loader: over the ranks of `world`, on its device.
+        settings: plain values that a checkpoint's `config` shall hold (model name and arguments, data, flags).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: BatchLoader,
+        val_loader: BatchLoader,
+        config: TrainConfig,
+        world: World,
+        run: RunFolder,
+        *,
+        num_classes: int,
+        settings: dict[str, Any],
+        loss_function: LossFunction = classification_loss,
+    ) -> None:
+        self.config, self.world, self.run, self.settings = config, world, run, settings
+        self.num_classes, self.loss_function = num_classes, loss_function
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.precision = choose_precision(config.amp, world.device)
+        self.scaler = self.precision.scaler()
+        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+        model = model.to(world.device, memory_format=memory_format)
+        if config.grad_checkpointing:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
+        self.raw_model = model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, config)
+        self.steps_per_epoch = math.ceil(len(train_loader) / config.grad_accum)
+        self.schedule = Schedule(self.optimizer, config, self.steps_per_epoch)
+        self.model: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        if world.size > 1:
+            self.model = DistributedDataParallel(
+                self.model, device_ids=[world.device] if world.device.type == "cuda" else None
+            )
+        self.mixup, self.criterion = self._build_criterion()
+        self.progress = Progress()
+        # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
+        exact = torch.float32 if world.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(6, dtype=exact, device=world.device)
+        self.recent_losses: list[Tensor] = []  # since the last check, still on the device
+        self.last_lr = 0.0
+        self.last_saved: Path | None = None
+
+    def _build_criterion(self) -> tuple[Mixup | None, nn.Module]:
+        c = self.config
+        if not (c.mixup or c.cutmix):
+            return None, nn.CrossEntropyLoss(label_smoothing=c.label_smoothing)
+        if self.train_loader.num_images // len(self.train_loader) % 2:
+            raise UserError("--mixup and --cutmix pair images: they need an even --batch-size")
+        mixup = Mixup(
+            c.mixup, c.cutmix, prob=c.mix_prob, switch_prob=c.mix_switch_prob, mode=c.mix_mode,
+            label_smoothing=c.label_smoothing, num_classes=self.num_classes,
+        )  # fmt: skip
+        return mixup, SoftTargetCrossEntropy()
+
+    # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self) -> Progress:
+        """Train to the last epoch. Raises Stopped after a signal, UserError for a loss that is not finite."""
+        self.model.train()
+        with StopRequest() as self.stop:
+            while self.progress.epoch < self.config.epochs and not self._out_of_patience():
+                try:
+                    self._one_epoch()
+                except torch.OutOfMemoryError as e:
+                    raise UserError(self._out_of_memory()) from e
+        self.run.close()
+        return self.progress
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stopping
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _one_epoch(self) -> None:
+        p, c = self.progress, self.config
+        start = time.perf_counter()
+        first = p.batch
+        with self._bar() as bar:
+            for images, targets in self.train_loader.epoch(p.epoch, start_batch=p.batch):
+                self._batch(images, targets, bar)
+        images_here = (p.batch - first) * (self.train_loader.num_images // len(self.train_loader))
+        rate = images_here * self.world.size / max(time.perf_counter() - start, 1e-9)
+        number = p.epoch + 1
+        result = None
+        if number % c.eval_freq == 0 or number == c.epochs:
+            result = self._evaluate()
+        loss, acc1, acc5, _, norm = self._averages()
+        row = {
+            "epoch": number, "step": p.step, "lr": self.last_lr, "train_loss": loss, "train_acc1": acc1,
+            "train_acc5": acc5, "grad_norm": norm, "images_per_second": rate, "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+        names = [f"epoch_{number}"] if c.save_freq and number % c.save_freq == 0 else []
+        if result is not None:
+            row |= {"val_loss": result.loss, "val_acc1": result.acc1, "val_acc5": result.acc5}
+            self.schedule.end_epoch(result.acc1, p.step)
+            p.evaluations_without_gain += 1
+            if result.acc1 > p.best_acc1 or p.best_epoch == 0:
+                p.best_acc1, p.best_epoch, p.evaluations_without_gain = result.acc1, number, 0
+                names.append("best")
+        p.epoch, p.batch = number, 0
+        self.sums.zero_()
+        self.save(names)
+        if self.world.is_main:
+            self.run.log(row)
+            self._say(number, row, best="best" in names)
+
+    def _batch(self, images: Tensor, targets: Tensor, bar: "tqdm[Any]") -> None:
+        """Forward and backward of one batch; an optimiser step when its group of `grad_accum` is complete."""
+        p, c = self.progress, self.config
+        group = p.batch // c.grad_accum
+        group_size = min(c.grad_accum, len(self.train_loader) - group * c.grad_accum)  # the last may be short
+        completes = p.batch + 1 == group * c.grad_accum + group_size
+        if c.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = targets
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        with self._synchronise(completes):
+            with self.precision.autocast():
+                loss, logits = self.loss_function(self.model, images, targets, self.criterion)
+            self.scaler.scale(loss / group_size).backward()
+        p.batch += 1
+        with torch.no_grad():
+            acc1, acc5 = accuracy(logits, labels, topk=(1, 5))
+            self.sums[:4] += torch.stack([loss, acc1, acc5, torch.ones_like(acc1)]).to(self.sums) * len(images)
+        self.recent_losses.append(loss.detach())
+        bar.update()
+        if completes:
+            self._step()
+            ends = p.batch == len(self.train_loader)
+            saves = c.save_steps > 0 and p.step % c.save_steps == 0 and not ends
+            on_cpu = self.world.device.type == "cpu"  # elsewhere a look at the loss waits for the device
+            if on_cpu or saves or ends or p.step % c.print_freq == 0:
+                self._check(bar)
+            if saves:
+                self.save([])
+
+    def _synchronise(self, completes: bool) -> ContextManager[Any]:
+        """Ranks exchange gradients only when the optimiser is about to step."""
+        if isinstance(self.model, DistributedDataParallel) and not completes:
+            return self.model.no_sync()
+        return torch.enable_grad()
+
+    def _step(self) -> None:
+        p, c = self.progress, self.config
+        self.schedule.set_step(p.step)
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)  # leaves the step out when fp16 gradients overflowed
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.raw_model)
+        p.step += 1
+        finite = norm.isfinite()
+        self.sums[4] += torch.where(finite, norm, 0.0)
+        self.sums[5] += finite
+
+    def _check(self, bar: "tqdm[Any]") -> None:
+        """Look at the losses since the last check and at the signals; all ranks decide alike."""
+        p = self.progress
+        bad = (~torch.stack(self.recent_losses).float().isfinite()).nonzero().flatten()
+        votes = torch.tensor([len(bad) > 0, self.stop.signal is not None], dtype=torch.int64, device=self.sums.device)
+        any_bad, any_stop = all_sum(votes).tolist()
+        if any_bad:
+            batches_ago = len(self.recent_losses) - 1 - int(bad[0]) if len(bad) else 0
+            raise UserError(self._not_finite(p.step - batches_ago // self.config.grad_accum))
+        if not bar.disable:
+            loss, acc1, _, _, _ = self._averages(local=True)
+            bar.set_postfix_str(f"loss {loss:.3f}, top-1 {acc1:.1f}%, lr {self.last_lr:.1e}", refresh=False)
+        self.recent_losses.clear()
+        if any_stop:
+            self._stop_here()
+
+    def _stop_here(self) -> None:
+        self.save([])
+        self.run.close()
+        raise Stopped(self.stop.signal or StopRequest.default, self.run.checkpoint("last"))
+
+    def _evaluate(self) -> EvalResult:
+        model = self.ema.module if self.ema is not None else self.raw_model
+        # Ranks may have different numbers of batches to evaluate, so only a lone process can stop in between.
+        stop = (lambda: self.stop.signal is not None) if self.world.size == 1 else (lambda: False)
+        with self._bar("evaluate", len(self.val_loader)) as bar:
+            try:
+                return evaluate(
+                    model, self.val_loader, self.num_classes, self.precision, stop, lambda n: bar.update() and None
+                )
+            except StopEvaluation:
+                self._stop_here()  # with all batches of the epoch done: a resumed run evaluates first
+                raise
+
+    # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, also: list[str]) -> None:
+        """Write last.pth and its other names. All ranks take part: each has its own generators and sums."""
+        ranks = gather({"rng": rng_state(), "sums": self.sums.tolist()})
+        if not self.world.is_main:
+            return
+        checkpoint = {
+            "epoch": self.progress.epoch,
+            "model_state_dict": unwrap(self.raw_model).state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scaler_state_dict": self.scaler.state_dict(),
+            "best_acc1": self.progress.best_acc1,
+            "config": self.settings,
+            "ema_state_dict": None if self.ema is None else self.ema.module.state_dict(),
+            "schedule_state_dict": self.schedule.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+            "ranks": ranks,
+        }
+        self.run.save(checkpoint, also)
+        self.last_saved = self.run.checkpoint("last")
+
+    def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
+        """Take up the state of a checkpoint that `save` wrote. UserError when it belongs to something else."""
+        missing = [k for k in ("progress", "ranks", "schedule_state_dict", "ema_state_dict") if k not in checkpoint]
+        if missing:
+            raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(missing)}")
+        load_weights(self.raw_model, checkpoint["model_state_dict"], source)
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        except ValueError as e:
+            raise UserError(f"{source}: its optimiser does not fit --optimizer {self.config.optimizer} ({e})") from e
+        if self.scaler.is_enabled() and checkpoint["scaler_state_dict"]:
+            self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
+        self.schedule.load_state_dict(checkpoint["schedule_state_dict"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["ema_state_dict"] or checkpoint["model_state_dict"])
+        self.progress = Progress(**checkpoint["progress"])
+        if self.progress.batch > len(self.train_loader):
+            raise UserError(f"{source} stopped at batch {self.progress.batch}, and an epoch has {len(self.train_loader)}: "
+                            "resume with the same data and --batch-size")  # fmt: skip
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+        ranks = checkpoint["ranks"]
+        if len(ranks) == self.world.size:
+            set_rng_state(ranks[self.world.rank]["rng"])
+            self.sums.copy_(torch.tensor(ranks[self.world.rank]["sums"], dtype=self.sums.dtype))
+        elif self.world.is_main:
+            print(f"{source} was written by {len(ranks)} processes, now there are {self.world.size}: the run goes on, "
+                  "but not exactly as it would have")  # fmt: skip
+        self.last_saved = source
+
+    def _averages(self, local: bool = False) -> tuple[float, float, float, float, float]:
+        """(loss, top-1 %, top-5 %, images, gradient norm) of the running epoch."""
+        sums = self.sums.clone() if local else all_sum(self.sums.clone())
+        loss, acc1, acc5, images, norm, steps = sums.tolist()
+        images = max(images, 1.0)
+        return loss / images, acc1 / images, acc5 / images, images, norm / max(steps, 1.0)
+
+    # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _bar(self, what: str | None = None, total: int | None = None) -> "tqdm[Any]":
+        shown = self.world.is_main and sys.stderr.isatty()
+        number = f"epoch {self.progress.epoch + 1}/{self.config.epochs}"
+        return tqdm(
+            desc=f"{number} {what}" if what else number,
+            total=len(self.train_loader) if total is None else total,
+            initial=self.progress.batch if total is None else 0,
+            disable=not shown,
+            leave=False,
+            dynamic_ncols=True,
+            unit=" images",
+            unit_scale=self.train_loader.num_images // len(self.train_loader) * self.world.size,
+        )
+
+    def _say(self, number: int, row: dict[str, Any], best: bool) -> None:
+        line = f"epoch {number}/{self.config.epochs}  train loss {row['train_loss']:.4f} top-1 {row['train_acc1']:.2f}%"
+        if "val_loss" in row:
+            line += f"  val loss {row['val_loss']:.4f} top-1 {row['val_acc1']:.2f}%" + (" (best)" if best else "")
+        line += f"  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
+        print(line, flush=True)
+
+    def _not_finite(self, step: int) -> str:
+        good = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint was written yet"
+        return (
+            f"the loss is not finite at step {step} (epoch {self.progress.epoch + 1}, learning rate {self.last_lr:.3g}); "
+            f"{good}; try a lower --lr, a longer --warmup-epochs, a smaller --grad-clip or --no-amp"
+        )
+
+    def _out_of_memory(self) -> str:
+        accum = self.config.grad_accum
+        return (
+            f"out of memory on {self.world.device} with --batch-size {self.config.batch_size}: try half of it with "
+            f"--grad-accum {2 * accum} (the same global batch), --amp bf16 or --grad-checkpointing"
+        )
