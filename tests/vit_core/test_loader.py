@@ -177,7 +177,8 @@ def test_a_broken_image_is_one_line_with_its_path(folder: Path, workers: int) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_killed_worker_is_one_line_with_advice(folder: Path) -> None:
+def test_a_killed_worker_is_one_line_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     loader = _train(_disk(folder), batch_size=1, num_workers=1)
     batches = loader.epoch()
     next(batches)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vit_core.cli import ArgumentParser, add_flags, build, command, flag
-from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, load_dataset
+from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
 
 _PAUSE = 0.5  # seconds before a turn: the workers of the turn before fill their queue first
 Measure = Callable[[float], float]  # seconds to spend -> images a second
@@ -66,6 +66,7 @@ def run(config: BenchConfig, folder: Path) -> dict[str, Any]:
     """Images a second of the three loaders, and how much faster ours are than the baseline."""
     started = time.perf_counter()
     data = load_dataset("imagefolder", data_path=folder, img_size=config.img_size, cache="memory")
+    assert isinstance(data.train, MemorySource)
     decode_seconds = time.perf_counter() - started
     stats = (config.img_size, data.mean, data.std)
     common: dict[str, Any] = {"batch_size": config.batch_size, "device": config.device}
@@ -103,7 +104,7 @@ def run(config: BenchConfig, folder: Path) -> dict[str, Any]:
         "ratio_train": medians["ours_train"] / medians["baseline"],
         "decode_seconds": decode_seconds,
         "images": len(data.train) + len(data.val),
-        "source_size": Image.open(next((folder / "train").rglob("*.*"))).size,
+        "source_size": list(data.train.image_size),
         "img_size": config.img_size,
         "batch_size": config.batch_size,
         "workers": config.workers,

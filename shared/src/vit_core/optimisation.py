@@ -15,11 +15,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth."""
     no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     if config.layer_decay is not None:
-        groups: Any = param_groups_layer_decay(model, config.weight_decay, no_decay, config.layer_decay)
+        groups: Any = param_groups_layer_decay(
+            model, weight_decay=config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
+        )
         for group in groups:  # each group's own rate is what the schedule scales
             group["lr"] = config.lr * group["lr_scale"]
     else:
-        groups = param_groups_weight_decay(model, config.weight_decay, no_decay)
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_decay)
     betas = (config.beta1, config.beta2)
     # The fused kernels update all parameters in one call; in float32 they are deterministic.
     if config.optimizer == "adamw":

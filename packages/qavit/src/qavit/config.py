@@ -99,7 +99,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "small": {"embed_dim": 384, "depth": 16, "num_heads": 6, "global_bank_size": 32, "drop_path": 0.15},
     "micro": {
-        "img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3, "global_bank_size": 8,
+        "img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2, "global_bank_size": 8,
         "window_size": 4, "num_channel_groups": 4, "linformer_k": 16, "dropout": 0.0, "drop_path": 0.05,
     },
 }  # fmt: skip

@@ -39,5 +39,5 @@ def qavit_small(pretrained: bool = False, **fields: Any) -> QAViT:
 
 @register_model
 def qavit_micro(pretrained: bool = False, **fields: Any) -> QAViT:
-    """QAViT-Micro, ours: 96 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
+    """QAViT-Micro, ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
     return _create("micro", pretrained, fields)

@@ -8,6 +8,7 @@ two ranks see exactly what one process with the doubled batch sees; and the numb
 import math
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from vit_core.data.augment import Augment, EvalTransform
 from vit_core.data.crops import crop_image
 from vit_core.data.folder import open_image
+from vit_core.data.parallel import one_core
 from vit_core.data.seeding import generator
 from vit_core.data.sources import DiskSource, ImageSource, MemorySource, TensorSource
 from vit_core.errors import UserError
@@ -137,7 +139,7 @@ class BatchLoader:
         size = self._on_device.img_size
         out = self._buffers.take((len(images), 3, size, size)) if self.device.type == "cpu" else None
         # The caller's autocast would run the resize in 16 bits.
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), one_core():
             if isinstance(self._on_device, EvalTransform):
                 return self._on_device.apply(images, out)
             # Drawn for the global batch: a rank's share does not depend on how many ranks there are.
@@ -240,14 +242,15 @@ class _Decoder:
     def epoch(self, epoch: int, parts: list[Tensor]) -> Iterator[Tensor]:
         """uint8 (B, 3, S, S) for the image indices of each part."""
         self._plan = [[(epoch, i) for i in part.tolist()] for part in parts]
-        batches = iter(self._loader)
+        batches = self._start()
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as e:
-                if "DataLoader worker" not in str(e):
+            # What a killed worker looks like depends on where it was: nothing more comes, or half a message.
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as e:
+                if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
                     raise
                 raise UserError(
                     "a data worker was killed, most often for lack of memory or of shared memory (/dev/shm): "
@@ -256,6 +259,17 @@ class _Decoder:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
             yield batch
+
+    def _start(self) -> Iterator[Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return iter(self._loader)
+        # DataLoader's handler for dead children raises wherever the main program happens to be, in the middle
+        # of a training step or of writing a checkpoint. Without it, the next batch reports the dead worker.
+        before = signal.getsignal(signal.SIGCHLD)
+        try:
+            return iter(self._loader)
+        finally:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 class _Plan:

@@ -29,7 +29,7 @@ def for_each_part(count: int, device: torch.device, work: Callable[[slice], None
         work(slice(0, count))
         return
     parts = range(0, count, size)
-    threads = min(torch.get_num_threads(), len(parts))
+    threads = min(getattr(_own, "cores", None) or torch.get_num_threads(), len(parts))
     if threads <= 1:
         for first in parts:
             work(slice(first, min(first + size, count)))
@@ -51,16 +51,20 @@ def for_each_part(count: int, device: torch.device, work: Callable[[slice], None
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Run torch's operations of this thread on one core.
+    """Run torch's operations of this thread on one core; `for_each_part` inside still takes all.
 
     torch's own threads spin for a while after each operation that they had a part in, in the way of ours.
     """
-    threads = torch.get_num_threads()
+    if getattr(_own, "cores", None) is not None:  # we are inside another `one_core`
+        yield
+        return
+    _own.cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(_own.cores)
+        _own.cores = None
 
 
 def scratch(shape: Sequence[int]) -> Tensor:

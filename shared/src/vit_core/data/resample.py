@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vit_core.data.parallel import for_each_part, one_core, scratch
 
-# One axis of one image's crop: first pixel of the box, its length in source pixels, and the first of the
-# resized box's pixels that is kept.
-AxisBox = tuple[float, float, float]
+# One axis of one image's crop: first pixel of the box, its length in source pixels, the first of the resized
+# box's pixels that is kept, and whether the result is mirrored.
+AxisBox = tuple[float, float, float, bool]
 
 _PART = 8  # images that a thread takes at a time
 _BLOCK = 4  # images whose result, 2.4 MB at 224×224, stays in a core's cache
@@ -46,8 +46,8 @@ def resample(
 
     Args:
         images: (B, C, H, W), uint8 or float32.
-        boxes: (B, 4) on the CPU: top, left, height, width in source pixels; only with `padded` may one reach
-            outside.
+        boxes: (B, 4) on the CPU: top, left, height, width in whole source pixels; what lies outside the
+            image is black.
         size: S, the side of the output.
         grid: (rows, columns) that a box is resized to; the default is (S, S).
         offsets: (B, 2) on the CPU: the S×S window of that grid that is returned, as (row, column); default
@@ -62,31 +62,27 @@ def resample(
     B, C, H, W = images.shape
     grid = grid or (size, size)
     offsets = torch.zeros(1, 2).expand(B, 2) if offsets is None else offsets
-    mirrored: Tensor | None = None
-    tops, lefts, heights, widths = boxes.to(torch.float32).unbind(1)
-    row_offsets, column_offsets = offsets.to(torch.float32).unbind(1)
-    if flip is not None and bool(flip.any()):
-        # Mirroring the small source and its box is cheaper than mirroring the large result, and leaves one
-        # matrix for the whole batch where all boxes are the full image.
-        mirrored = flip.to(images.device).view(B, 1, 1, 1)
-        lefts = torch.where(flip, W - lefts - widths, lefts)
-        column_offsets = torch.where(flip, grid[1] - size - column_offsets, column_offsets)
-    rows = list(zip(tops.tolist(), heights.tolist(), row_offsets.tolist(), strict=True))
-    columns = list(zip(lefts.tolist(), widths.tolist(), column_offsets.tolist(), strict=True))
+    flips = [False] * B if flip is None else flip.tolist()
+    tops, lefts, heights, widths = boxes.t().tolist()
+    row_offsets, column_offsets = offsets.t().tolist()
+    rows: list[AxisBox] = list(zip(tops, heights, row_offsets, [False] * B, strict=True))
+    columns: list[AxisBox] = list(zip(lefts, widths, column_offsets, flips, strict=True))
 
     if out is None:
         out = images.new_empty(B, C, size, size, dtype=torch.float32)
 
-    def pixels(part: slice) -> Tensor:
-        x = images[part]
-        return x if mirrored is None else torch.where(mirrored[part], x.flip(3), x)
-
     scale, shift = scale.view(C, 1, 1), shift.view(C, 1, 1)
-    whole = ((0.0, float(H), 0.0), (0.0, float(W), 0.0))
-    if grid == (H, W) == (size, size) and all(box == whole for box in zip(rows, columns, strict=True)):
+    as_it_is = grid == (H, W) == (size, size) and {r[:3] for r in rows} == {c[:3] for c in columns} == {
+        (0, size, 0)
+    }
+    if as_it_is:
 
         def copy(part: slice) -> None:
-            torch.add(pixels(part) * scale, shift, out=out[part])
+            x = images[part]
+            if any(flips[part]):
+                mirrored = torch.tensor(flips[part], device=x.device).view(-1, 1, 1, 1)
+                x = torch.where(mirrored, x.flip(3), x)
+            torch.add(x * scale, shift, out=out[part])
 
         for_each_part(B, images.device, copy)
         return out
@@ -96,23 +92,23 @@ def resample(
     with one_core():
         widest, highest = max(W, *(c[1] for c in columns)), max(H, *(r[1] for r in rows))
         across, _, column_index = _axis(grid[1], size, W, widest, 1, device).lookup(columns)
-        across = across[:, 0].transpose(1, 2)  # (U, W, S)
+        across = across[:, 0].transpose(1, 2).contiguous()  # (U, W, S)
         down, first, row_index = _axis(grid[0], size, H, highest, G, device).lookup(rows)
         K = down.shape[3]
         source_rows = first[row_index].view(B, 1, G, 1) + torch.arange(K, device=device)
         planes = (torch.arange(B * C, device=device) * H).view(B, C, 1, 1)
 
         def left_matrices(part: slice) -> Tensor:
-            index = row_index[part]
-            n = len(index)
-            return down[index].unsqueeze(1).expand(n, C, G, size // G, K).reshape(n * C * G, -1, K)
+            chosen = down.index_select(0, row_index[part])
+            n = len(chosen)
+            return chosen.unsqueeze(1).expand(n, C, G, size // G, K).reshape(n * C * G, -1, K)
 
         shared = left_matrices(slice(0, _BLOCK)) if len(down) == 1 else None
 
     def work(part: slice) -> None:
-        x = pixels(part) * scale
+        x = images[part] * scale
         n = len(x)
-        right = across.expand(n, -1, -1) if len(across) == 1 else across[column_index[part]]
+        right = across.expand(n, -1, -1) if len(across) == 1 else across.index_select(0, column_index[part])
         # (n, C·H, W) @ (n, W, S): every source row at the output's width
         x = torch.bmm(x.view(n, -1, W), right)
         if G > 1:
@@ -184,19 +180,18 @@ class _Axis:
 
     def _make(self, boxes: Sequence[AxisBox]) -> tuple[Tensor, Tensor]:
         U, G, K = len(boxes), self.bands, self.span
-        start, extent, offset = (
-            torch.tensor(boxes, device=self.device).view(U, 3, 1, 1).unbind(1)
-        )  # (U, 1, 1)
+        table = torch.tensor(boxes, dtype=torch.float32, device=self.device)
+        start, extent, offset, mirrored = table.view(U, 4, 1, 1).unbind(1)  # (U, 1, 1)
         ratio = extent / self.grid
         support = ratio.clamp(min=1.0)
+        pixel = torch.arange(self.size, device=self.device).view(1, -1, 1)
         pixel = (
-            torch.arange(self.size, device=self.device).view(1, -1, 1) + offset
-        )  # (U, S, 1) on the resized grid
+            torch.where(mirrored > 0, self.size - 1 - pixel, pixel) + offset
+        )  # (U, S, 1) of the resized grid
         centre = ratio * (pixel + 0.5)  # in the box
         tap = (centre - support + 0.5).floor() + torch.arange(self.taps, device=self.device)  # (U, S, T)
         weight = (1 - (tap + 0.5 - centre).abs() / support).clamp(min=0)
-        # The image is cropped before it is resized: pixels outside the box do not count, the rest add up to
-        # one.
+        # Cropped before it is resized: pixels outside the box do not count, and the rest add up to one.
         weight = weight * ((tap >= 0) & (tap < extent))
         weight = weight / weight.sum(2, keepdim=True).clamp(min=1e-12)
         weight = weight * ((pixel >= 0) & (pixel < self.grid))

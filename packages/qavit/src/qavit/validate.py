@@ -1,0 +1,227 @@
+"""The seed's validation suite (original: test_qavit.py): every line is computed here and now.
+
+    uv run qavit-validate                          data integration on the embedded digits
+    uv run qavit-validate --dataset cifar100 --data-path DIR [--download]
+
+Four sections: dimension flow, nine components, mathematical properties, data integration. What the original's suite
+could not see is checked too: which parameters get a gradient, and whether samples of a batch influence each other in
+training. Both depend on how the bank is written, so they are reported for each of its three modes.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from qavit.config import QAViTConfig
+from qavit.model import QAViT
+from qavit.registry import qavit_micro, qavit_small, qavit_tiny
+from vit_core.cli import ArgumentParser, command
+from vit_core.data import BatchLoader, EvalTransform, load_dataset
+from vit_core.distributed import pick_device, seed_everything
+
+Check = tuple[str, Callable[[], str | None]]  # name, and a function that returns what is wrong, or None
+
+
+class Suite:
+    """Runs named checks, prints a line for each, and remembers the sections."""
+
+    def __init__(self) -> None:
+        self.sections: dict[str, bool] = {}
+
+    def section(self, name: str, checks: Sequence[Check]) -> None:
+        print(f"\n{name}\n{'─' * 80}")
+        passed = True
+        for label, check in checks:
+            try:
+                problem = check()
+            except (RuntimeError, ValueError, AssertionError) as e:
+                problem = f"{type(e).__name__}: {e}"
+            passed &= problem is None
+            print(f"{'✅' if problem is None else '❌'} {label}" + (f": {problem}" if problem else ""))
+        self.sections[name] = passed
+
+    def summary(self) -> bool:
+        print(f"\n{'=' * 80}\n{'FINAL SUMMARY':^80}\n{'=' * 80}")
+        for name, passed in self.sections.items():
+            print(f"{name:.<50} {'✅ PASS' if passed else '❌ FAIL'}")
+        good = all(self.sections.values())
+        print("\n" + ("ALL TESTS PASSED" if good else "SOME TESTS FAILED: see the lines marked ❌"))
+        return good
+
+
+def dimension_flow(device: torch.device) -> list[Check]:
+    def flow(build: Callable[..., QAViT]) -> str | None:
+        model = build(num_classes=100).to(device).eval()
+        images = torch.randn(2, 3, model.config.img_size, model.config.img_size, device=device)
+        with torch.no_grad():
+            features = model.forward_features(images)
+            logits = model(images)
+        N, d = model.config.grid**2, model.config.embed_dim
+        return _differs("features", features.shape, (2, N, d)) or _differs("logits", logits.shape, (2, 100))
+
+    return [
+        ("QAViT-Tiny: (2, 3, 224, 224) → (2, 196, 256) → (2, 100)", partial(flow, qavit_tiny)),
+        ("QAViT-Small: (2, 3, 224, 224) → (2, 196, 384) → (2, 100)", partial(flow, qavit_small)),
+    ]
+
+
+def components(device: torch.device) -> list[Check]:
+    c = QAViTConfig(depth=1, dropout=0.0, drop_path=0.0)
+    model = QAViT(c).to(device).train()
+    block, memory = model.blocks[0], model.global_bank
+    x = torch.randn(2, c.grid**2, c.embed_dim, device=device)
+    bank = memory.read()
+    d_fused = 4 * (c.embed_dim // c.compress_ratio)
+
+    def shape(module: nn.Module, *inputs: object, width: int = c.embed_dim) -> str | None:
+        out: Tensor = module(*inputs)
+        return _differs("output", out.shape, (2, c.grid**2, width)) or _not_finite(out)
+
+    def gateway() -> str | None:
+        written = memory.write(bank, x, block.swa.norm)
+        step = (written.k - bank.k).abs().max().item()
+        if not 0.0 < step <= 0.05 + 1e-6:
+            return f"a write moved the bank by {step}; it must be more than 0 and at most 0.1 × 0.5"
+        return _differs("bank", written.k.shape, (1, c.global_bank_size, c.embed_dim))
+
+    def whole_block() -> str | None:
+        out, _ = block(x, bank, memory)
+        return _differs("output", out.shape, tuple(x.shape)) or _not_finite(out)
+
+    branches = [torch.randn(2, c.grid**2, c.embed_dim // c.compress_ratio, device=device) for _ in range(4)]
+    return [
+        ("Global Token Bank (MLA gateway)", gateway),
+        ("Spatial Window Attention (SWA)", partial(shape, block.swa, x, bank)),
+        ("Multi-Scale Dilated Attention (MSDA)", partial(shape, block.msda, x, bank)),
+        ("Channel Group Attention (CGA)", partial(shape, block.cga, x, bank)),
+        ("Cross-Attention Branch", partial(shape, block.cross_attn, x, bank)),
+        ("Hybrid Fusion", partial(shape, block.fusion, branches, width=d_fused)),
+        ("Bottleneck MLP", partial(shape, block.bottleneck_mlp, torch.cat(branches, -1))),
+        ("CCF-FFN", partial(shape, block.ccf_ffn, x)),
+        ("Quad-Attention Block", whole_block),
+    ]
+
+
+def mathematics(device: torch.device) -> list[Check]:
+    def micro(**fields: object) -> QAViT:
+        seed_everything(0)
+        return qavit_micro(num_classes=10, dropout=0.0, drop_path=0.0, **fields).to(device)
+
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def deterministic() -> str | None:
+        model = micro().eval()
+        with torch.no_grad():
+            return None if torch.equal(model(images), model(images)) else "two evaluations of one input differ"
+
+    def batch_independent() -> str | None:
+        model = micro().eval()
+        with torch.no_grad():
+            together, apart = model(images), torch.cat([model(image[None]) for image in images])
+        return None if torch.allclose(together, apart, atol=1e-5) else f"by {(together - apart).abs().max():.1e}"
+
+    def gradients(mode: str, expected_without: int) -> str | None:
+        model = micro(bank_update=mode).train()
+        model(images).square().sum().backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None]
+        return _differs("parameters without gradient", len(without), expected_without)
+
+    def training_is_shared(mode: str, expected: bool) -> str | None:
+        model = micro(bank_update=mode).train()
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        with torch.no_grad():
+            first = model(images)[0]
+            model.load_state_dict(state)
+            other = model(torch.cat([images[:1], -images[1:]]))[0]
+        shared = not torch.allclose(first, other, atol=1e-6)
+        return _differs("another batch changes a sample's logits", shared, expected)
+
+    def constraints() -> str | None:
+        for build, d in ((qavit_tiny, 256), (qavit_small, 384)):
+            model = build(depth=1)
+            block = model.blocks[0]
+            for name, found, expected in (
+                ("d'", block.compress_swa.out_features, d // 4),
+                ("r", block.bottleneck_mlp.fc1.out_features, d // 2),
+                ("FFN width", block.ccf_ffn.fc1.out_features, d // 2),
+                ("k", block.msda.linformer.E_k.shape[1], 64),
+            ):
+                if found != expected:
+                    return f"{name} is {found} at d = {d}, expected {expected}"
+        return None
+
+    gateway = 6 + 3 * 2 * 4  # norm, gate, compression; a norm in each of three branches of four blocks
+    return [
+        ("Output consistency (deterministic)", deterministic),
+        ("Batch independence in evaluation", batch_independent),
+        ("Architectural constraints (d' = d/4, r = d/2, k = 64)", constraints),
+        (f"Gradient flow, bank in place: all but the gateway's {gateway} tensors", partial(gradients, "inplace", gateway)),
+        ("Gradient flow, bank functional: every parameter", partial(gradients, "functional", 0)),
+        ("In training, samples share what is written to the bank in place", partial(training_is_shared, "inplace", True)),
+        ("In training, samples are independent with the functional bank", partial(training_is_shared, "functional", False)),
+    ]  # fmt: skip
+
+
+def data_integration(name: str, path: str | None, download: bool, device: torch.device) -> list[Check]:
+    dataset = load_dataset(name, data_path=path, download=download, img_size=32)
+    print(f"\n{name}: {len(dataset.train):,} training and {len(dataset.val):,} validation images, {dataset.num_classes} classes")
+    loader = BatchLoader(
+        dataset.val, batch_size=256, transform=EvalTransform(32, dataset.mean, dataset.std), train=False, device=device
+    )
+
+    def sizes() -> str | None:
+        published = {"cifar100": (50_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1_437, 360)}
+        expected = published.get(name, (len(dataset.train), len(dataset.val)))
+        return _differs("images", (len(dataset.train), len(dataset.val)), expected)
+
+    def labels() -> str | None:
+        seen = torch.cat([dataset.train.labels, dataset.val.labels]).unique().tolist()
+        return _differs("labels seen", seen, list(range(dataset.num_classes)))
+
+    def batch() -> str | None:
+        images, targets = next(iter(loader.epoch()))
+        expected = min(256, len(dataset.val))
+        return _differs("batch", images.shape, (expected, 3, 32, 32)) or _differs("labels", len(targets), expected)
+
+    def forward() -> str | None:
+        images, _ = next(iter(loader.epoch()))
+        with torch.no_grad():
+            logits = qavit_micro(num_classes=dataset.num_classes).to(device).eval()(images[:64])
+        return _differs("logits", logits.shape, (min(64, len(dataset.val)), dataset.num_classes)) or _not_finite(logits)
+
+    return [("Dataset sizes", sizes), ("Labels", labels), ("Batch of 256", batch), ("Forward pass", forward)]
+
+
+def _differs(what: str, found: object, expected: object) -> str | None:
+    found = tuple(found) if isinstance(found, torch.Size) else found
+    return None if found == expected else f"{what}: {found}, expected {expected}"
+
+
+def _not_finite(x: Tensor) -> str | None:
+    return None if bool(x.isfinite().all()) else "not finite"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="qavit-validate", description="QAViT's validation suite. Exit code 1 where a check fails.")
+    parser.add_argument("--dataset", default="digits", help="dataset of the integration checks (default: %(default)s)")
+    parser.add_argument("--data-path", help="its folder")
+    parser.add_argument("--download", action="store_true", help="download it where it is missing")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    integration = data_integration(args.dataset, args.data_path, args.download, device)
+    suite = Suite()
+    seed_everything(0)
+    suite.section("DIMENSION_FLOW", dimension_flow(device))
+    suite.section("COMPONENTS", components(device))
+    suite.section("MATHEMATICS", mathematics(device))
+    suite.section(args.dataset.upper(), integration)
+    return 0 if suite.summary() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What this machine can do for QAViT: CUDA, AMP types, flash-attn, memory, a batch size (original: verify_gpu.py).
+
+    uv run qavit-verify-gpu
+
+Runs without a GPU too, and says so.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from qavit.registry import qavit_small, qavit_tiny
+from vit_core.attention import choose_backend, flash_attn_installed
+from vit_core.cli import ArgumentParser, command
+from vit_core.distributed import pick_device
+from vit_core.precision import choose_precision
+
+_HEAD_DIM = 64  # of the window and dilated attentions in both sizes
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="qavit-verify-gpu", description="What this machine can do for QAViT.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--img-size", type=int, default=224, help="side of the images (default: %(default)s)")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    print(f"PyTorch:          {torch.__version__}, built for CUDA {torch.version.cuda or 'no'}")
+    print(f"Device:           {_describe(device)}")
+    print(f"Mixed precision:  {choose_precision('auto', device).reason}")
+    print(f"flash-attn:       {'installed' if flash_attn_installed() else 'not installed (optional: CUDA on Linux)'}")
+    precision = choose_precision("auto", device)
+    print(f"Attention:        {choose_backend(device.type, precision.dtype or torch.float32, _HEAD_DIM)} in windows and "
+          f"dilated scales, {choose_backend(device.type, precision.dtype or torch.float32, 4)} in channel groups")  # fmt: skip
+    if device.type == "cuda":
+        for name, build in (("tiny", qavit_tiny), ("small", qavit_small)):
+            print(f"Batch size:       {_suggest(name, build(num_classes=100, img_size=args.img_size), device, args.img_size)}")
+    else:
+        print("Batch size:       no GPU: the micro model trains here (uv run qavit-train); tiny and small want a GPU")
+    return 0
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        return (
+            f"{p.name}, compute capability {p.major}.{p.minor}, {total / 2**30:.1f} GiB memory, {free / 2**30:.1f} GiB free"
+        )
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; no CUDA GPU is visible"
+
+
+def _suggest(name: str, model: torch.nn.Module, device: torch.device, img_size: int) -> str:
+    """The largest power of two whose training step fits in nine tenths of the free memory, from two measured steps."""
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    precision = choose_precision("auto", device)
+    peaks = {}
+    try:
+        for batch_size in (8, 16):
+            images = torch.randn(batch_size, 3, img_size, img_size, device=device)
+            for _ in range(2):  # the second step has the optimiser's state too
+                torch.cuda.reset_peak_memory_stats(device)
+                with precision.autocast():
+                    loss = model(images).float().square().mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            peaks[batch_size] = torch.cuda.max_memory_allocated(device)
+    except torch.OutOfMemoryError:
+        return f"{name}: not even 16 images fit; try --grad-checkpointing with a batch size of 4"
+    finally:
+        del model, optimizer
+        torch.cuda.empty_cache()
+    per_image = (peaks[16] - peaks[8]) / 8
+    fixed = peaks[8] - 8 * per_image
+    room = 0.9 * torch.cuda.mem_get_info(device)[0] - fixed
+    batch_size = 1 << max(int(room / per_image).bit_length() - 1, 0)
+    return f"{name}: --batch-size {min(batch_size, 4096)} ({per_image / 2**20:.0f} MiB an image in training)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Two models side by side: time an image in inference and training, multiply-adds, parameters, peak memory.
+
+    uv run python -m vit_core.bench --model qavit_tiny --against vit_tiny_patch16_224
+    uv run python -m vit_core.bench --model qavit_tiny --model-kwargs attn_drop=0 --against vit_tiny_patch16_224
+
+The two alternate within one process, round by round, so that a machine whose speed drifts slows both; each figure is
+the median over the rounds, and each ratio the median of the rounds' ratios.
+"""
+
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_core.cli import ArgumentParser, command
+from vit_core.distributed import pick_device, seed_everything
+from vit_core.errors import UserError
+from vit_core.papers import load_papers
+from vit_core.precision import MODES, Precision, choose_precision
+from vit_core.recipe import create_model, input_size, parse_model_kwargs
+from vit_core.run_folder import environment
+
+
+@dataclass
+class Figures:
+    model: str
+    parameters: int
+    gmacs: float  # multiply-adds of one image's forward pass, in 10⁹, attention included
+    inference_ms: float  # an image
+    training_ms: float  # an image: forward, backward, AdamW
+    training_memory_mib: float  # peak above what was held before; on a CPU only where the system tells it
+
+
+class Contestant:
+    """A model with one batch of random images, ready to be timed."""
+
+    def __init__(self, name: str, kwargs: dict[str, Any], batch_size: int, device: torch.device, precision: Precision):
+        seed_everything(0)
+        self.name, self.precision, self.device = name, precision, device
+        model = create_model(name, kwargs, kwargs.pop("num_classes", 100), kwargs.pop("img_size", None))
+        self.model = model.to(device)
+        size = input_size(model)
+        self.images = torch.randn(batch_size, 3, size, size, device=device)
+        self.targets = torch.randint(0, 100, (batch_size,), device=device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        self.scaler = precision.scaler()
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.inference_mode(), self.precision.autocast():
+            self.model(self.images)
+
+    def train(self) -> None:
+        self.model.train()
+        with self.precision.autocast():
+            loss = nn.functional.cross_entropy(self.model(self.images), self.targets)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def gmacs(self) -> float:
+        """Counted by torch in training mode with the plain attention kernel: its counter knows all those operators.
+
+        (In inference it misses fused ones, and prints a smaller number.)
+        """
+        self.model.train()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.model(self.images[:1])
+        return counter.get_total_flops() / 2e9
+
+
+def seconds(work: Callable[[], None], device: torch.device, repeats: int) -> float:
+    start = _now(device)
+    for _ in range(repeats):
+        work()
+    return (_now(device) - start) / repeats
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def training_memory_mib(name: str, kwargs: dict[str, Any], batch_size: int, device: str, amp: str) -> float:
+    """Peak memory of two training steps, model and optimiser included. Called in a process of its own.
+
+    On a GPU what torch allocated; elsewhere how far the process's resident memory rose above that after the imports.
+    """
+    load_papers()
+    chosen = torch.device(device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contestant = Contestant(name, kwargs, batch_size, chosen, choose_precision(amp, chosen))
+    contestant.train()
+    contestant.train()
+    if chosen.type == "cuda":
+        return torch.cuda.max_memory_allocated(chosen) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+def compare(
+    specs: Sequence[tuple[str, dict[str, Any]]], batch_size: int, device: torch.device, amp: str, rounds: int
+) -> tuple[list[Figures], dict[str, float]]:
+    """Time the models in turn. Returns the figures of each, and the ratios of the first to the second."""
+    precision = choose_precision(amp, device)
+    models = [Contestant(name, dict(kwargs), batch_size, device, precision) for name, kwargs in specs]
+    works: dict[str, list[Callable[[], None]]] = {
+        "inference_ms": [m.infer for m in models], "training_ms": [m.train for m in models]
+    }  # fmt: skip
+    times: dict[str, list[list[float]]] = {}
+    for what, pair in works.items():
+        for work in pair:
+            work()  # warm-up
+            work()
+        # A round is long enough that its clock is exact, and short enough that both models meet the same machine.
+        repeats = [max(1, math.ceil(0.3 / seconds(work, device, 1))) for work in pair]
+        times[what] = [
+            [1e3 * seconds(work, device, n) / batch_size for work, n in zip(pair, repeats, strict=True)]
+            for _ in range(rounds)
+        ]
+    figures = []
+    spawn = multiprocessing.get_context("spawn")
+    for i, (model, (name, kwargs)) in enumerate(zip(models, specs, strict=True)):
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            memory = process.submit(training_memory_mib, name, dict(kwargs), batch_size, str(device), amp).result()
+        figures.append(
+            Figures(
+                model=name + "".join(f" {k}={v}" for k, v in kwargs.items()),
+                parameters=sum(p.numel() for p in model.model.parameters()),
+                gmacs=model.gmacs(),
+                inference_ms=statistics.median(r[i] for r in times["inference_ms"]),
+                training_ms=statistics.median(r[i] for r in times["training_ms"]),
+                training_memory_mib=memory,
+            )
+        )
+    ratios = {what: statistics.median(r[0] / r[1] for r in rs) for what, rs in times.items()}
+    for what in ("parameters", "gmacs", "training_memory_mib"):
+        ratios[what] = getattr(figures[0], what) / getattr(figures[1], what)
+    return figures, ratios
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m vit_core.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="timm name of the model, papers' models included")
+    parser.add_argument("--against", default="vit_tiny_patch16_224", help="model beside it (default: %(default)s)")
+    parser.add_argument("--model-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --model")
+    parser.add_argument("--against-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --against")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.rounds < 1:
+        raise UserError("--batch-size and --rounds must be at least 1")
+    load_papers()
+    device = pick_device(args.device)
+    specs = [
+        (args.model, parse_model_kwargs(args.model_kwargs)), (args.against, parse_model_kwargs(args.against_kwargs))
+    ]  # fmt: skip
+    (ours, theirs), ratios = compare(specs, args.batch_size, device, args.amp, args.rounds)
+    print(f"{device}, batch {args.batch_size}, {torch.get_num_threads()} threads, AMP {args.amp}, medians of {args.rounds} rounds")
+    print(f"{'':24}{ours.model:>28}{theirs.model:>28}{'ratio':>9}")
+    rows = {
+        "inference, ms an image": ("inference_ms", ".2f"), "training, ms an image": ("training_ms", ".2f"),
+        "multiply-adds, 10⁹": ("gmacs", ".3f"), "parameters": ("parameters", ",d"),
+        "training memory, MiB": ("training_memory_mib", ",.0f"),
+    }  # fmt: skip
+    for title, (name, form) in rows.items():
+        values = "".join(f"{format(getattr(f, name), form):>28}" for f in (ours, theirs))
+        print(f"{title:24}{values}{ratios[name]:>8.2f}×")
+    if args.json:
+        record = {"figures": [asdict(ours), asdict(theirs)], "ratios": ratios, "environment": environment()}
+        Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What all tests share: the references that CI must find, and processes that start fast."""
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "vit_core"))  # toy_paper, also in the processes that tests start
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+    """reference("qavit") -> (tensors, metadata) of a golden file in $VIT_REFERENCE_DIR.
+
+    Without the variable the test is skipped; with it, a missing file is a failure.
+    """
+
+    def load(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        from safetensors import safe_open
+
+        folder = os.environ.get("VIT_REFERENCE_DIR")
+        if not folder:
+            pytest.skip("VIT_REFERENCE_DIR is not set: the original's outputs are not on this machine")
+        with safe_open(Path(folder) / f"{name}.safetensors", "pt") as f:
+            metadata = {key: json.loads(value) for key, value in f.metadata().items()}
+            return {key: f.get_tensor(key) for key in f.keys()}, metadata  # noqa: SIM118 -- no mapping
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def start_processes() -> Callable[..., list[int]]:
+    """start_processes(function, arguments per process) -> exit codes. Forked from a server that has torch loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["toy_paper"])
+
+    def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 120) -> list[int]:
+        processes = [context.Process(target=function, args=a) for a in arguments]
+        for p in processes:
+            p.start()
+        for p in processes:
+            p.join(timeout)
+            if p.is_alive():
+                p.kill()
+                p.join()
+        return [p.exitcode for p in processes]  # type: ignore[misc]
+
+    return start

@@ -1,0 +1,130 @@
+"""A run that was stopped, in whichever way, and resumed ends as one that never was."""
+
+import csv
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import toy_paper
+
+# 1,437 digits in batches of 256: five batches an epoch, fifteen in three epochs.
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "checkpoints").iterdir()
+    return run
+
+
+def final(run: Path) -> dict:
+    return torch.load(run / "last.pth", weights_only=True)
+
+
+def assert_same_state(a: object, b: object, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for k in a:
+            assert_same_state(a[k], b[k], f"{where}.{k}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def metrics(run: Path) -> list[dict]:
+    with (run / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
+
+
+RECIPES = {
+    "plain": (),
+    "everything": (
+        "--ema-decay", "0.9", "--mixup", "0.8", "--cutmix", "1.0", "--grad-accum", "2", "--schedule", "plateau",
+        "--plateau-patience", "0", "--color-jitter", "0.3", "--erasing", "0.5", "--layer-decay", "0.8",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def unbroken(request, tmp_path_factory) -> tuple[tuple[str, ...], Path]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert toy_paper.train(str(folder), *RECIPES[request.param]) == 0
+    return RECIPES[request.param], only_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("at", "epoch", "batch"),
+    [pytest.param(8, 1, 4, id="in-an-epoch"), pytest.param(10, 1, 5, id="at-its-last-batch")],
+)
+def test_sigterm_then_resume_is_exact(unbroken, tmp_path, capsys, at, epoch, batch):
+    flags, reference = unbroken
+    if not flags and at == 8:
+        batch = 3  # without accumulation the step that the signal met is batch 8 itself
+    assert toy_paper.train(str(tmp_path), *flags, at=at, what="SIGTERM") == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    run = only_run(tmp_path)
+    assert f"toy-train --resume {run / 'last.pth'}" in said
+    stopped = final(run)
+    assert (stopped["epoch"], stopped["progress"]["batch"]) == (epoch, batch)
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
+    assert only_run(tmp_path) == run, "a resumed run must go on in its folder"
+    ours, theirs = final(run), final(reference)
+    ours["config"] = theirs["config"] = None
+    assert_same_state(ours, theirs)
+    assert metrics(run) == metrics(reference)
+
+
+def test_kill_9_in_an_epoch_then_resume_is_exact(tmp_path, start_processes):
+    steps = ["--save-steps", "2"]
+    assert start_processes(toy_paper.train_process, [(str(tmp_path / "a"), steps, -1, "", {})]) == [0]
+    killed = start_processes(toy_paper.train_process, [(str(tmp_path / "b"), steps, 9, "SIGKILL", {})])
+    assert killed == [-signal.SIGKILL]
+    run = only_run(tmp_path / "b")
+    stopped = final(run)
+    assert (stopped["epoch"], stopped["progress"]["batch"]) == (1, 3), "the last save was at step 8"
+    resume = ["--resume", str(run / "last.pth")]
+    assert start_processes(toy_paper.train_process, [(str(tmp_path / "b"), resume, -1, "", {})]) == [0]
+    ours, theirs = final(run), final(only_run(tmp_path / "a"))
+    assert_same_state(ours["model_state_dict"], theirs["model_state_dict"])
+    assert_same_state(ours["optimizer_state_dict"], theirs["optimizer_state_dict"])
+    assert metrics(run) == metrics(only_run(tmp_path / "a"))
+
+
+def test_an_earlier_checkpoint_branches_off_and_overwrites_nothing(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--save-freq", "1") == 0
+    run = only_run(tmp_path)
+    before = {f.name: f.read_bytes() for f in run.iterdir()}
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "epoch_2.pth")) == 0
+    assert {f.name: f.read_bytes() for f in run.iterdir()} == before
+    (branch,) = [r for r in (tmp_path / "checkpoints").iterdir() if r != run]
+    assert [row["epoch"] for row in metrics(branch)] == ["1", "2", "3"]
+    assert_same_state(final(branch)["model_state_dict"], final(run)["model_state_dict"])
+    assert "a folder of its own" in capsys.readouterr().out
+
+
+def test_resume_takes_flags_from_the_checkpoint_unless_given(tmp_path):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1", "--lr", "0.002") == 0
+    run = only_run(tmp_path)
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 0
+    config = final(run)["config"]["train"]
+    assert (config["lr"], config["epochs"]) == (0.002, 2)
+
+
+def test_a_finished_run_says_that_there_is_nothing_to_resume(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    assert toy_paper.train(str(tmp_path), "--resume", str(only_run(tmp_path) / "last.pth")) == 2
+    assert "has all of its 1 epochs" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert toy_paper.train(str(tmp_path / name), "--epochs", "1", "--seed", seed) == 0
+    a, b, c = (final(only_run(tmp_path / name))["model_state_dict"] for name in "abc")
+    assert_same_state(a, b)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
