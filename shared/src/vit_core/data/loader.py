@@ -6,20 +6,15 @@ two ranks see exactly what one process with the doubled batch sees; and the numb
 """
 
 import math
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vit_core.data.augment import Augment, EvalTransform
-from vit_core.data.crops import crop_image
-from vit_core.data.folder import open_image
+from vit_core.data.decoder import Decoder
 from vit_core.data.parallel import one_core
 from vit_core.data.seeding import generator
 from vit_core.data.sources import DiskSource, ImageSource, MemorySource, TensorSource
@@ -90,7 +85,7 @@ class BatchLoader:
         self._buffers = _HostBuffers()
         self._decoder = None
         if isinstance(source, DiskSource):
-            self._decoder = _Decoder(source, transform, seed, num_workers, pin=self.device.type == "cuda")
+            self._decoder = Decoder(source, transform, seed, num_workers, pin=self.device.type == "cuda")
             self._on_device: Augment | EvalTransform = transform.without_crop()
         else:
             assert isinstance(source, TensorSource)
@@ -208,114 +203,3 @@ def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         for tensor in following:
             tensor.record_stream(main)
         ready = following
-
-
-class _Failure:
-    """A user's error on its way from a worker process, without the traceback that DataLoader would add."""
-
-    def __init__(self, message: str) -> None:
-        self.message = message
-
-
-class _Decoder:
-    """Decodes and crops the images of a `DiskSource` in worker processes that live as long as the loader."""
-
-    def __init__(
-        self, source: DiskSource, transform: Augment | EvalTransform, seed: int, num_workers: int, pin: bool
-    ) -> None:
-        self._plan: list[list[tuple[int, int]]] = []
-        self._workers = num_workers
-        options: dict[str, Any] = {}
-        if num_workers:
-            options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _start_worker}
-        self._loader: DataLoader[Any] = DataLoader(
-            _Files(source, transform, seed),
-            batch_sampler=_Plan(self),
-            num_workers=num_workers,
-            collate_fn=_identity,
-            pin_memory=pin,
-            # Else each epoch would take a number from the global generator, and resume would not be exact.
-            generator=torch.Generator(),
-            **options,
-        )
-
-    def epoch(self, epoch: int, parts: list[Tensor]) -> Iterator[Tensor]:
-        """uint8 (B, 3, S, S) for the image indices of each part."""
-        self._plan = [[(epoch, i) for i in part.tolist()] for part in parts]
-        batches = self._start()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            # What a killed worker looks like depends on where it was: nothing more comes, or half a message.
-            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as e:
-                if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
-                    raise
-                raise UserError(
-                    "a data worker was killed, most often for lack of memory or of shared memory (/dev/shm): "
-                    f"use a --num-workers under {self._workers} or a smaller --batch-size"
-                ) from e
-            if isinstance(batch, _Failure):
-                raise UserError(batch.message)
-            yield batch
-
-    def _start(self) -> Iterator[Any]:
-        if threading.current_thread() is not threading.main_thread():
-            return iter(self._loader)
-        # DataLoader's handler for dead children raises wherever the main program happens to be, in the middle
-        # of a training step or of writing a checkpoint. Without it, the next batch reports the dead worker.
-        before = signal.getsignal(signal.SIGCHLD)
-        try:
-            return iter(self._loader)
-        finally:
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-
-
-class _Plan:
-    """Hands the decoder's plan of the epoch to the DataLoader."""
-
-    def __init__(self, decoder: _Decoder) -> None:
-        self._decoder = decoder
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self._decoder._plan)
-
-    def __len__(self) -> int:
-        return len(self._decoder._plan)
-
-
-class _Files(torch.utils.data.Dataset[Any]):
-    """The part of the DataLoader that runs in a worker: a whole batch at a time."""
-
-    def __init__(self, source: DiskSource, transform: Augment | EvalTransform, seed: int) -> None:
-        self._source, self._transform, self._seed = source, transform, seed
-
-    def __getitems__(self, batch: list[tuple[int, int]]) -> Tensor | _Failure:
-        size = self._transform.img_size
-        images = np.empty((len(batch), 3, size, size), dtype=np.uint8)
-        path = ""
-        try:
-            for slot, (epoch, index) in enumerate(batch):
-                path = str(self._source.path(index))
-                image = open_image(path)
-                stream = generator("crop", self._seed, epoch, index)
-                crops = self._transform.draw_crop((image.height, image.width), stream)
-                images[slot] = np.asarray(crop_image(image, crops, size)).transpose(2, 0, 1)
-        except UserError as e:
-            return _Failure(str(e))
-        except MemoryError:
-            return _Failure(
-                f"{path}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size"
-            )
-        return torch.from_numpy(images)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    """Ctrl-C goes to the whole process group: the main process decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -1,0 +1,108 @@
+"""Checkpoint files: whole or absent, and nothing in them is run."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vit_core.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
+from vit_core.errors import UserError
+
+
+def checkpoint(**extra):
+    return {**dict.fromkeys(KEYS, 0), "model_state_dict": {"w": torch.arange(4.0)}, **extra}
+
+
+class Bomb:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", checkpoint())
+    assert torch.equal(load_checkpoint(tmp_path / "a.pth")["model_state_dict"]["w"], torch.arange(4.0))
+    assert [f.name for f in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
+    trap = tmp_path / "ran"
+    torch.save(checkpoint(bomb=Bomb(trap)), tmp_path / "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(checkpoint(bomb=Bomb(trap))))
+    for name in ("zip.pth", "plain.pth"):
+        with pytest.raises(UserError, match=rf"{name} refused: it holds more than tensors"):
+            load_checkpoint(tmp_path / name)
+    assert not trap.exists()
+    torch.load(tmp_path / "zip.pth", weights_only=False)  # the trap works: only the safe reader held it back
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, share):
+    path = tmp_path / "cut.pth"
+    save_checkpoint(path, checkpoint(big=torch.randn(10_000)))
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(UserError, match=r"cut\.pth (is truncated|is not a PyTorch checkpoint)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello, this is no checkpoint", "text.pth is not a PyTorch checkpoint|text.pth is truncated"),
+        ({"state_dict": {}}, "is not a checkpoint of this project: needs epoch, .* holds state_dict"),
+        ([1, 2], "is not a checkpoint of this project"),
+    ],
+)
+def test_foreign_files_are_named(tmp_path, content, message):
+    path = tmp_path / "text.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_checkpoint(tmp_path / "no.pth")
+    with pytest.raises(UserError, match=r"is a folder: .*last\.pth"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_write_that_fails_keeps_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, checkpoint(epoch=1))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, checkpoint(epoch=2))
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["last.pth"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_an_os_error(monkeypatch, tmp_path):
+    import tempfile
+
+    def on_full_disk(**kwargs):
+        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "temporary")
+
+    monkeypatch.setattr(tempfile, "mkstemp", on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / "last.pth", checkpoint(big=torch.randn(100_000)))
+
+
+def test_weights_of_another_model_are_listed():
+    model = nn.Linear(2, 3)
+    with pytest.raises(UserError, match=r"x\.pth is a checkpoint of another model: missing bias; unexpected b; weight is \(4,\)"):
+        load_weights(model, {"weight": torch.zeros(4), "b": torch.zeros(1)}, "x.pth")

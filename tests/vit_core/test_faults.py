@@ -1,0 +1,158 @@
+"""What a user gets wrong, and what machines do: one line, exit code 2, nothing lost."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_paper
+from PIL import Image
+
+
+def one_line(capsys) -> str:
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An image folder of two classes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name in ("cat", "dog"):
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.jpg")
+    return tmp_path / "images"
+
+
+def on_folder(folder: Path, tmp_path: Path, *argv: str) -> int:
+    return toy_paper.train(
+        str(tmp_path), "--dataset", "imagefolder", "--data-path", str(folder), "--epochs", "1", "--batch-size", "8", *argv
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset", "mnist1k"], "mnist1k"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--num-classes", "7"], "--num-classes 7: the dataset digits has 10 classes"),
+        (["--dataset", "imagefolder"], "--data-path"),
+        (["--dataset", "imagefolder", "--data-path", "/no/such/folder"], "/no/such/folder"),
+        (["--resume", "/no/such/file.pth"], "/no/such/file.pth does not exist"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--model-kwargs", "patch_sise=8"], "patch_sise"),
+        (["--model-kwargs", "depth"], "NAME=VALUE"),
+        (["--mixup", "0.5", "--batch-size", "33"], "even --batch-size"),
+    ],
+)
+def test_bad_flags(tmp_path, capsys, argv, message):
+    assert toy_paper.train(str(tmp_path), *argv) == 2
+    assert message in one_line(capsys)
+
+
+def test_misspelt_flags_and_choices_exit_with_2(tmp_path, capsys):
+    for argv in (["--epoch", "3"], ["--optimizer", "lion"], ["--epochs", "three"]):
+        with pytest.raises(SystemExit, match="2"):
+            toy_paper.train(str(tmp_path), *argv)
+        one_line(capsys)
+
+
+def test_empty_class_folder(folder, tmp_path, capsys):
+    (folder / "train" / "emu").mkdir()
+    assert on_folder(folder, tmp_path) == 2
+    assert str(folder / "train" / "emu") in one_line(capsys)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_broken_jpeg_is_named(folder, tmp_path, capsys, cache):
+    broken = folder / "train" / "dog" / "3.jpg"
+    os.truncate(broken, 200)
+    assert on_folder(folder, tmp_path, "--cache", cache, "--num-workers", "1") == 2
+    assert str(broken) in one_line(capsys)
+
+
+def test_an_image_that_breaks_later_loses_no_checkpoint(folder, tmp_path, capsys):
+    assert on_folder(folder, tmp_path, "--cache", "disk", "--num-workers", "0") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    before = (run / "last.pth").read_bytes()
+    os.truncate(folder / "train" / "cat" / "0.jpg", 100)
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 2
+    assert "0.jpg" in one_line(capsys)
+    assert (run / "last.pth").read_bytes() == before
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    assert toy_paper.train(str(tmp_path)) == 2
+    assert "choose another --save-dir" in one_line(capsys)
+
+
+@pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs a folder that not even root can write to")
+def test_read_only_output_folder(capsys):
+    assert toy_paper.main(["--save-dir", "/proc/sys/checkpoints", "--epochs", "1"]) == 2
+    assert "/proc/sys" in one_line(capsys)
+
+
+def test_a_full_disk_in_mid_run_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    import errno
+
+    from vit_core import run_folder
+
+    real, saves = run_folder.save_checkpoint, []
+
+    def fills_up(path, checkpoint):
+        saves.append(path)
+        if len(saves) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, checkpoint)
+
+    monkeypatch.setattr(run_folder, "save_checkpoint", fills_up)
+    assert toy_paper.train(str(tmp_path)) == 2
+    assert "last.pth: the disk is full" in one_line(capsys)
+    monkeypatch.undo()
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 1
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
+    with (run / "metrics.csv").open() as f:
+        assert [row["epoch"] for row in csv.DictReader(f)] == ["1", "2", "3"]
+
+
+def test_checkpoint_of_another_model(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    capsys.readouterr()
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--model", "other") == 2
+    assert "is of test_vit, not of test_vit2" in one_line(capsys)
+    assert toy_paper.evaluate(["--checkpoint", str(run / "best.pth"), "--model", "other"]) == 2
+    assert "is a checkpoint of test_vit, not of test_vit2" in one_line(capsys)
+
+
+def test_checkpoint_of_another_class_count(folder, tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    capsys.readouterr()
+    argv = ["--checkpoint", str(run / "best.pth"), "--dataset", "imagefolder", "--data-path", str(folder)]
+    assert toy_paper.evaluate(argv) == 2
+    assert "knows 10 classes, and the dataset imagefolder has 2" in one_line(capsys)
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), at=8, what="nan") == 2  # the third step of the second epoch
+    said = one_line(capsys)
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert "not finite at step 8 (epoch 2, learning rate" in said
+    assert f"the last good checkpoint is {run / 'last.pth'}" in said
+    weights = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_out_of_memory_names_the_batch_size(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), at=2, what="memory") == 2
+    assert "--batch-size 256: try half of it with --grad-accum 2" in one_line(capsys)

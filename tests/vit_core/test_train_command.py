@@ -1,0 +1,129 @@
+"""What a run leaves behind, and what the evaluate command says of it."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+import toy_paper
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vit_core.checkpoint import KEYS
+from vit_core.run_folder import METRICS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert toy_paper.train(str(folder), "--save_freq", "2", "--weight_decay=0.01") == 0  # both spellings
+    (path,) = (folder / "checkpoints").iterdir()
+    return path
+
+
+def test_run_folder_has_the_seeds_name_and_files(run):
+    assert re.fullmatch(r"test_vit_digits_\d{8}_\d{6}", run.name)
+    assert {f.name for f in run.iterdir()} == {"config.json", "metrics.csv", "best.pth", "last.pth", "epoch_2.pth"}
+
+
+def test_checkpoint_has_the_seeds_keys_and_loads_safely(run):
+    checkpoint = torch.load(run / "best.pth", weights_only=True)
+    assert set(KEYS) <= set(checkpoint)
+    assert checkpoint["epoch"] == checkpoint["progress"]["best_epoch"]
+    assert torch.load(run / "epoch_2.pth", weights_only=True)["epoch"] == 2
+
+
+def test_config_says_flags_versions_and_seed(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["train"]["weight_decay"] == 0.01
+    assert config["train"]["seed"] == 42
+    assert config["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in config["environment"]["versions"]
+
+
+def test_metrics_and_tensorboard_agree(run):
+    with (run / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert tuple(rows[0]) == METRICS
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
+    events.Reload()
+    tags = {"Loss/train", "Loss/val", "Top1/train", "Top1/val", "Top5/train", "Top5/val", "LearningRate", "GradientNorm"}
+    assert set(events.Tags()["scalars"]) == tags
+    for tag, column in (("Loss/val", "val_loss"), ("Top1/train", "train_acc1"), ("GradientNorm", "grad_norm")):
+        logged = [(e.step, e.value) for e in events.Scalars(tag)]
+        assert logged == [(int(r["epoch"]), pytest.approx(float(r[column]), rel=1e-4)) for r in rows]
+
+
+def test_evaluate_repeats_the_validation_of_training(run, tmp_path, capsys):
+    with (run / "metrics.csv").open() as f:
+        best = max(csv.DictReader(f), key=lambda r: float(r["val_acc1"]))
+    report = tmp_path / "result.json"
+    argv = ["--checkpoint", str(run / "best.pth"), "--batch-size", "100", "--json", str(report)]
+    assert toy_paper.evaluate(argv) == 0
+    said = capsys.readouterr().out
+    result = json.loads(report.read_text())
+    assert result["acc1"] == pytest.approx(float(best["val_acc1"]), rel=1e-4)
+    assert result["loss"] == pytest.approx(float(best["val_loss"]), rel=1e-4)
+    assert result["num_images"] == 360
+    for line in (
+        r"EVALUATION RESULTS", r"Dataset:              DIGITS", r"Model:                TOY-TOY",
+        r"Total Samples:        360", rf"Top-1 Accuracy:       {result['acc1']:.2f}%", r"Avg Inference Time:   [\d.]+ ms/batch",
+        r"Throughput:           [\d.]+ images/sec",
+    ):  # fmt: skip
+        assert re.search(f"^{line}$", said, re.MULTILINE), line
+
+
+def test_ema_weights_are_what_is_evaluated(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--ema-decay", "0.5", "--epochs", "2") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    checkpoint = torch.load(run / "last.pth", weights_only=True)
+    assert any(not torch.equal(v, checkpoint["ema_state_dict"][k]) for k, v in checkpoint["model_state_dict"].items())
+    accuracies = []
+    for flags in ([], ["--raw-weights"]):
+        report = tmp_path / "r.json"
+        assert toy_paper.evaluate(["--checkpoint", str(run / "last.pth"), "--json", str(report), *flags]) == 0
+        accuracies.append(json.loads(report.read_text())["loss"])
+    with (run / "metrics.csv").open() as f:
+        assert accuracies[0] == pytest.approx(float(list(csv.DictReader(f))[-1]["val_loss"]), rel=1e-4)
+    assert accuracies[0] != accuracies[1]
+
+
+def test_early_stopping(tmp_path, capsys):
+    argv = ["--epochs", "20", "--early-stopping", "2", "--lr", "0", "--min-lr", "0"]  # nothing can improve
+    assert toy_paper.train(str(tmp_path), *argv) == 0
+    assert "stopped early" in capsys.readouterr().out
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 3
+
+
+def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
+    # Five batches of 256 against ten of 128 in pairs: the same images in each step where nothing is random.
+    flags = ["--epochs", "1", "--lr", "0", "--min-lr", "0"]
+    norms = []
+    toy_flags, toy_paper.SMALL = toy_paper.SMALL, ("--model-kwargs", "patch_size=8")
+    try:
+        for name, argv in (("a", ["--batch-size", "256"]), ("b", ["--batch-size", "128", "--grad-accum", "2"])):
+            assert toy_paper.train(str(tmp_path / name), *flags, "--crop", "none", *argv) == 0
+            (run,) = (tmp_path / name / "checkpoints").iterdir()
+            with (run / "metrics.csv").open() as f:
+                (row,) = csv.DictReader(f)
+            norms.append((row["step"], float(row["grad_norm"])))
+    finally:
+        toy_paper.SMALL = toy_flags
+    (steps_a, norm_a), (steps_b, norm_b) = norms
+    assert (steps_a, steps_b) == ("5", "6")  # 1,437 images are eleven batches of 128: the last step has one
+    assert norm_a == pytest.approx(norm_b, rel=0.2)
+
+
+def test_amp_bf16_can_be_forced_on_a_cpu_and_auto_is_off(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), "--amp", "--epochs", "1") == 0
+    assert "AMP off: it does not pay on cpu" in capsys.readouterr().out
+    assert toy_paper.train(str(tmp_path), "--amp", "bf16", "--epochs", "1") == 0
+    assert "AMP bf16 on cpu" in capsys.readouterr().out
+    assert toy_paper.train(str(tmp_path), "--no-amp", "--epochs", "1") == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+def test_training_on_a_gpu(tmp_path, amp):
+    assert toy_paper.train(str(tmp_path), "--device", "cuda", "--amp", amp) == 0
