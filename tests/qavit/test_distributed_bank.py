@@ -51,7 +51,7 @@ def test_the_ranks_keep_one_bank_and_the_single_process_curve():
     processes = [context.Process(target=one_rank, args=(r, port, queue)) for r in range(2)]
     for p in processes:
         p.start()
-    results = dict((r[0], r[1:]) for r in (queue.get(timeout=120) for _ in processes))
+    results = {r[0]: r[1:] for r in (queue.get(timeout=120) for _ in processes)}
     for p in processes:
         p.join(30)
         assert p.exitcode == 0

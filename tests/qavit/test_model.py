@@ -101,7 +101,7 @@ def test_cross_attention_is_the_unfolded_formula(B_bank):
 
 def msda_by_the_book(a, config, x, bank, length):
     """Sample, pool, project, pad or cut to `length`, compress, append the bank: as the spec says it."""
-    B, N, d = x.shape
+    B, _, d = x.shape
     h, grid = config.num_heads, config.grid
     g = x.view(B, grid, grid, d)
     s = torch.cat([g[:, ::r, ::r].reshape(B, -1, d) for r in config.dilation_factors], 1)
@@ -230,7 +230,8 @@ def test_functional_bank_is_independent_of_the_batch_and_changes_nothing():
 def test_the_gateway_learns_only_when_functional(mode, learns):
     model = micro(bank_update=mode)
     model(images()).square().sum().backward()
-    gateway = [n for n, _ in model.named_parameters() if "write_" in n or (n.endswith((".norm.weight", ".norm.bias")) and "blocks" in n)]  # fmt: skip
+    branch_norms = tuple(f"{b}.norm.{p}" for b in ("swa", "msda", "cga") for p in ("weight", "bias"))
+    gateway = [n for n, _ in model.named_parameters() if "write_" in n or n.endswith(branch_norms)]
     assert len(gateway) == 6 + 2 * 3 * 2
     for name, p in model.named_parameters():
         assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == (learns or name not in gateway), name
@@ -313,7 +314,9 @@ def test_forward_intermediates():
         assert model.prune_intermediate_layers(1) == [2]
     grid = torch.zeros(1, 3, 32, 32)
     grid[..., 0:4, 28:32] = 1.0  # top right patch: the grid's first row, last column
-    assert model.patch_embed.proj(grid).sub(model.patch_embed.proj(grid * 0)).abs().sum(1)[0].nonzero().tolist() == [[0, 7]]
+    assert model.patch_embed.proj(grid).sub(model.patch_embed.proj(grid * 0)).abs().sum(1)[0].nonzero().tolist() == [
+        [0, 7]
+    ]
 
 
 def test_weight_decay_and_layer_depth_names_exist():
@@ -322,7 +325,9 @@ def test_weight_decay_and_layer_depth_names_exist():
     assert model.no_weight_decay() <= names
     from timm.optim import param_groups_layer_decay
 
-    scales = {n: g["lr_scale"] for g in param_groups_layer_decay(model, layer_decay=0.5) for n in [g["params"][0].shape]}
+    scales = {
+        n: g["lr_scale"] for g in param_groups_layer_decay(model, layer_decay=0.5) for n in [g["params"][0].shape]
+    }
     assert len(set(scales.values())) > 2
 
 

@@ -27,9 +27,7 @@ def test_features_and_logits(original, prefix):
     assert_close(logits, tensors["eval_logits"], **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "branch", ["swa", "msda", "cga", "cross_attn", "fusion", "bottleneck_mlp", "ccf_ffn"]
-)
+@pytest.mark.parametrize("branch", ["swa", "msda", "cga", "cross_attn", "fusion", "bottleneck_mlp", "ccf_ffn"])
 def test_each_part_of_the_first_block(original, branch):
     tensors, weights, config = original
     model = model_from_original(weights, config)

@@ -26,9 +26,16 @@ def settled(*argv):
         (("--model", "tiny", "--dataset", "imagenet"), "qavit_tiny", "imagenet", 512, 1e-3, 30),
         (("--model", "small", "--dataset", "imagenet"), "qavit_small", "imagenet", 256, 8e-4, 30),
         (("--model", "tiny", "--preset", "stable"), "qavit_tiny", "cifar100", 256, 5e-4, 10),
-        (("--model", "tiny", "--batch-size", "128", "--amp", "--epochs", "300"), "qavit_tiny", "cifar100", 128, 1e-3, 20),
+        (
+            ("--model", "tiny", "--batch-size", "128", "--amp", "--epochs", "300"),
+            "qavit_tiny",
+            "cifar100",
+            128,
+            1e-3,
+            20,
+        ),
     ],
-)  # fmt: skip
+)
 def test_presets_are_the_seeds_table(argv, model, dataset, batch_size, lr, warmup):
     run = settled(*argv)
     found = (run.model, run.data.dataset, run.train.batch_size, run.train.lr, run.train.warmup_epochs)
@@ -43,11 +50,48 @@ def test_the_seeds_training_flags_and_defaults():
     assert run.augment.crop_ratio * 256 == 224
     assert run.augment.hflip == 0.5
     every = settled(
-        "--model", "tiny", "--dataset", "cifar100", "--data-path", "d", "--epochs", "5", "--batch-size", "8", "--lr", "1e-3",
-        "--min-lr", "1e-6", "--weight-decay", "0.05", "--warmup-epochs", "2", "--no-amp", "--optimizer", "sgd", "--grad-clip", "0",
-        "--grad-accum", "2", "--resume", "", "--save-dir", "c", "--save-freq", "1", "--log-dir", "l", "--print-freq", "3",
-        "--num-workers", "8", "--device", "cpu", "--seed", "1",
-    )  # fmt: skip
+        "--model",
+        "tiny",
+        "--dataset",
+        "cifar100",
+        "--data-path",
+        "d",
+        "--epochs",
+        "5",
+        "--batch-size",
+        "8",
+        "--lr",
+        "1e-3",
+        "--min-lr",
+        "1e-6",
+        "--weight-decay",
+        "0.05",
+        "--warmup-epochs",
+        "2",
+        "--no-amp",
+        "--optimizer",
+        "sgd",
+        "--grad-clip",
+        "0",
+        "--grad-accum",
+        "2",
+        "--resume",
+        "",
+        "--save-dir",
+        "c",
+        "--save-freq",
+        "1",
+        "--log-dir",
+        "l",
+        "--print-freq",
+        "3",
+        "--num-workers",
+        "8",
+        "--device",
+        "cpu",
+        "--seed",
+        "1",
+    )
     assert (every.train.amp, every.train.optimizer, every.data.num_workers) == ("off", "sgd", 8)
 
 
@@ -64,7 +108,13 @@ def test_checkpoint_of_the_seeds_api(run):
     checkpoint = torch.load(run / "best.pth")
     assert run.name.startswith("qavit_micro_digits_")
     kwargs = checkpoint["config"]["model_kwargs"]
-    assert kwargs == {"depth": 1, "embed_dim": 32, "patch_size": 8, "num_channel_groups": 2, "bank_update": "functional"}
+    assert kwargs == {
+        "depth": 1,
+        "embed_dim": 32,
+        "patch_size": 8,
+        "num_channel_groups": 2,
+        "bank_update": "functional",
+    }
     from qavit import qavit_micro
 
     model = qavit_micro(num_classes=10, **kwargs)
@@ -73,7 +123,16 @@ def test_checkpoint_of_the_seeds_api(run):
 
 def test_evaluate_prints_the_seeds_block(run, tmp_path, capsys):
     report = tmp_path / "r.json"
-    argv = ["--model", "micro", "--checkpoint", str(run / "best.pth"), "--dataset", "digits", "--json", str(report)]
+    argv = [
+        "--model",
+        "micro",
+        "--checkpoint",
+        str(run / "best.pth"),
+        "--dataset",
+        "digits",
+        "--json",
+        str(report),
+    ]
     assert evaluate.main(argv) == 0
     out = capsys.readouterr().out
     assert "Model:                QAVIT-MICRO" in out

@@ -7,13 +7,12 @@ import torch
 import torchvision.transforms as T
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image
+
 from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
 from vit_core.data.crops import CropRule, crop_image
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-ALL = AugmentConfig(
-    crop="resized", rotation=15, color_jitter=0.4, hue_jitter=0.1, randaugment_ops=3, erasing=0.5
-)
+ALL = AugmentConfig(crop="resized", rotation=15, color_jitter=0.4, hue_jitter=0.1, randaugment_ops=3, erasing=0.5)
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -63,9 +62,7 @@ def test_resized_crop_boxes_have_torchvisions_distribution() -> None:
     torch.manual_seed(0)
     count, height, width = 3000, 60, 90
     image = torch.empty(3, height, width)
-    theirs = torch.tensor(
-        [T.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
-    )
+    theirs = torch.tensor([T.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
     ours = CropRule("resized").draw(count, (height, width), 32, _generator()).boxes
     for column in range(4):
         _same_distribution(ours[:, column], theirs[:, column].float())
@@ -102,9 +99,7 @@ def test_flip_jitter_rotation_and_erasing_have_torchvisions_distribution() -> No
     assert drawn.flip is not None
     assert drawn.flip.float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert drawn.degrees is not None
-    _same_distribution(
-        drawn.degrees, torch.tensor([T.RandomRotation.get_params([-20, 20]) for _ in range(count)])
-    )
+    _same_distribution(drawn.degrees, torch.tensor([T.RandomRotation.get_params([-20, 20]) for _ in range(count)]))
     jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
     theirs = [T.ColorJitter.get_params(*_ranges(jitter)) for _ in range(count)]
     assert drawn.jitter is not None

@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
+
 from vit_core.data import colour, randaugment
 from vit_core.data.randaugment import NAMES, SIXTEEN, Choices
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvf
+
 from vit_core.data.resample import resample
 
 ONE, ZERO = torch.full((3,), 1 / 255), torch.zeros(3)
@@ -70,9 +71,7 @@ def test_box_outside_the_image_is_black_padding(size: int) -> None:
     for image, (top, left), mirrored, result in zip(padded, corners.tolist(), flip, ours, strict=True):
         crop = tvf.crop(image, top + 4, left + 4, 32, 32).float() / 255
         theirs = tvf.normalize(tvf.resize(crop, [size, size], antialias=True), MEAN, STD)
-        torch.testing.assert_close(
-            result, tvf.horizontal_flip(theirs) if mirrored else theirs, rtol=0, atol=3e-5
-        )
+        torch.testing.assert_close(result, tvf.horizontal_flip(theirs) if mirrored else theirs, rtol=0, atol=3e-5)
 
 
 def test_window_of_a_larger_grid_is_resize_then_crop() -> None:
@@ -92,17 +91,13 @@ def test_window_of_a_larger_grid_is_resize_then_crop() -> None:
     big = tvf.resize(images.float() / 255, [85, 69], antialias=True)
     for image, (row, column), mirrored, result in zip(big, offsets.tolist(), flip, ours, strict=True):
         theirs = tvf.crop(image, row, column, 64, 64)
-        torch.testing.assert_close(
-            result, tvf.horizontal_flip(theirs) if mirrored else theirs, rtol=0, atol=2e-6
-        )
+        torch.testing.assert_close(result, tvf.horizontal_flip(theirs) if mirrored else theirs, rtol=0, atol=2e-6)
 
 
 def test_each_image_is_the_same_bit_for_bit_in_any_batch_and_with_any_number_of_threads() -> None:
     images, boxes = _images(23, 32, 32), _boxes(23, 32, 32)
     together = resample(images, boxes, 64, scale=ONE, shift=ZERO)
-    alone = torch.cat(
-        [resample(images[i : i + 1], boxes[i : i + 1], 64, scale=ONE, shift=ZERO) for i in range(23)]
-    )
+    alone = torch.cat([resample(images[i : i + 1], boxes[i : i + 1], 64, scale=ONE, shift=ZERO) for i in range(23)])
     assert torch.equal(together, alone)
     threads = torch.get_num_threads()
     try:

@@ -104,5 +104,8 @@ def test_a_full_disk_is_an_os_error(monkeypatch, tmp_path):
 
 def test_weights_of_another_model_are_listed():
     model = nn.Linear(2, 3)
-    with pytest.raises(UserError, match=r"x\.pth is a checkpoint of another model: missing bias; unexpected b; weight is \(4,\)"):
+    with pytest.raises(
+        UserError,
+        match=r"x\.pth is a checkpoint of another model: missing bias; unexpected b; weight is \(4,\)",
+    ):
         load_weights(model, {"weight": torch.zeros(4), "b": torch.zeros(1)}, "x.pth")

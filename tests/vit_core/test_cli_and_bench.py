@@ -31,7 +31,11 @@ def parse(*argv):
 
 def test_only_given_flags_are_in_the_namespace():
     assert parse() == {}
-    assert parse("--batch_size", "4", "--rate=0.5", "--no-mirror") == {"batch_size": 4, "rate": 0.5, "mirror": False}
+    assert parse("--batch_size", "4", "--rate=0.5", "--no-mirror") == {
+        "batch_size": 4,
+        "rate": 0.5,
+        "mirror": False,
+    }
 
 
 def test_a_flag_with_an_optional_value():
@@ -81,13 +85,29 @@ def test_command_hides_no_bug():
 def test_bench_counts_and_times_two_models(tmp_path, capsys):
     report = tmp_path / "bench.json"
     argv = [
-        "--model", "test_vit", "--model-kwargs", "img_size=64", "--against", "test_vit", "--against-kwargs", "img_size=64",
-        "--batch-size", "2", "--rounds", "2", "--device", "cpu", "--json", str(report),
-    ]  # fmt: skip
+        "--model",
+        "test_vit",
+        "--model-kwargs",
+        "img_size=64",
+        "--against",
+        "test_vit",
+        "--against-kwargs",
+        "img_size=64",
+        "--batch-size",
+        "2",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+        "--json",
+        str(report),
+    ]
     assert bench.main(argv) == 0
     record = json.loads(report.read_text())
     assert record["ratios"]["gmacs"] == record["ratios"]["parameters"] == 1.0
-    assert all(f["training_ms"] > 0 and f["inference_ms"] > 0 and f["training_memory_mib"] > 0 for f in record["figures"])
+    assert all(
+        f["training_ms"] > 0 and f["inference_ms"] > 0 and f["training_memory_mib"] > 0 for f in record["figures"]
+    )
     assert "training, ms an image" in capsys.readouterr().out
     assert bench.main(["--model", "no_such_model"]) == 2
 

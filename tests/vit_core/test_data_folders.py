@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+
 from vit_core.data import DATASETS, DiskSource, MemorySource, load_dataset, sources, tiny_imagenet
 from vit_core.errors import UserError
 
@@ -21,9 +22,7 @@ def _image(path: Path, size: tuple[int, int] = (16, 16), shade: int = 100, mode:
     return path
 
 
-def _tree(
-    root: Path, splits: tuple[str, ...] = ("train", "val"), classes: tuple[str, ...] = ("a", "b")
-) -> Path:
+def _tree(root: Path, splits: tuple[str, ...] = ("train", "val"), classes: tuple[str, ...] = ("a", "b")) -> Path:
     for split in splits:
         for c in classes:
             for i in range(3):
@@ -217,9 +216,7 @@ def _tiny_zip(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: str | None =
     return archive
 
 
-def test_tiny_imagenet_is_unpacked_and_its_val_sorted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiny_imagenet_is_unpacked_and_its_val_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _tiny_zip(tmp_path, monkeypatch)
     data = _load("tiny_imagenet", archive.parent)
     assert data.class_names == ("n01", "n02")
@@ -233,9 +230,7 @@ def test_tiny_imagenet_is_unpacked_and_its_val_sorted(
         assert _load("tiny_imagenet", folder).val.labels.tolist() == [0, 1]
 
 
-def test_tiny_imagenet_unpacked_by_the_user_is_sorted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiny_imagenet_unpacked_by_the_user_is_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _tiny_zip(tmp_path, monkeypatch)
     with zipfile.ZipFile(archive) as z:
         z.extractall(archive.parent)

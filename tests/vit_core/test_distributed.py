@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy_paper
 
+import toy_paper
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 

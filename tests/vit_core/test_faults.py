@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy_paper
 from PIL import Image
+
+import toy_paper
 
 
 def one_line(capsys) -> str:
@@ -33,7 +34,16 @@ def folder(tmp_path) -> Path:
 
 def on_folder(folder: Path, tmp_path: Path, *argv: str) -> int:
     return toy_paper.train(
-        str(tmp_path), "--dataset", "imagefolder", "--data-path", str(folder), "--epochs", "1", "--batch-size", "8", *argv
+        str(tmp_path),
+        "--dataset",
+        "imagefolder",
+        "--data-path",
+        str(folder),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        *argv,
     )
 
 

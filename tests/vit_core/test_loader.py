@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+
 from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
 from vit_core.data.folder import scan_classes
 from vit_core.data.loader import BatchLoader, _HostBuffers
@@ -15,9 +16,7 @@ from vit_core.data.sources import DiskSource, FakeSource, MemorySource
 from vit_core.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-STRONG = AugmentConfig(
-    crop="resized", rotation=10, color_jitter=0.4, hue_jitter=0.1, randaugment_ops=2, erasing=0.5
-)
+STRONG = AugmentConfig(crop="resized", rotation=10, color_jitter=0.4, hue_jitter=0.1, randaugment_ops=2, erasing=0.5)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -150,9 +149,7 @@ def test_workers_change_nothing(folder: Path) -> None:
 def test_disk_shards_like_memory(folder: Path) -> None:
     alone = _all(_train(_disk(folder), batch_size=8).epoch())
     ranks = [_all(_train(_disk(folder), batch_size=4, rank=r, world=2).epoch()) for r in (0, 1)]
-    assert _equal(
-        [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(*ranks, strict=True)], alone
-    )
+    assert _equal([(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(*ranks, strict=True)], alone)
 
 
 def test_disk_evaluation_is_pils_resize(folder: Path) -> None:

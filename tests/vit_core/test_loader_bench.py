@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from vit_core.bench_loader import main, make_folder
 
 
@@ -23,9 +24,7 @@ def test_measures_three_loaders(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("arguments", "message"),
     [(["--seconds", "0"], "seconds must be over 0"), (["--data-path", "gone"], "gone: no such folder")],
 )
-def test_bad_arguments_are_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert message in err

@@ -84,11 +84,16 @@ def test_layer_decay_scales_the_rate_by_depth():
 @pytest.mark.parametrize(
     ("values", "flag"),
     [
-        ({"epochs": 0}, "--epochs"), ({"batch_size": 0}, "--batch-size"), ({"lr": -1.0}, "--lr"),
-        ({"lr": float("nan")}, "--lr"), ({"label_smoothing": 1.0}, "--label-smoothing"),
-        ({"ema_decay": 1.5}, "--ema-decay"), ({"grad_clip": -1.0}, "--grad-clip"), ({"early_stopping": 0}, "--early-stopping"),
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"lr": -1.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"label_smoothing": 1.0}, "--label-smoothing"),
+        ({"ema_decay": 1.5}, "--ema-decay"),
+        ({"grad_clip": -1.0}, "--grad-clip"),
+        ({"early_stopping": 0}, "--early-stopping"),
     ],
-)  # fmt: skip
+)
 def test_impossible_values_name_the_flag(values, flag):
     with pytest.raises(ValueError, match=flag):
         TrainConfig(**values)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import toy_paper
 
 # 1,437 digits in batches of 256: five batches an epoch, fifteen in three epochs.

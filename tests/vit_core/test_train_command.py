@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-import toy_paper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import toy_paper
 from vit_core.checkpoint import KEYS
 from vit_core.run_folder import METRICS
 
@@ -23,7 +23,13 @@ def run(tmp_path_factory):
 
 def test_run_folder_has_the_seeds_name_and_files(run):
     assert re.fullmatch(r"test_vit_digits_\d{8}_\d{6}", run.name)
-    assert {f.name for f in run.iterdir()} == {"config.json", "metrics.csv", "best.pth", "last.pth", "epoch_2.pth"}
+    assert {f.name for f in run.iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "best.pth",
+        "last.pth",
+        "epoch_2.pth",
+    }
 
 
 def test_checkpoint_has_the_seeds_keys_and_loads_safely(run):
@@ -37,7 +43,10 @@ def test_config_says_flags_versions_and_seed(run):
     config = json.loads((run / "config.json").read_text())
     assert config["train"]["weight_decay"] == 0.01
     assert config["train"]["seed"] == 42
-    assert config["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in config["environment"]["versions"]
+    assert (
+        config["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+        or "torch" in config["environment"]["versions"]
+    )
 
 
 def test_metrics_and_tensorboard_agree(run):
@@ -47,9 +56,22 @@ def test_metrics_and_tensorboard_agree(run):
     assert [r["epoch"] for r in rows] == ["1", "2", "3"]
     events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
     events.Reload()
-    tags = {"Loss/train", "Loss/val", "Top1/train", "Top1/val", "Top5/train", "Top5/val", "LearningRate", "GradientNorm"}
+    tags = {
+        "Loss/train",
+        "Loss/val",
+        "Top1/train",
+        "Top1/val",
+        "Top5/train",
+        "Top5/val",
+        "LearningRate",
+        "GradientNorm",
+    }
     assert set(events.Tags()["scalars"]) == tags
-    for tag, column in (("Loss/val", "val_loss"), ("Top1/train", "train_acc1"), ("GradientNorm", "grad_norm")):
+    for tag, column in (
+        ("Loss/val", "val_loss"),
+        ("Top1/train", "train_acc1"),
+        ("GradientNorm", "grad_norm"),
+    ):
         logged = [(e.step, e.value) for e in events.Scalars(tag)]
         assert logged == [(int(r["epoch"]), pytest.approx(float(r[column]), rel=1e-4)) for r in rows]
 
@@ -66,10 +88,14 @@ def test_evaluate_repeats_the_validation_of_training(run, tmp_path, capsys):
     assert result["loss"] == pytest.approx(float(best["val_loss"]), rel=1e-4)
     assert result["num_images"] == 360
     for line in (
-        r"EVALUATION RESULTS", r"Dataset:              DIGITS", r"Model:                TOY-TOY",
-        r"Total Samples:        360", rf"Top-1 Accuracy:       {result['acc1']:.2f}%", r"Avg Inference Time:   [\d.]+ ms/batch",
+        r"EVALUATION RESULTS",
+        r"Dataset:              DIGITS",
+        r"Model:                TOY-TOY",
+        r"Total Samples:        360",
+        rf"Top-1 Accuracy:       {result['acc1']:.2f}%",
+        r"Avg Inference Time:   [\d.]+ ms/batch",
         r"Throughput:           [\d.]+ images/sec",
-    ):  # fmt: skip
+    ):
         assert re.search(f"^{line}$", said, re.MULTILINE), line
 
 
@@ -102,7 +128,10 @@ def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
     norms = []
     toy_flags, toy_paper.SMALL = toy_paper.SMALL, ("--model-kwargs", "patch_size=8")
     try:
-        for name, argv in (("a", ["--batch-size", "256"]), ("b", ["--batch-size", "128", "--grad-accum", "2"])):
+        for name, argv in (
+            ("a", ["--batch-size", "256"]),
+            ("b", ["--batch-size", "128", "--grad-accum", "2"]),
+        ):
             assert toy_paper.train(str(tmp_path / name), *flags, "--crop", "none", *argv) == 0
             (run,) = (tmp_path / name / "checkpoints").iterdir()
             with (run / "metrics.csv").open() as f:

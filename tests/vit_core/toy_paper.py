@@ -50,7 +50,12 @@ RECIPE = Recipe(
     presets=presets,
     loss_function=loss,
 )
-SMALL = ("--model-kwargs", "patch_size=8", "proj_drop_rate=0.1", "drop_path_rate=0.1")  # draws masks: resume must too
+SMALL = (
+    "--model-kwargs",
+    "patch_size=8",
+    "proj_drop_rate=0.1",
+    "drop_path_rate=0.1",
+)  # draws masks: resume must too
 
 
 @command

@@ -36,9 +36,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
     if backend == "chunked":
         B, h, N, d = q.shape
         M = k.shape[2]
-        out = _ChunkedAttention.apply(
-            q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p
-        )
+        out = _ChunkedAttention.apply(q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p)
         return out.view(B, h, N, d)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
@@ -49,8 +47,7 @@ def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: fl
     if device == "cuda" and half and head_dim % 8 == 0 and head_dim <= 256 and flash_attn_installed():
         return "flash-attn"
     if device == "cpu" and not half and not torch.compiler.is_compiling():
-        if dropout_p > 0.0 or head_dim < _NARROW_HEAD:
-            return "chunked"
+        return "chunked" if dropout_p > 0.0 or head_dim < _NARROW_HEAD else "SDPA"
     return "SDPA"
 
 

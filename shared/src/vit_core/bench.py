@@ -164,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)")
+    parser.add_argument(
+        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.rounds < 1:
@@ -175,7 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         (args.model, parse_model_kwargs(args.model_kwargs)), (args.against, parse_model_kwargs(args.against_kwargs))
     ]  # fmt: skip
     (ours, theirs), ratios = compare(specs, args.batch_size, device, args.amp, args.rounds)
-    print(f"{device}, batch {args.batch_size}, {torch.get_num_threads()} threads, AMP {args.amp}, medians of {args.rounds} rounds")
+    print(
+        f"{device}, batch {args.batch_size}, {torch.get_num_threads()} threads, AMP {args.amp}, "
+        f"medians of {args.rounds} rounds"
+    )
     print(f"{'':24}{ours.model:>28}{theirs.model:>28}{'ratio':>9}")
     rows = {
         "inference, ms an image": ("inference_ms", ".2f"), "training, ms an image": ("training_ms", ".2f"),

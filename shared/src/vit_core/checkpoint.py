@@ -62,7 +62,9 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if zipfile.is_zipfile(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
-            raise UserError(f"{path} refused: it holds more than tensors and plain values; nothing in it was run") from e
+            raise UserError(
+                f"{path} refused: it holds more than tensors and plain values; nothing in it was run"
+            ) from e
         raise UserError(f"{path} is not a PyTorch checkpoint") from e
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as e:
         raise UserError(f"{path} is truncated or damaged ({' '.join(str(e).split())[:120]})") from e

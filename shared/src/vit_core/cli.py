@@ -68,7 +68,10 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: S
             continue
         meta = f.metadata
         default = "" if f.default is None else f" (default: {f.default})"
-        options: dict[str, Any] = {"help": (meta["help"] + default).replace("%", "%%"), "default": argparse.SUPPRESS}
+        options: dict[str, Any] = {
+            "help": (meta["help"] + default).replace("%", "%%"),
+            "default": argparse.SUPPRESS,
+        }
         name = "--" + f.name.replace("_", "-")
         kind = _plain_type(hints[f.name])
         if kind is bool:
@@ -90,7 +93,7 @@ def _plain_type(hint: Any) -> Any:
     """`float | None` -> float; the flag of an optional field is simply not given for None."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = [t for t in typing.get_args(hint) if t is not types.NoneType]
-    return hint
+    return str if typing.get_origin(hint) is typing.Literal else hint
 
 
 def build(config: type, values: dict[str, Any]) -> Any:

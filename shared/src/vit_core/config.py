@@ -1,6 +1,7 @@
 """What a training run is: `TrainConfig`, whose fields are the flags that all papers' train scripts share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vit_core.cli import flag
 from vit_core.precision import MODES
@@ -34,7 +35,9 @@ class TrainConfig:
     mix_prob: float = flag(1.0, "share of the batches, or images, that mixup or cutmix changes")
     mix_switch_prob: float = flag(0.5, "share of cutmix where both are on")
     mix_mode: str = flag("batch", "one mixing coefficient a batch, or one an image", choices=("batch", "elem"))
-    ema_decay: float | None = flag(None, "decay of an exponential moving average of the weights, which is then what is evaluated")
+    ema_decay: float | None = flag(
+        None, "decay of an exponential moving average of the weights, which is then what is evaluated"
+    )
     early_stopping: int | None = flag(None, "stop after so many evaluations without a better top-1 accuracy")
     eval_freq: int = flag(1, "evaluate every N epochs, and after the last")
     amp: str = flag("auto", "mixed precision; auto: bf16 or fp16 on a GPU, off on a CPU", choices=MODES, bare="auto")
@@ -78,12 +81,16 @@ class DataConfig:
     """Which images a run reads, and how."""
 
     dataset: str = flag("digits", "name of the dataset (see the README's table)")
-    data_path: str | None = flag(None, "folder of the dataset; the folder with train/ and val/ or test/ for imagefolder")
+    data_path: str | None = flag(
+        None, "folder of the dataset; the folder with train/ and val/ or test/ for imagefolder"
+    )
     download: bool = flag(False, "download the dataset where torchvision or its publisher offers it")
     img_size: int | None = flag(None, "side of the images in pixels (default: the model's)")
     num_classes: int | None = flag(None, "number of classes to expect (default: those of the dataset)")
     num_workers: int = flag(4, "processes that decode images read from the disk")
-    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "memory", "disk"))
+    cache: Literal["auto", "memory", "disk"] = flag(
+        "auto", "keep decoded images in memory", choices=("auto", "memory", "disk")
+    )
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:

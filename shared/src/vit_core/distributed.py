@@ -99,14 +99,15 @@ def all_sum(value: Tensor) -> Tensor:
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed Python, NumPy and torch; each rank draws its own dropout and stochastic-depth masks."""
     random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)  # noqa: NPY002 -- timm's Mixup draws from the global generator
+    np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def rng_state() -> dict[str, Any]:
     """State of every generator of this process, in types that `torch.load(weights_only=True)` accepts."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = numpy_state
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

@@ -31,9 +31,13 @@ def parser(recipe: Recipe) -> ArgumentParser:
     p.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
     p.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    p.add_argument("--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)")
+    p.add_argument(
+        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
+    )
     p.add_argument("--no-amp", dest="amp", action="store_const", const="off", help="float32, the default")
-    p.add_argument("--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them")
+    p.add_argument(
+        "--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them"
+    )
     p.add_argument("--json", metavar="FILE", help="write the result there too")
     return p
 
@@ -60,9 +64,7 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(
-    recipe: Recipe, args: Any, world: distributed.World
-) -> tuple[EvalResult, dict[str, Any], DataConfig]:
+def _evaluate(recipe: Recipe, args: Any, world: distributed.World) -> tuple[EvalResult, dict[str, Any], DataConfig]:
     checkpoint = load_checkpoint(args.checkpoint)
     settings = checkpoint["config"]
     if not isinstance(settings, dict) or settings.get("model") not in recipe.models.values():
@@ -101,5 +103,11 @@ def _evaluate(
     precision = choose_precision(args.amp, world.device)
     shown = world.is_main and sys.stderr.isatty()
     with tqdm(total=len(loader), disable=not shown, leave=False, desc="evaluate", unit=" batches") as bar:
-        result = evaluate(model.to(world.device), loader, dataset.num_classes, precision, on_batch=lambda n: bar.update() and None)
+        result = evaluate(
+            model.to(world.device),
+            loader,
+            dataset.num_classes,
+            precision,
+            on_batch=bar.update,
+        )
     return result, settings, data

@@ -34,7 +34,7 @@ def evaluate(
     num_classes: int,
     precision: Precision,
     should_stop: Callable[[], bool] = lambda: False,
-    on_batch: Callable[[int], None] = lambda n: None,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> EvalResult:
     """Evaluate on every image of the loader, over all ranks (their counts are summed; no image counts twice).
 
@@ -64,7 +64,7 @@ def evaluate(
             mean_loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
             accuracies.update(logits.float(), targets)
             sizes.append(len(images))
-            on_batch(len(images))
+            on_batch()
     finally:
         model.train(was_training)
     percent = {name: 100.0 * float(value) for name, value in accuracies.compute().items()}

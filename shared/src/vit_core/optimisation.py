@@ -13,10 +13,13 @@ from vit_core.config import TrainConfig
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth."""
-    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    no_decay: Any = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay is not None:
         groups: Any = param_groups_layer_decay(
-            model, weight_decay=config.weight_decay, no_weight_decay_list=no_decay, layer_decay=config.layer_decay
+            model,
+            weight_decay=config.weight_decay,
+            no_weight_decay_list=no_decay,
+            layer_decay=config.layer_decay,
         )
         for group in groups:  # each group's own rate is what the schedule scales
             group["lr"] = config.lr * group["lr_scale"]

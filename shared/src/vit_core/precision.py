@@ -1,7 +1,7 @@
 """Mixed precision by device: which type `--amp` means here, the autocast context, and the gradient scaler."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ContextManager
 
 import torch
 
@@ -16,7 +16,7 @@ class Precision:
     device_type: str
     reason: str
 
-    def autocast(self) -> ContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def scaler(self) -> torch.amp.GradScaler:

@@ -93,7 +93,8 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
         short = {name: key for key, name in recipe.models.items()}.get(resumed["model"])
         if short is None or given.get("model", short) != short:
             raise UserError(
-                f"--resume: the checkpoint is of {resumed['model']}, not of {recipe.models.get(given.get('model', ''), recipe.paper)}"
+                f"--resume: the checkpoint is of {resumed['model']}, not of "
+                f"{recipe.models.get(given.get('model', ''), recipe.paper)}"
             )
         earlier["model"] = short
         kwargs = {**resumed["model_kwargs"], **kwargs}
@@ -135,7 +136,7 @@ def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_siz
 
 def input_size(model: nn.Module) -> int:
     """Side in pixels of the square images that a timm model takes."""
-    size = getattr(getattr(model, "config", None), "img_size", None) or model.pretrained_cfg["input_size"][-1]  # type: ignore[index, union-attr]
+    size = getattr(getattr(model, "config", None), "img_size", None) or model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
     return int(size)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from vit_core import distributed
 from vit_core.checkpoint import load_checkpoint
+from vit_core.cli import build
 from vit_core.config import OutputConfig
 from vit_core.data import Augment, BatchLoader, EvalTransform
-from vit_core.cli import build
 from vit_core.errors import UserError
 from vit_core.recipe import Recipe, Run, create_model, input_size, load_images, settle
 from vit_core.run_folder import RunFolder
@@ -27,7 +27,9 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     planned = settle(recipe, given, resumed)
     world = distributed.start(planned.train.device)
     try:
-        logging.basicConfig(level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout)
+        logging.basicConfig(
+            level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
+        )
         trainer = prepare(recipe, planned, world, output, checkpoint, source)
         trainer.fit()
         if world.is_main:
@@ -76,7 +78,8 @@ def prepare(
     folder = _run_folder(planned, world, output, source, checkpoint)
     trainer = Trainer(
         model, train_loader, val_loader, train, world, folder,
-        num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size), loss_function=recipe.loss_function,
+        num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
+        loss_function=recipe.loss_function,
     )  # fmt: skip
     if checkpoint is not None and source is not None:
         trainer.restore(checkpoint, source)
@@ -95,7 +98,11 @@ def _settings_of(checkpoint: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _run_folder(
-    planned: Run, world: distributed.World, output: OutputConfig, source: Path | None, checkpoint: dict[str, Any] | None
+    planned: Run,
+    world: distributed.World,
+    output: OutputConfig,
+    source: Path | None,
+    checkpoint: dict[str, Any] | None,
 ) -> RunFolder:
     """A new folder; or that of the checkpoint, if it is the folder's latest: a run never overwrites a later state."""
     folder, problem = None, None
@@ -133,7 +140,10 @@ def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], s
     c, world = planned.train, trainer.world
     parameters = sum(p.numel() for p in trainer.raw_model.parameters())
     images = trainer.train_loader.num_images * world.size
-    print(f"{planned.model}: {parameters:,} parameters, {len(class_names)} classes, on {world.device}; {trainer.precision.reason}")
+    print(
+        f"{planned.model}: {parameters:,} parameters, {len(class_names)} classes, on {world.device}; "
+        f"{trainer.precision.reason}"
+    )
     per_step = c.batch_size * c.grad_accum * world.size
     print(
         f"{planned.data.dataset}: {images:,} training images an epoch, {trainer.steps_per_epoch} steps of {per_step}; "

@@ -12,10 +12,10 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.data import Mixup
@@ -102,8 +102,9 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.precision = choose_precision(config.amp, world.device)
         self.scaler = self.precision.scaler()
-        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-        model = model.to(world.device, memory_format=memory_format)
+        model = model.to(world.device)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
@@ -220,7 +221,7 @@ class Trainer:
             if saves:
                 self.save([])
 
-    def _synchronise(self, completes: bool) -> ContextManager[Any]:
+    def _synchronise(self, completes: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients only when the optimiser is about to step."""
         if isinstance(self.model, DistributedDataParallel) and not completes:
             return self.model.no_sync()
@@ -270,7 +271,12 @@ class Trainer:
         with self._bar("evaluate", len(self.val_loader)) as bar:
             try:
                 return evaluate(
-                    model, self.val_loader, self.num_classes, self.precision, stop, lambda n: bar.update() and None
+                    model,
+                    self.val_loader,
+                    self.num_classes,
+                    self.precision,
+                    stop,
+                    bar.update,
                 )
             except StopEvaluation:
                 self._stop_here()  # with all batches of the epoch done: a resumed run evaluates first
@@ -315,16 +321,20 @@ class Trainer:
             self.ema.module.load_state_dict(checkpoint["ema_state_dict"] or checkpoint["model_state_dict"])
         self.progress = Progress(**checkpoint["progress"])
         if self.progress.batch > len(self.train_loader):
-            raise UserError(f"{source} stopped at batch {self.progress.batch}, and an epoch has {len(self.train_loader)}: "
-                            "resume with the same data and --batch-size")  # fmt: skip
+            raise UserError(
+                f"{source} stopped at batch {self.progress.batch}, and an epoch has {len(self.train_loader)}: "
+                "resume with the same data and --batch-size"
+            )
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         ranks = checkpoint["ranks"]
         if len(ranks) == self.world.size:
             set_rng_state(ranks[self.world.rank]["rng"])
             self.sums.copy_(torch.tensor(ranks[self.world.rank]["sums"], dtype=self.sums.dtype))
         elif self.world.is_main:
-            print(f"{source} was written by {len(ranks)} processes, now there are {self.world.size}: the run goes on, "
-                  "but not exactly as it would have")  # fmt: skip
+            print(
+                f"{source} was written by {len(ranks)} processes, now there are {self.world.size}: the run goes on, "
+                "but not exactly as it would have"
+            )
         self.last_saved = source
 
     def _averages(self, local: bool = False) -> tuple[float, float, float, float, float]:
@@ -360,8 +370,9 @@ class Trainer:
     def _not_finite(self, step: int) -> str:
         good = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint was written yet"
         return (
-            f"the loss is not finite at step {step} (epoch {self.progress.epoch + 1}, learning rate {self.last_lr:.3g}); "
-            f"{good}; try a lower --lr, a longer --warmup-epochs, a smaller --grad-clip or --no-amp"
+            f"the loss is not finite at step {step} (epoch {self.progress.epoch + 1}, "
+            f"learning rate {self.last_lr:.3g}); {good}; "
+            f"try a lower --lr, a longer --warmup-epochs, a smaller --grad-clip or --no-amp"
         )
 
     def _out_of_memory(self) -> str:

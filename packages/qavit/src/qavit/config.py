@@ -36,8 +36,7 @@ class QAViTConfig:
     def __post_init__(self) -> None:
         self.dilation_factors = tuple(self.dilation_factors)
         d, G = self.embed_dim, self.num_channel_groups
-        for name in ("img_size patch_size in_channels embed_dim depth num_heads compress_ratio bottleneck_ratio "
-                     "global_bank_size window_size landmark_pooling_stride num_channel_groups linformer_k").split():  # fmt: skip
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("dropout", "attn_drop", "drop_path"):
@@ -49,11 +48,21 @@ class QAViTConfig:
             f"img_size must be a multiple of patch_size, got {self.img_size} and {self.patch_size}",
         )
         _require(
-            d % self.num_heads == 0, f"embed_dim must be a multiple of num_heads, got {d} and {self.num_heads}"
+            d % self.num_heads == 0,
+            f"embed_dim must be a multiple of num_heads, got {d} and {self.num_heads}",
         )
-        _require(d % self.compress_ratio == 0, f"embed_dim {d} must be a multiple of compress_ratio {self.compress_ratio}")
-        _require(d % self.bottleneck_ratio == 0, f"embed_dim {d} must be a multiple of bottleneck_ratio {self.bottleneck_ratio}")
-        _require(int(d * self.mlp_ratio) >= 1, f"embed_dim x mlp_ratio must be at least 1, got {d} and {self.mlp_ratio}")
+        _require(
+            d % self.compress_ratio == 0,
+            f"embed_dim {d} must be a multiple of compress_ratio {self.compress_ratio}",
+        )
+        _require(
+            d % self.bottleneck_ratio == 0,
+            f"embed_dim {d} must be a multiple of bottleneck_ratio {self.bottleneck_ratio}",
+        )
+        _require(
+            int(d * self.mlp_ratio) >= 1,
+            f"embed_dim x mlp_ratio must be at least 1, got {d} and {self.mlp_ratio}",
+        )
         _require(d % (2 * G) == 0, f"embed_dim must be a multiple of 2 x num_channel_groups, got {d} and {G}")
         _require(
             d // 2 // G % self.num_heads == 0,
@@ -87,6 +96,12 @@ class QAViTConfig:
     def replace(self, **changes: Any) -> "QAViTConfig":
         """A copy with some fields changed, checked anew."""
         return dataclasses.replace(self, **changes)
+
+
+_COUNTS = (
+    "img_size", "patch_size", "in_channels", "embed_dim", "depth", "num_heads", "compress_ratio", "bottleneck_ratio",
+    "global_bank_size", "window_size", "landmark_pooling_stride", "num_channel_groups", "linformer_k",
+)  # fmt: skip
 
 
 def _require(condition: bool, rule: str) -> None:

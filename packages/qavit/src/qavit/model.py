@@ -1,4 +1,4 @@
-"""QAViT: Quad-Attention Vision Transformer (seed: "Quad-Attention Vision Transformer", 2024, original HQA_VIT/QAViT.py).
+"""QAViT: Quad-Attention Vision Transformer (2024; original code: HQA_VIT/QAViT.py).
 
 Four attentions run side by side on the same tokens — windows, dilated scales, channel groups, and a small memory
 shared by all blocks — and a learned softmax over four scalars weighs them.
@@ -17,86 +17,19 @@ w window size, W windows in an image.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qavit.bank import Bank, GlobalTokenBank
 from qavit.config import QAViTConfig
+from qavit.timm_api import TimmApi
 from vit_core.attention import attention
 from vit_core.dropout import Dropout, dropout
-
-
-class Bank(NamedTuple):
-    """Contents of the global token bank on their way through the blocks; (1, M, d), or (B, M, d) when per sample."""
-
-    k: Tensor
-    v: Tensor
-
-
-class GlobalTokenBank(nn.Module):
-    """M key and value tokens shared by all blocks, and the MLA gateway that writes to them.
-
-    `inplace`: as published. In training, each write adds a step that is averaged over the batch, and takes no part in
-    autograd: the gateway (norm, gate, compression) never gets a gradient. What the last write left is stored when the
-    forward pass ends (`store`), not before, so every gradient is taken at the values that were read; the step is
-    averaged over the ranks of a data-parallel run, so they keep one bank.
-    `functional`: the bank starts from the learned tokens in each forward pass and is written per sample, inside
-    autograd, in training and evaluation alike: the gateway learns, and no sample sees another.
-    `frozen`: never written.
-    """
-
-    def __init__(self, config: QAViTConfig) -> None:
-        super().__init__()
-        d, M = config.embed_dim, config.global_bank_size
-        self.update = config.bank_update
-        self.global_k = nn.Parameter(torch.empty(1, M, d))
-        self.global_v = nn.Parameter(torch.empty(1, M, d))
-        self.write_norm = nn.LayerNorm(d)
-        self.write_gate = nn.Linear(d, M)  # W_g
-        self.write_compression = nn.Linear(d, d)  # W_c
-
-    @property
-    def writes(self) -> bool:
-        return self.update == "functional" or (self.update == "inplace" and self.training)
-
-    def read(self) -> Bank:
-        return Bank(self.global_k.clone(), self.global_v.clone())  # clones: `store` must not touch saved tensors
-
-    def write(self, bank: Bank, tokens: Tensor, norm: nn.LayerNorm) -> Bank:
-        """tokens (B, N, d), normalised by the branch's own `norm` first."""
-        if not self.writes:
-            return bank
-        if self.update == "functional":
-            delta_k, delta_v = self._delta(norm(tokens))
-        else:
-            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):  # fp16 steps ran into NaN
-                delta_k, delta_v = self._delta(norm(tokens.float()), over_batch=True)
-        return Bank(bank.k + 0.1 * delta_k, bank.v + 0.1 * delta_v)
-
-    def _delta(self, tokens: Tensor, over_batch: bool = False) -> tuple[Tensor, Tensor]:
-        t = self.write_norm(tokens)
-        a = self.write_gate(t).softmax(dim=1)  # (B, N, M), over the tokens
-        delta_v = a.transpose(1, 2) @ t  # (B, M, d)
-        if over_batch:
-            delta_v = delta_v.mean(0, keepdim=True)
-            if dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(delta_v)
-                delta_v /= dist.get_world_size()
-        # aᵀ(W_c t) = W_c(aᵀ t), since each column of a sums to 1: M tokens to compress, not N, or B·N.
-        delta_k = self.write_compression(delta_v)
-        return delta_k.clamp(-0.5, 0.5), delta_v.clamp(-0.5, 0.5)
-
-    @torch.no_grad()
-    def store(self, bank: Bank) -> None:
-        if self.update == "inplace" and self.training:
-            self.global_k.copy_(bank.k)
-            self.global_v.copy_(bank.v)
 
 
 class Linformer(nn.Module):
@@ -154,7 +87,7 @@ def _per_window(bank: Tensor, B: int, W: int) -> Tensor:
 
 
 class MultiScaleDilatedAttention(nn.Module):
-    """MSDA: all tokens attend to the grid seen at every r-th patch, r in (1, 2, 3), pooled, compressed to k, and the bank.
+    """MSDA: tokens attend to the bank and to the grid at every r-th patch, r in (1, 2, 3), pooled, compressed to k.
 
     Sampling, pooling and compression are linear along the tokens, so they are one (k, N) matrix: C = Eᵀ A with A
     (L, N) the fixed matrix of sampling and pooling. K = C (x W + b) = (C x) W + (C 1) b projects k tokens instead of L.
@@ -186,7 +119,7 @@ class MultiScaleDilatedAttention(nn.Module):
         return E[:rows].T @ self.sampling[:rows]
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B, N, d = x.shape
+        B = len(x)
         w_q, w_k, w_v = self.qkv.weight.chunk(3)
         b_q, b_k, b_v = self.qkv.bias.chunk(3)
         q = F.linear(x, w_q, b_q)
@@ -335,9 +268,10 @@ class QuadAttentionBlock(nn.Module):
         self.msda = MultiScaleDilatedAttention(config)
         self.cga = ChannelGroupAttention(config)
         self.cross_attn = BankCrossAttention(config)
-        for branch in ("swa", "msda", "cga", "cross"):
-            self.add_module(f"norm_{branch}", nn.LayerNorm(d))
-            self.add_module(f"compress_{branch}", nn.Linear(d, d_branch))
+        self.norm_swa, self.compress_swa = nn.LayerNorm(d), nn.Linear(d, d_branch)
+        self.norm_msda, self.compress_msda = nn.LayerNorm(d), nn.Linear(d, d_branch)
+        self.norm_cga, self.compress_cga = nn.LayerNorm(d), nn.Linear(d, d_branch)
+        self.norm_cross, self.compress_cross = nn.LayerNorm(d), nn.Linear(d, d_branch)
         self.fusion = HybridFusion()
         self.bottleneck_mlp = BottleneckMLP(config)
         self.norm2 = nn.LayerNorm(d)
@@ -385,7 +319,7 @@ def _square(size: Sequence[int]) -> int:
     return size[0]
 
 
-class QAViT(nn.Module):
+class QAViT(TimmApi):
     """QAViT from a `QAViTConfig`, or from its fields as keywords; images (B, C, H, W) -> logits (B, num_classes).
 
     timm's names for the fields work too: in_chans, drop_rate, attn_drop_rate, drop_path_rate.
@@ -409,7 +343,7 @@ class QAViT(nn.Module):
         self.global_bank = GlobalTokenBank(config)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([QuadAttentionBlock(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(config.embed_dim)
+        self.norm: nn.Module = nn.LayerNorm(config.embed_dim)
         self.reset_classifier(config.num_classes, global_pool)
         self.feature_info = [
             {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{i}"}
@@ -443,11 +377,9 @@ class QAViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> normalised tokens (B, N, d)."""
-        return self.norm(self._run_blocks(x)[0])
+        return self.norm(self.run_blocks(x)[0])
 
-    def _run_blocks(
-        self, x: Tensor, keep: Sequence[int] = (), stop: int | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def run_blocks(self, x: Tensor, keep: Sequence[int] = (), stop: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """Images -> tokens (B, N, d) after block `stop`, and those after the blocks in `keep`."""
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)
         bank = self.global_bank.read()
@@ -469,66 +401,3 @@ class QAViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
-
-        Returns a list of (B, d, H, W) grids ("NCHW") or (B, N, d) tokens ("NLC"); without `intermediates_only`, the
-        pair (final tokens, that list).
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
-        take, last = feature_take_indices(len(self.blocks), indices)
-        x, kept = self._run_blocks(x, take, last + 1 if stop_early else None)
-        if norm:
-            kept = [self.norm(t) for t in kept]
-        if output_fmt == "NCHW":
-            grid = (self.config.grid, self.config.grid)
-            kept = [t.transpose(1, 2).unflatten(2, grid).contiguous() for t in kept]
-        return kept if intermediates_only else (self.norm(x), kept)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what `forward_intermediates` of these indices does not need."""
-        take, last = feature_take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[: last + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return take
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, in place: initialised as the model's other Linear layers, none for num_classes 0."""
-        if global_pool is not None:
-            if global_pool not in ("avg", ""):
-                raise ValueError(f"global_pool must be 'avg' or '' (no pooling), got {global_pool!r}")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.config = self.config.replace(num_classes=num_classes)
-        self.head: nn.Module = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "global_bank.global_k", "global_bank.global_v"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Depth of each parameter, for timm's layer-wise learning rates."""
-        return {"stem": r"^pos_embed|^patch_embed|^global_bank", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}

@@ -44,7 +44,14 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     dataset = dataset or ("digits" if model == "micro" else "cifar100")
     values: dict[str, Any] = {"model": model, "dataset": dataset}
     if model == "micro":
-        values |= {"epochs": 14, "batch_size": 64, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2, "crop": "pad"}
+        values |= {
+            "epochs": 14,
+            "batch_size": 64,
+            "lr": 2e-3,
+            "weight_decay": 0.05,
+            "warmup_epochs": 2,
+            "crop": "pad",
+        }
     else:
         batch_size, lr, weight_decay, warmup = PUBLISHED[model, dataset in ("imagenet", "imagenet100")]
         values |= {"epochs": 300, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,

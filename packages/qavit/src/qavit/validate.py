@@ -11,12 +11,13 @@ training. Both depend on how the bank is written, so they are reported for each 
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qavit.config import QAViTConfig
-from qavit.model import QAViT
+from qavit.model import QAViT, QuadAttentionBlock
 from qavit.registry import qavit_micro, qavit_small, qavit_tiny
 from vit_core.cli import ArgumentParser, command
 from vit_core.data import BatchLoader, EvalTransform, load_dataset
@@ -71,7 +72,7 @@ def dimension_flow(device: torch.device) -> list[Check]:
 def components(device: torch.device) -> list[Check]:
     c = QAViTConfig(depth=1, dropout=0.0, drop_path=0.0)
     model = QAViT(c).to(device).train()
-    block, memory = model.blocks[0], model.global_bank
+    block, memory = cast(QuadAttentionBlock, model.blocks[0]), model.global_bank
     x = torch.randn(2, c.grid**2, c.embed_dim, device=device)
     bank = memory.read()
     d_fused = 4 * (c.embed_dim // c.compress_ratio)
@@ -142,7 +143,7 @@ def mathematics(device: torch.device) -> list[Check]:
     def constraints() -> str | None:
         for build, d in ((qavit_tiny, 256), (qavit_small, 384)):
             model = build(depth=1)
-            block = model.blocks[0]
+            block = cast(QuadAttentionBlock, model.blocks[0])
             for name, found, expected in (
                 ("d'", block.compress_swa.out_features, d // 4),
                 ("r", block.bottleneck_mlp.fc1.out_features, d // 2),
@@ -153,23 +154,34 @@ def mathematics(device: torch.device) -> list[Check]:
                     return f"{name} is {found} at d = {d}, expected {expected}"
         return None
 
+    alone, together = "samples are independent", "samples share what is written"
     gateway = 6 + 3 * 2 * 4  # norm, gate, compression; a norm in each of three branches of four blocks
     return [
         ("Output consistency (deterministic)", deterministic),
         ("Batch independence in evaluation", batch_independent),
         ("Architectural constraints (d' = d/4, r = d/2, k = 64)", constraints),
-        (f"Gradient flow, bank in place: all but the gateway's {gateway} tensors", partial(gradients, "inplace", gateway)),
+        (
+            f"Gradient flow, bank in place: all but the gateway's {gateway} tensors",
+            partial(gradients, "inplace", gateway),
+        ),
         ("Gradient flow, bank functional: every parameter", partial(gradients, "functional", 0)),
-        ("In training, samples share what is written to the bank in place", partial(training_is_shared, "inplace", True)),
-        ("In training, samples are independent with the functional bank", partial(training_is_shared, "functional", False)),
-    ]  # fmt: skip
+        (f"Training, bank in place: {together}", partial(training_is_shared, "inplace", True)),
+        (f"Training, bank functional: {alone}", partial(training_is_shared, "functional", False)),
+    ]
 
 
 def data_integration(name: str, path: str | None, download: bool, device: torch.device) -> list[Check]:
     dataset = load_dataset(name, data_path=path, download=download, img_size=32)
-    print(f"\n{name}: {len(dataset.train):,} training and {len(dataset.val):,} validation images, {dataset.num_classes} classes")
+    print(
+        f"\n{name}: {len(dataset.train):,} training and {len(dataset.val):,} validation images, "
+        f"{dataset.num_classes} classes"
+    )
     loader = BatchLoader(
-        dataset.val, batch_size=256, transform=EvalTransform(32, dataset.mean, dataset.std), train=False, device=device
+        dataset.val,
+        batch_size=256,
+        transform=EvalTransform(32, dataset.mean, dataset.std),
+        train=False,
+        device=device,
     )
 
     def sizes() -> str | None:
@@ -206,7 +218,9 @@ def _not_finite(x: Tensor) -> str | None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="qavit-validate", description="QAViT's validation suite. Exit code 1 where a check fails.")
+    parser = ArgumentParser(
+        prog="qavit-validate", description="QAViT's validation suite. Exit code 1 where a check fails."
+    )
     parser.add_argument("--dataset", default="digits", help="dataset of the integration checks (default: %(default)s)")
     parser.add_argument("--data-path", help="its folder")
     parser.add_argument("--download", action="store_true", help="download it where it is missing")

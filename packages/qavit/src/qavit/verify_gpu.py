@@ -17,7 +17,8 @@ from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import pick_device
 from vit_core.precision import choose_precision
 
-_HEAD_DIM = 64  # of the window and dilated attentions in both sizes
+_HEAD_DIM = 64  # of the window and dilated attentions in both sizes, and
+_GROUP_HEAD_DIM = 4  # of the channel-group attention
 
 
 @command
@@ -31,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Device:           {_describe(device)}")
     print(f"Mixed precision:  {choose_precision('auto', device).reason}")
     print(f"flash-attn:       {'installed' if flash_attn_installed() else 'not installed (optional: CUDA on Linux)'}")
-    precision = choose_precision("auto", device)
-    print(f"Attention:        {choose_backend(device.type, precision.dtype or torch.float32, _HEAD_DIM)} in windows and "
-          f"dilated scales, {choose_backend(device.type, precision.dtype or torch.float32, 4)} in channel groups")  # fmt: skip
+    dtype = choose_precision("auto", device).dtype or torch.float32
+    wide, narrow = (choose_backend(device.type, dtype, head_dim) for head_dim in (_HEAD_DIM, _GROUP_HEAD_DIM))
+    print(f"Attention:        {wide} in windows and dilated scales, {narrow} in channel groups")
     if device.type == "cuda":
         for name, build in (("tiny", qavit_tiny), ("small", qavit_small)):
-            print(f"Batch size:       {_suggest(name, build(num_classes=100, img_size=args.img_size), device, args.img_size)}")
+            model = build(num_classes=100, img_size=args.img_size)
+            print(f"Batch size:       {_suggest(name, model, device, args.img_size)}")
     else:
         print("Batch size:       no GPU: the micro model trains here (uv run qavit-train); tiny and small want a GPU")
     return 0
@@ -46,9 +48,8 @@ def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
-        return (
-            f"{p.name}, compute capability {p.major}.{p.minor}, {total / 2**30:.1f} GiB memory, {free / 2**30:.1f} GiB free"
-        )
+        memory = f"{total / 2**30:.1f} GiB memory, {free / 2**30:.1f} GiB free"
+        return f"{p.name}, compute capability {p.major}.{p.minor}, {memory}"
     if device.type == "mps":
         return "Apple GPU (MPS)"
     return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; no CUDA GPU is visible"

@@ -48,9 +48,7 @@ class AugmentConfig:
     hue_jitter: float = flag(0.0, "largest turn of the hue, as a share of the circle, at most 0.5")
     randaugment_ops: int = flag(0, "RandAugment: operations on each image, 0 for none")
     randaugment_magnitude: float = flag(0.3, "RandAugment: strength as a share of each operation's range")
-    randaugment_choice: str = flag(
-        "", "RandAugment: comma-separated operations to draw from, empty for all sixteen"
-    )
+    randaugment_choice: str = flag("", "RandAugment: comma-separated operations to draw from, empty for all sixteen")
     erasing: float = flag(0.0, "chance of erasing a random rectangle")
 
     def __post_init__(self) -> None:
@@ -71,8 +69,7 @@ class AugmentConfig:
         unknown = set(self.randaugment_names) - set(randaugment.NAMES)
         if unknown:
             raise ValueError(
-                f"randaugment_choice: unknown {', '.join(sorted(unknown))}; "
-                f"choose from {', '.join(randaugment.NAMES)}"
+                f"randaugment_choice: unknown {', '.join(sorted(unknown))}; choose from {', '.join(randaugment.NAMES)}"
             )
 
     @property
@@ -141,9 +138,7 @@ class _Normalise:
 class Augment(_Normalise):
     """Training transform: `config` applied with each image's own parameters."""
 
-    def __init__(
-        self, config: AugmentConfig, img_size: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, config: AugmentConfig, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(img_size, mean, std)
         self.config = config
 
@@ -227,9 +222,7 @@ def _draw_erase(count: int, size: int, chance: float, generator: torch.Generator
     aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
     height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (height < size) & (width < size)
-    boxes = torch.stack(
-        [(top * (size - height + 1)).floor(), (left * (size - width + 1)).floor(), height, width], 2
-    )
+    boxes = torch.stack([(top * (size - height + 1)).floor(), (left * (size - width + 1)).floor(), height, width], 2)
     pick = (~fits).int().argsort(dim=1, stable=True)[:, 0]
     chosen = boxes[torch.arange(count), pick] * (fits.any(1) & erased).unsqueeze(1)
     return chosen.long()
@@ -242,9 +235,7 @@ class EvalTransform(_Normalise):
     resized to S / crop_pct and the centre S×S is kept.
     """
 
-    def __init__(
-        self, img_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0
-    ) -> None:
+    def __init__(self, img_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0) -> None:
         super().__init__(img_size, mean, std)
         _check("crop_pct", crop_pct, 0.1, 1)
         self.crop_pct = crop_pct
@@ -262,8 +253,6 @@ class EvalTransform(_Normalise):
         B, _, H, W = images.shape
         scale, shift, _, _ = self._constants(images.device)
         boxes, grid, offsets = centre_crops(B, (H, W), self.img_size, self.crop_pct)
-        return resample(
-            images, boxes, self.img_size, grid=grid, offsets=offsets, scale=scale, shift=shift, out=out
-        )
+        return resample(images, boxes, self.img_size, grid=grid, offsets=offsets, scale=scale, shift=shift, out=out)
 
     __call__ = apply

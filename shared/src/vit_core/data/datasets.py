@@ -96,15 +96,11 @@ def load_dataset(
     load, splits, stats = _REGISTRY[name]
     path = None if data_path is None else Path(data_path).expanduser()
     if eval_split is None and name == "imagefolder":
-        eval_split = (
-            "val" if path is None or (path / "val").is_dir() or not (path / "test").is_dir() else "test"
-        )
+        eval_split = "val" if path is None or (path / "val").is_dir() or not (path / "test").is_dir() else "test"
     if eval_split not in (None, *splits):
         raise UserError(f"{name} has no labelled {eval_split!r} split; choose from {', '.join(splits)}")
     split = eval_split or splits[0]
-    request = Request(
-        name=name, path=path, download=download, img_size=img_size, cache=cache, eval_split=split
-    )
+    request = Request(name=name, path=path, download=download, img_size=img_size, cache=cache, eval_split=split)
     train, val, class_names = load(request)
     return Dataset(
         name=name,
@@ -123,23 +119,16 @@ Loaded = tuple[ImageSource, ImageSource, tuple[str, ...]]
 def _digits(request: Request) -> Loaded:
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), values 0 … 16
-    images = (
-        torch.from_numpy(pixels.repeat(4, 1).repeat(4, 2)).unsqueeze(1).repeat(1, 3, 1, 1)
-    )  # (N, 3, 32, 32)
+    images = torch.from_numpy(pixels.repeat(4, 1).repeat(4, 2)).unsqueeze(1).repeat(1, 3, 1, 1)  # (N, 3, 32, 32)
     labels = torch.from_numpy(digits.target)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0
-    )
-    parts = [
-        MemorySource(images[part], labels[part]) for part in (torch.from_numpy(train), torch.from_numpy(test))
-    ]
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0)
+    parts = [MemorySource(images[part], labels[part]) for part in (torch.from_numpy(train), torch.from_numpy(test))]
     return parts[0], parts[1], tuple(map(str, digits.target_names))
 
 
 def _fake(request: Request) -> Loaded:
     train, val = (
-        FakeSource(count, request.img_size, FAKE_CLASSES, seed)
-        for seed, count in enumerate((FAKE_TRAIN, FAKE_VAL))
+        FakeSource(count, request.img_size, FAKE_CLASSES, seed) for seed, count in enumerate((FAKE_TRAIN, FAKE_VAL))
     )
     return train, val, tuple(f"class {i}" for i in range(FAKE_CLASSES))
 
@@ -148,8 +137,7 @@ def _cifar(request: Request) -> Loaded:
     kind: Any = torchvision.datasets.CIFAR10 if request.name == "cifar10" else torchvision.datasets.CIFAR100
     sets = [_from_torchvision(kind, request, train=train) for train in (True, False)]
     train, val = (
-        MemorySource(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets))
-        for s in sets
+        MemorySource(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in sets
     )
     return train, val, tuple(sets[0].classes)
 
@@ -158,8 +146,7 @@ def _flowers102(request: Request) -> Loaded:
     kind: Any = torchvision.datasets.Flowers102
     sets = [_from_torchvision(kind, request, split=split) for split in ("train", request.eval_split)]
     train, val = (
-        source_from_files([str(p) for p in s._image_files], list(map(int, s._labels)), request.cache)
-        for s in sets
+        source_from_files([str(p) for p in s._image_files], list(map(int, s._labels)), request.cache) for s in sets
     )
     names = getattr(sets[0], "classes", None) or [f"flower {i + 1}" for i in range(102)]
     return train, val, tuple(names)
@@ -192,9 +179,7 @@ def _imagefolder(request: Request) -> Loaded:
     root = _given_folder(request, "a folder with train/<class>/<image> and val/ or test/ like it")
     for split in ("train", request.eval_split):
         if not (root / split).is_dir():
-            raise UserError(
-                f"{root / split}: no such folder; expected {root}/train and {root}/val or {root}/test"
-            )
+            raise UserError(f"{root / split}: no such folder; expected {root}/train and {root}/val or {root}/test")
     return _folders(request, [root / "train"], [root / request.eval_split])
 
 
@@ -208,9 +193,7 @@ def _imagenet(request: Request) -> Loaded:
 
 def _imagenet100(request: Request) -> Loaded:
     layout = "train.X1 … train.X4, val.X and Labels.json, or a plain train/ and val/"
-    root = _given_folder(
-        request, f"ImageNet-100 (https://www.kaggle.com/datasets/ambityga/imagenet100) as {layout}"
-    )
+    root = _given_folder(request, f"ImageNet-100 (https://www.kaggle.com/datasets/ambityga/imagenet100) as {layout}")
     parts = sorted(p for p in root.glob("train.X*") if p.is_dir()) or [_sub(root, layout, "train")]
     train, val, names = _folders(request, parts, [_sub(root, layout, "val.X", "val")])
     table = root / "Labels.json"

@@ -121,9 +121,7 @@ class _Files(torch.utils.data.Dataset[Any]):
         except UserError as e:
             return _Failure(str(e))
         except MemoryError:
-            return _Failure(
-                f"{path}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size"
-            )
+            return _Failure(f"{path}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size")
         return torch.from_numpy(images)
 
 

@@ -20,9 +20,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", 
 _SAMPLE = 64  # images whose headers are read before deciding whether all have one size
 
 
-def scan_classes(
-    root: Path, class_names: Sequence[str] | None = None
-) -> tuple[list[str], list[int], tuple[str, ...]]:
+def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[list[str], list[int], tuple[str, ...]]:
     """The images of `root/<class>/…`, sorted by class and path: paths, labels and class names.
 
     With `class_names` (those of the training set) the labels are indices into it, and a class that it lacks
@@ -48,9 +46,7 @@ def scan_classes(
             )
         images = _images_under(root / name)
         if not images:
-            raise UserError(
-                f"{root / name}: empty class folder (no image in it); add images or remove the folder"
-            )
+            raise UserError(f"{root / name}: empty class folder (no image in it); add images or remove the folder")
         paths += images
         labels += [index[name]] * len(images)
     return paths, labels, names
@@ -126,8 +122,7 @@ def decode_all(paths: Sequence[str], size: tuple[int, int]) -> Tensor:
             image = _decode(paths[i])  # (H, W, 3)
             if image.shape[:2] != size:
                 raise UnequalSizesError(
-                    f"{paths[i]} is {image.shape[1]}x{image.shape[0]} pixels, "
-                    f"{paths[0]} is {size[1]}x{size[0]}"
+                    f"{paths[i]} is {image.shape[1]}x{image.shape[0]} pixels, {paths[0]} is {size[1]}x{size[0]}"
                 )
             out[i] = image.transpose(2, 0, 1)
 

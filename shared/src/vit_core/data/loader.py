@@ -76,11 +76,7 @@ class BatchLoader:
         else:
             self.num_images = len(range(rank, self._images, world))
             self._batches = math.ceil(self.num_images / batch_size)
-        if (
-            isinstance(source, MemorySource)
-            and self.device.type == "cuda"
-            and source.images.nbytes <= _DEVICE_BYTES
-        ):
+        if isinstance(source, MemorySource) and self.device.type == "cuda" and source.images.nbytes <= _DEVICE_BYTES:
             source = source.to(self.device)
         self._buffers = _HostBuffers()
         self._decoder = None
@@ -128,9 +124,7 @@ class BatchLoader:
         first = (batch * self.world + self.rank) * self._share
         return order[first : first + self._share]
 
-    def _transform(
-        self, images: Tensor, epoch: int, batch: int, source_size: tuple[int, int] | None
-    ) -> Tensor:
+    def _transform(self, images: Tensor, epoch: int, batch: int, source_size: tuple[int, int] | None) -> Tensor:
         size = self._on_device.img_size
         out = self._buffers.take((len(images), 3, size, size)) if self.device.type == "cpu" else None
         # The caller's autocast would run the resize in 16 bits.

@@ -63,9 +63,7 @@ def apply(images: Tensor, choices: Choices, magnitude: float) -> Tensor:
             chosen = (ops == NAMES.index(name)).nonzero().squeeze(1)
             if len(chosen):
                 where = chosen.to(device)
-                images[where] = op(
-                    images[where], magnitude, sign[chosen].to(device), place[chosen].to(device)
-                )
+                images[where] = op(images[where], magnitude, sign[chosen].to(device), place[chosen].to(device))
     return images
 
 

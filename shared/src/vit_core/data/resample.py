@@ -72,9 +72,7 @@ def resample(
         out = images.new_empty(B, C, size, size, dtype=torch.float32)
 
     scale, shift = scale.view(C, 1, 1), shift.view(C, 1, 1)
-    as_it_is = grid == (H, W) == (size, size) and {r[:3] for r in rows} == {c[:3] for c in columns} == {
-        (0, size, 0)
-    }
+    as_it_is = grid == (H, W) == (size, size) and {r[:3] for r in rows} == {c[:3] for c in columns} == {(0, size, 0)}
     if as_it_is:
 
         def copy(part: slice) -> None:
@@ -185,9 +183,7 @@ class _Axis:
         ratio = extent / self.grid
         support = ratio.clamp(min=1.0)
         pixel = torch.arange(self.size, device=self.device).view(1, -1, 1)
-        pixel = (
-            torch.where(mirrored > 0, self.size - 1 - pixel, pixel) + offset
-        )  # (U, S, 1) of the resized grid
+        pixel = torch.where(mirrored > 0, self.size - 1 - pixel, pixel) + offset  # (U, S, 1) of the resized grid
         centre = ratio * (pixel + 0.5)  # in the box
         tap = (centre - support + 0.5).floor() + torch.arange(self.taps, device=self.device)  # (U, S, T)
         weight = (1 - (tap + 0.5 - centre).abs() / support).clamp(min=0)

@@ -103,9 +103,7 @@ class FakeSource:
         if device not in self._pools:
             generator = torch.Generator(device).manual_seed(self._seed)
             shape = (self.pool_size, 3, *self.image_size)
-            self._pools[device] = torch.randint(
-                256, shape, generator=generator, dtype=torch.uint8, device=device
-            )
+            self._pools[device] = torch.randint(256, shape, generator=generator, dtype=torch.uint8, device=device)
         return self._pools[device].index_select(0, (indices % self.pool_size).to(device))
 
 

@@ -44,9 +44,7 @@ def prepare(data_path: Path, download: bool) -> Path:
     with archive.open("rb") as f:
         digest = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if digest != MD5:
-        raise UserError(
-            f"{archive}: wrong checksum (MD5 {digest}, expected {MD5}); delete it and add --download"
-        )
+        raise UserError(f"{archive}: wrong checksum (MD5 {digest}, expected {MD5}); delete it and add --download")
     work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=data_path))
     try:
         extract(archive, work)
@@ -86,9 +84,7 @@ def extract(archive: Path, folder: Path) -> None:
             for name in z.namelist():
                 path = PurePosixPath(name.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                    raise UserError(
-                        f"{archive}: refused, its member {name!r} would be written outside the folder"
-                    )
+                    raise UserError(f"{archive}: refused, its member {name!r} would be written outside the folder")
             z.extractall(folder)
     except (zipfile.BadZipFile, EOFError) as e:
         raise UserError(f"{archive}: damaged zip ({e}); delete it and add --download") from e
