@@ -3,15 +3,12 @@
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "vit_core"))  # toy_paper, also in the processes that tests start
 
 
 def pytest_configure() -> None:

@@ -1,6 +1,5 @@
 """Two gloo processes keep one bank, the one that a single process with the same global batch has."""
 
-import multiprocessing
 import os
 import socket
 
@@ -29,7 +28,7 @@ def train(model, images, targets):
     return torch.stack(losses)
 
 
-def one_rank(rank, port, queue):
+def one_rank(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     dist.init_process_group("gloo")
@@ -38,26 +37,20 @@ def one_rank(rank, port, queue):
     losses = train(DistributedDataParallel(model), images[share], targets[share])
     dist.all_reduce(losses)
     bank = model.global_bank
-    queue.put((rank, losses.div(2).tolist(), bank.global_k.detach().tolist(), bank.global_v.detach().tolist()))
+    torch.save([losses / 2, bank.global_k.detach(), bank.global_v.detach()], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_the_ranks_keep_one_bank_and_the_single_process_curve():
+def test_the_ranks_keep_one_bank_and_the_single_process_curve(start_processes, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=one_rank, args=(r, port, queue)) for r in range(2)]
-    for p in processes:
-        p.start()
-    results = {r[0]: r[1:] for r in (queue.get(timeout=120) for _ in processes)}
-    for p in processes:
-        p.join(30)
-        assert p.exitcode == 0
-    assert results[0] == results[1], "losses and banks must be equal to the last bit"
+    assert start_processes(one_rank, [(r, port, str(tmp_path)) for r in range(2)]) == [0, 0]
+    (losses_0, *banks), others = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    assert torch.equal(losses_0, others[0])
+    assert all(torch.equal(a, b) for a, b in zip(banks, others[1:], strict=True)), "the banks drifted apart"
     model, images, targets = model_and_data()
     losses = train(model, images, targets)
-    torch.testing.assert_close(torch.tensor(results[0][0]), losses, rtol=1e-4, atol=1e-5)
-    for found, bank in zip(results[0][1:], (model.global_bank.global_k, model.global_bank.global_v), strict=True):
-        torch.testing.assert_close(torch.tensor(found), bank.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(losses_0, losses, rtol=1e-4, atol=1e-5)
+    for found, bank in zip(banks, (model.global_bank.global_k, model.global_bank.global_v), strict=True):
+        torch.testing.assert_close(found, bank.detach(), rtol=1e-3, atol=1e-4)

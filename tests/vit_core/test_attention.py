@@ -84,7 +84,7 @@ def test_choice_of_backend(monkeypatch, device, dtype, head_dim, p, flash, expec
 
 
 def test_one_log_line_a_choice_not_one_a_step(caplog):
-    module._log_choice.cache_clear()
+    module._logged.clear()
     with caplog.at_level("INFO"):
         for _ in range(3):
             attention(*qkv())
@@ -105,7 +105,7 @@ def test_dropout_module_behaves_as_torchs():
     layer = Dropout(0.25)
     y = layer(x)
     y.sum().backward()
-    assert set(y.detach().unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert y.detach().unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert torch.equal(x.grad, y.detach())
     assert layer.eval()(x) is x
     assert torch.equal(dropout(x, 1.0), torch.zeros(1000))

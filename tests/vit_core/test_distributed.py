@@ -34,18 +34,13 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, start_proc
     # No dropout: its masks differ between ranks, as they must.
     flags = ["--model-kwargs", "patch_size=8", "--epochs", "2", "--color-jitter", "0.2"]
     one = (str(tmp_path / "one"), [*flags, "--batch-size", "128"], -1, "", {})
-    assert start_processes(train_exactly, [one]) == [0]
+    assert start_processes(toy_paper.train_process, [one]) == [0]
     port = free_port()
     two = [(str(tmp_path / "two"), [*flags, "--batch-size", "64"], -1, "", env) for env in two_ranks(port)]
-    assert start_processes(train_exactly, two) == [0, 0]
+    assert start_processes(toy_paper.train_process, two) == [0, 0]
     for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
         for key in ("epoch", "step", "lr", "train_loss", "val_loss", "val_acc1", "grad_norm"):
             np.testing.assert_allclose(float(ours[key]), float(theirs[key]), rtol=2e-3, err_msg=key)
-
-
-def train_exactly(folder: str, argv: list[str], at: int, what: str, environment: dict[str, str]) -> None:
-    toy_paper.SMALL = ()
-    toy_paper.train_process(folder, argv, at, what, environment)
 
 
 def test_sigterm_to_one_rank_stops_all_and_the_run_resumes(tmp_path, start_processes):

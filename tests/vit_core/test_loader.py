@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +185,17 @@ def test_a_killed_worker_is_one_line_with_advice(folder: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"a data worker was killed.*--num-workers") as error:
         _all(batches)
     assert "\n" not in str(error.value)
+
+
+def test_workers_end_with_their_loader(folder: Path) -> None:
+    loader = _train(_disk(folder), batch_size=4, num_workers=2)
+    _all(loader.epoch())
+    assert loader._decoder is not None
+    workers = loader._decoder._loader._iterator._workers
+    started = time.perf_counter()
+    del loader
+    assert not any(w.is_alive() for w in workers)
+    assert time.perf_counter() - started < 4
 
 
 def test_memory_is_used_again_only_when_nobody_holds_the_batch() -> None:

@@ -60,7 +60,8 @@ SMALL = (
 
 @command
 def main(argv: list[str]) -> int:
-    return train_command.run(RECIPE, [*argv, *(() if "--resume" in argv else SMALL)])
+    its_own = "--resume" in argv or "--model-kwargs" in argv
+    return train_command.run(RECIPE, argv if its_own else [*argv, *SMALL])
 
 
 @command

@@ -7,7 +7,6 @@ SDPA          `torch.nn.functional.scaled_dot_product_attention`, everywhere els
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
 
-import functools
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from vit_core.dropout import fill_keep_mask, keep_probability
 
 log = logging.getLogger(__name__)
+_logged: set[tuple[str, str]] = set()
+_FLASH_ATTN_INSTALLED = importlib.util.find_spec("flash_attn") is not None
 
 # Scores of one chunk: 1.3 MB in float32, so that every pass over them stays in the second-level cache.
 _CHUNK_SCORES = 340_000
@@ -30,14 +31,15 @@ _NARROW_HEAD = 16
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √d) v with dropout on the weights. q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d)."""
     backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p)
-    _log_choice(backend, q.device.type)
+    if not torch.compiler.is_compiling():
+        _log_choice(backend, q.device.type)
     if backend == "flash-attn":
         return _flash(q, k, v, dropout_p)
     if backend == "chunked":
         B, h, N, d = q.shape
         M = k.shape[2]
         out = _ChunkedAttention.apply(q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p)
-        return out.view(B, h, N, d)
+        return out.view(B, h, N, v.shape[-1])
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 
@@ -51,15 +53,16 @@ def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: fl
     return "SDPA"
 
 
-@functools.cache
 def flash_attn_installed() -> bool:
     """Whether the optional extra `flash-attn` can be imported."""
-    return importlib.util.find_spec("flash_attn") is not None
+    return _FLASH_ATTN_INSTALLED
 
 
-@functools.cache  # one line for each choice, not one a step
 def _log_choice(backend: str, device: str) -> None:
-    log.info("attention on %s: %s", device, backend)
+    """One line for each choice in the life of the process, not one a step."""
+    if (backend, device) not in _logged:
+        _logged.add((backend, device))
+        log.info("attention on %s: %s", device, backend)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
@@ -83,7 +86,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:  # type: ignore[no-untyped-def]
         seed = int(torch.randint(2**62, ())) if dropout_p > 0.0 else None  # from torch's generator: resume is exact
         qt, kt, vt = (t.transpose(1, 2).contiguous() for t in (q * q.shape[-1] ** -0.5, k, v))
-        out_t = torch.empty_like(qt)
+        out_t = vt.new_empty(len(qt), vt.shape[1], qt.shape[2])
         for rows, weights, mask in _weights(qt, kt, dropout_p, seed):
             if mask is not None:
                 weights *= mask

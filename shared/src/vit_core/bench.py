@@ -10,7 +10,6 @@ the median over the rounds, and each ratio the median of the rounds' ratios.
 import json
 import math
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -41,7 +40,7 @@ class Figures:
     gmacs: float  # multiply-adds of one image's forward pass, in 10⁹, attention included
     inference_ms: float  # an image
     training_ms: float  # an image: forward, backward, AdamW
-    training_memory_mib: float  # peak above what was held before; on a CPU only where the system tells it
+    training_memory_mib: float  # see `training_memory_mib`
 
 
 class Contestant:
@@ -99,18 +98,27 @@ def _now(device: torch.device) -> float:
 def training_memory_mib(name: str, kwargs: dict[str, Any], batch_size: int, device: str, amp: str) -> float:
     """Peak memory of two training steps, model and optimiser included. Called in a process of its own.
 
-    On a GPU what torch allocated; elsewhere how far the process's resident memory rose above that after the imports.
+    On a GPU what torch allocated. On Linux how far the process's resident memory rose above that after the imports,
+    its high-water mark reset first. Elsewhere nan: no system call tells it.
     """
     load_papers()
     chosen = torch.device(device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    on_linux_cpu = chosen.type == "cpu" and Path("/proc/self/clear_refs").exists()
+    before = 0.0
+    if on_linux_cpu:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_mib("VmRSS")
     contestant = Contestant(name, kwargs, batch_size, chosen, choose_precision(amp, chosen))
     contestant.train()
     contestant.train()
     if chosen.type == "cuda":
         return torch.cuda.max_memory_allocated(chosen) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return _status_mib("VmHWM") - before if on_linux_cpu else math.nan
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
 
 
 def compare(

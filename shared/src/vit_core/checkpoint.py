@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle versions; what it cannot read, it refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if zipfile.is_zipfile(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
             raise UserError(

@@ -132,6 +132,10 @@ def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_siz
         return timm.create_model(name, **{**kwargs, **size, "num_classes": num_classes})
     except (TypeError, ValueError) as e:
         raise UserError(f"{name}: {e}") from e
+    except RuntimeError as e:
+        if "Unknown model" not in str(e):
+            raise
+        raise UserError(f"{name}: no model of that name is registered with timm") from e
 
 
 def input_size(model: nn.Module) -> int:

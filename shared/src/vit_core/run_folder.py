@@ -54,7 +54,7 @@ class RunFolder:
                 if not path.is_dir():
                     raise UserError(f"{path.parent} is a file, not a folder: choose another --save-dir") from None
             except NotADirectoryError as e:
-                raise UserError(f"{e.filename}: a part of this path is a file, not a folder") from e
+                raise UserError(f"{e.filename}: a part of this path is a file: choose another --save-dir") from e
             except OSError as e:
                 raise UserError(
                     f"cannot write to {e.filename or path}: {e.strerror}; choose another --save-dir and --log-dir"

@@ -59,7 +59,7 @@ class GlobalTokenBank(nn.Module):
                 torch.no_grad(),
                 torch.autocast(tokens.device.type, enabled=False),
             ):  # fp16 steps ran into NaN
-                delta_k, delta_v = self._delta(norm(tokens.float()), over_batch=True)
+                delta_k, delta_v = self._delta(norm(tokens.to(self.global_k.dtype)), over_batch=True)
         return Bank(bank.k + 0.1 * delta_k, bank.v + 0.1 * delta_v)
 
     def _delta(self, tokens: Tensor, over_batch: bool = False) -> tuple[Tensor, Tensor]:

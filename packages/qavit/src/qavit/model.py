@@ -356,8 +356,8 @@ class QAViT(TimmApi):
     def _freeze_gateway(self) -> None:
         """Outside `functional` nothing that the gateway computes is differentiated: say so, to optimisers and DDP."""
         bank = self.global_bank
-        for module in (bank.write_norm, bank.write_gate, bank.write_compression):
-            module.requires_grad_(False)
+        for gateway in (bank.write_norm, bank.write_gate, bank.write_compression):
+            gateway.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, SpatialWindowAttention | MultiScaleDilatedAttention | ChannelGroupAttention):
                 module.norm.requires_grad_(False)

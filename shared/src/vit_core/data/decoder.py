@@ -36,14 +36,14 @@ class Decoder:
     def __init__(
         self, source: DiskSource, transform: Augment | EvalTransform, seed: int, num_workers: int, pin: bool
     ) -> None:
-        self._plan: list[list[tuple[int, int]]] = []
+        self._plan = _Plan()
         self._workers = num_workers
         options: dict[str, Any] = {}
         if num_workers:
             options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _start_worker}
         self._loader: DataLoader[Any] = DataLoader(
             _Files(source, transform, seed),
-            batch_sampler=_Plan(self),
+            batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_identity,
             pin_memory=pin,
@@ -54,7 +54,7 @@ class Decoder:
 
     def epoch(self, epoch: int, parts: list[Tensor]) -> Iterator[Tensor]:
         """uint8 (B, 3, S, S) for the image indices of each part."""
-        self._plan = [[(epoch, i) for i in part.tolist()] for part in parts]
+        self._plan.batches = [[(epoch, i) for i in part.tolist()] for part in parts]
         batches = self._start()
         while True:
             try:
@@ -89,16 +89,20 @@ class Decoder:
 
 
 class _Plan:
-    """Hands the decoder's plan of the epoch to the DataLoader."""
+    """The batches of the epoch to come, for the DataLoader.
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    An object of its own: if the decoder were reachable from its own DataLoader, only the cyclic collector
+    would free the two, which closes the workers' queues first and then waits 5 s for each worker in vain.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self._decoder._plan)
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self._decoder._plan)
+        return len(self.batches)
 
 
 class _Files(torch.utils.data.Dataset[Any]):
