@@ -69,7 +69,9 @@ class SpatialWindowAttention(nn.Module):
         B, N, d = x.shape
         w, side = self.window, self.grid + self.pad
         s = side // w
-        x = F.pad(x.view(B, self.grid, self.grid, d), (0, 0, 0, self.pad, 0, self.pad))
+        x = x.view(B, self.grid, self.grid, d)
+        if self.pad:
+            x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
         x = x.view(B, s, w, s, w, d).transpose(2, 3).reshape(B * s * s, w * w, d)  # (B·W, w², d)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         E_k, E_v = (E.T.expand(len(x), -1, -1) for E in (self.linformer.E_k, self.linformer.E_v))
@@ -168,16 +170,16 @@ class ChannelGroupAttention(nn.Module):
         bias = torch.cat([p.bias for p in projections])
         qkv = F.linear(x.view(B, N, G, d // G), weight, bias)  # (B, N, G, 3·d/2/G)
         # Heads are a few channels wide: laid out with the tokens last, as narrow products want them.
-        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 5, 1).flatten(2, 3)  # (B, G·h, d/2/G/h, N)
-        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=3)  # (B, G·h, d/2/G/h, N + M)
-        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=3)
-        q, k, v = (t.transpose(2, 3) for t in (q, k, v))
+        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 5, 1)  # (B, G, h, d/2/G/h, N)
+        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=-1)  # (B, G, h, d/2/G/h, N + M)
+        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=-1)
+        q, k, v = (t.flatten(1, 2).transpose(2, 3) for t in (q, k, v))  # (B, G·h, N or N + M, d/2/G/h)
         x = attention(q, k, v, self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(_merge(x)))
 
     def _bank_heads(self, bank: Tensor, B: int) -> Tensor:
         heads = _heads(bank, self.num_heads).transpose(2, 3)  # (1 or B, h, d/2/G/h, M)
-        return heads.repeat(1, self.num_groups, 1, 1).expand(B, -1, -1, -1)
+        return heads[:, None].expand(B, self.num_groups, -1, -1, -1)
 
 
 class BankCrossAttention(nn.Module):
@@ -222,8 +224,8 @@ class HybridFusion(nn.Module):
         self.fusion_weights = nn.Parameter(torch.ones(4))
 
     def forward(self, branches: list[Tensor]) -> Tensor:
-        weights = self.fusion_weights.softmax(dim=0)
-        return torch.cat([w * b for w, b in zip(weights, branches, strict=True)], dim=-1)
+        weights = self.fusion_weights.softmax(dim=0).repeat_interleave(branches[0].shape[-1])
+        return torch.cat(branches, dim=-1) * weights
 
 
 class BottleneckMLP(nn.Module):
