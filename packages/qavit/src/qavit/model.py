@@ -74,9 +74,8 @@ class SpatialWindowAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
         x = x.view(B, s, w, s, w, d).transpose(2, 3).reshape(B * s * s, w * w, d)  # (B·W, w², d)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        E_k, E_v = (E.T.expand(len(x), -1, -1) for E in (self.linformer.E_k, self.linformer.E_v))
-        k = torch.cat((E_k.bmm(k), _per_window(bank.k, B, s * s)), dim=1)  # (B·W, k + M, d)
-        v = torch.cat((E_v.bmm(v), _per_window(bank.v, B, s * s)), dim=1)
+        k = _compress(self.linformer.E_k, k, bank.k)  # (B·W, k + M, d)
+        v = _compress(self.linformer.E_v, v, bank.v)
         h = self.num_heads
         x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
         x = _merge(x).view(B, s, s, w, w, d).transpose(2, 3).reshape(B, side, side, d)
@@ -84,8 +83,16 @@ class SpatialWindowAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
-def _per_window(bank: Tensor, B: int, W: int) -> Tensor:
-    return bank.expand(B, -1, -1).repeat_interleave(W, dim=0)  # (B·W, M, d)
+def _compress(E: Tensor, x: Tensor, bank: Tensor) -> Tensor:
+    """Eᵀ x with the bank's tokens below: E (L, k), x (B·W, L, d), bank (1 or B, M, d) -> (B·W, k + M, d).
+
+    As one product, whose bias is the bank, under zero rows of Eᵀ: no copy is made to join the two.
+    """
+    rows = F.pad(E.T, (0, 0, 0, bank.shape[1]))  # (k + M, L)
+    bias = F.pad(bank, (0, 0, E.shape[1], 0))  # (1 or B, k + M, d)
+    if len(bias) > 1:
+        bias = bias.repeat_interleave(len(x) // len(bias), dim=0)
+    return torch.baddbmm(bias, rows.expand(len(x), -1, -1), x)
 
 
 class MultiScaleDilatedAttention(nn.Module):
@@ -206,10 +213,10 @@ class BankCrossAttention(nn.Module):
         w_scores = (k @ self.q_proj.weight.view(h, d // h, d)).flatten(1, 2)  # (1 or B, h·M, d)
         b_scores = (k @ self.q_proj.bias.view(h, d // h, 1)).flatten(1)[:, None]  # (1 or B, 1, h·M)
         w_out = (v @ self.proj.weight.view(d, h, d // h).permute(1, 2, 0)).flatten(1, 2)  # (1 or B, h·M, d)
-        scores = x @ w_scores.transpose(1, 2) + b_scores
+        scores = torch.baddbmm(b_scores, x, w_scores.transpose(1, 2).expand(len(x), -1, -1))
         p = scores.unflatten(-1, (h, -1)).softmax(dim=-1).flatten(2)  # (B, N, h·M), over each head's M
         p = dropout(p, self.attn_drop, self.training)
-        return self.proj_drop(p @ w_out + self.proj.bias)
+        return self.proj_drop(torch.baddbmm(self.proj.bias, p, w_out.expand(len(p), -1, -1)))
 
 
 def _attn_drop(config: QAViTConfig) -> float:
