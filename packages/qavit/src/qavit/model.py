@@ -374,14 +374,14 @@ class QAViT(TimmApi):
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=self.config.init_std)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, GlobalTokenBank):
                 trunc_normal_(module.global_k, std=0.02)
                 trunc_normal_(module.global_v, std=0.02)
             elif isinstance(module, Linformer):
-                trunc_normal_(module.E_k, std=0.02)
-                trunc_normal_(module.E_v, std=0.02)
+                trunc_normal_(module.E_k, std=self.config.init_std)
+                trunc_normal_(module.E_v, std=self.config.init_std)
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"model": model, "dataset": dataset}
     if model == "micro":
         values |= {
-            "epochs": 14,
+            "epochs": 10,
             "batch_size": 64,
             "lr": 2e-3,
             "weight_decay": 0.05,

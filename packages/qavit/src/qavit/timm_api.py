@@ -75,7 +75,7 @@ class TimmApi(nn.Module):
         if num_classes:
             device = next(self.parameters()).device
             head = nn.Linear(self.embed_dim, num_classes, device=device)
-            trunc_normal_(head.weight, std=0.02)
+            trunc_normal_(head.weight, std=self.config.init_std)
             nn.init.zeros_(head.bias)
             self.head = head
 
