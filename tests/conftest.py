@@ -1,4 +1,4 @@
-"""What all tests share: the references that CI must find, and processes that start fast."""
+"""What all tests share: the references that CI must find, and a way to start processes."""
 
 import json
 import multiprocessing
@@ -42,9 +42,8 @@ def reference() -> Callable[[str], tuple[dict[str, torch.Tensor], dict[str, Any]
 
 @pytest.fixture(scope="session")
 def start_processes() -> Callable[..., list[int]]:
-    """start_processes(function, arguments per process) -> exit codes. Forked from a server that has torch loaded."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_paper"])
+    """start_processes(function, arguments per process) -> exit codes. Fresh interpreters, not forks."""
+    context = multiprocessing.get_context("spawn")
 
     def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 120) -> list[int]:
         processes = [context.Process(target=function, args=a) for a in arguments]

@@ -5,11 +5,12 @@ import pickle
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit_core.errors import UserError
 
@@ -76,8 +77,8 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
     return checkpoint
 
 
-def load_weights(model: nn.Module, state_dict: dict[str, Any], source: str | Path) -> None:
-    """Load a state dict in full; UserError names what differs when it belongs to another model."""
+def mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state_dict` from being this model's: keys missing or unexpected, shapes that differ."""
     ours = model.state_dict()
     problems = [f"missing {k}" for k in ours if k not in state_dict]
     problems += [f"unexpected {k}" for k in state_dict if k not in ours]
@@ -86,6 +87,12 @@ def load_weights(model: nn.Module, state_dict: dict[str, Any], source: str | Pat
         for k, v in state_dict.items()
         if k in ours and v.shape != ours[k].shape
     ]
+    return problems
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a state dict in full; UserError names what differs when it belongs to another model."""
+    problems = mismatches(model, state_dict)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} is a checkpoint of another model: {'; '.join(problems[:3])}{more}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qavit.config import QAViTConfig
 from qavit.model import QAViT
+from vit_core.checkpoint import mismatches
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> QAViT:
@@ -21,19 +22,12 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
         model = QAViT(QAViTConfig(**{"bank_update": "inplace", "msda_truncate": True, **config}))
     except TypeError as e:
         raise ValueError(f"config: {e}") from e
-    ours = model.state_dict()
     theirs = {}
     for key, value in state_dict.items():
         key = key.removeprefix("module.")
         if not (key.startswith("blocks.") and ".global_bank." in key):
             theirs[key.replace(".dwconv.dwconv.", ".dwconv.")] = value
-    problems = [f"missing {k}" for k in ours if k not in theirs]
-    problems += [f"unexpected {k}" for k in theirs if k not in ours]
-    problems += [
-        f"shape of {k}: {tuple(v.shape)}, expected {tuple(ours[k].shape)}"
-        for k, v in theirs.items()
-        if k in ours and v.shape != ours[k].shape
-    ]
+    problems = mismatches(model, theirs)
     if problems:
         raise ValueError("not a checkpoint of this QAViT: " + "; ".join(problems))
     model.load_state_dict(theirs)
