@@ -46,6 +46,12 @@ def start(device: str = "auto") -> World:
     return World(dist.get_rank(), size, chosen)
 
 
+def wait_for_all() -> None:
+    """Return when every rank has come here: one that leaves early breaks the others' connections."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

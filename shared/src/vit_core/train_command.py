@@ -34,9 +34,11 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
         trainer.fit()
         if world.is_main:
             _say_what_next(recipe, trainer)
+        distributed.wait_for_all()
     except Stopped as stopped:
         if world.is_main:
             print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped.checkpoint, output)}")
+        distributed.wait_for_all()
         return 128 + stopped.signal_number
     finally:
         distributed.stop()
