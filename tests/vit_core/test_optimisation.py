@@ -75,6 +75,7 @@ def test_biases_norms_and_named_parameters_are_not_decayed():
 def test_layer_decay_scales_the_rate_by_depth():
     model = timm.create_model("test_vit", num_classes=10)
     optimizer = build_optimizer(model, TrainConfig(layer_decay=0.5, lr=0.1))
+    Schedule(optimizer, TrainConfig(layer_decay=0.5, lr=0.1, epochs=2, warmup_epochs=1), 10).set_step(10)  # the peak
     rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     first, last = model.blocks[0].mlp.fc1.weight, model.blocks[-1].mlp.fc1.weight
     assert rate[id(model.head.weight)] == pytest.approx(0.1)

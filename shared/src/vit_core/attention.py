@@ -68,7 +68,8 @@ def _log_choice(backend: str, device: str) -> None:
 def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     from flash_attn import flash_attn_func
 
-    q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))  # flash-attn wants (B, N, h, d)
+    # flash-attn wants (B, N, h, d), and one type: under autocast a float32 bank makes float32 keys of half ones.
+    q, k, v = (t.transpose(1, 2).to(q.dtype).contiguous() for t in (q, k, v))
     return flash_attn_func(q, k, v, dropout_p=dropout_p).transpose(1, 2)
 
 

@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 from vit_core.errors import UserError
 
 _OS_ADVICE = {
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.ENOSPC: "the disk is full: free some space; the files written before are intact",
     errno.EDQUOT: "the disk quota is used up: free some space; the files written before are intact",
     errno.EROFS: "the file system is read-only: choose another folder",

@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             layer_decay=config.layer_decay,
         )
         for group in groups:  # each group's own rate is what the schedule scales
-            group["lr"] = config.lr * group["lr_scale"]
+            group["lr"] = config.lr * group.pop("lr_scale")  # timm's schedule would apply it again
     else:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_decay)
     betas = (config.beta1, config.beta2)

@@ -185,9 +185,10 @@ class Trainer:
                 names.append("best")
         p.epoch, p.batch = number, 0
         self.sums.zero_()
+        if self.world.is_main:  # before the checkpoint: a run killed in between drops the row and writes it anew
+            self.run.log(row)
         self.save(names)
         if self.world.is_main:
-            self.run.log(row)
             self._say(number, row, best="best" in names)
 
     def _batch(self, images: Tensor, targets: Tensor, bar: "tqdm[Any]") -> None:
@@ -233,6 +234,8 @@ class Trainer:
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or math.inf)
+        if not self.scaler.is_enabled():  # fp16 may overflow now and then; elsewhere such a step ruins the weights
+            self.recent_losses[-1] = self.recent_losses[-1] + 0.0 * norm  # nan where the norm is not finite
         self.scaler.step(self.optimizer)  # leaves the step out when fp16 gradients overflowed
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -310,8 +313,12 @@ class Trainer:
         if missing:
             raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(missing)}")
         load_weights(self.raw_model, checkpoint["model_state_dict"], source)
+        # The flags of this run, which `load_state_dict` would replace by those of the earlier one; not the rate.
+        flags = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+            for group, values in zip(self.optimizer.param_groups, flags, strict=True):
+                group.update(values)
         except ValueError as e:
             raise UserError(f"{source}: its optimiser does not fit --optimizer {self.config.optimizer} ({e})") from e
         if self.scaler.is_enabled() and checkpoint["scaler_state_dict"]:

@@ -59,7 +59,9 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("preset") == "stable":
             values |= {"lr": 5e-4, "warmup_epochs": 10}
     if dataset == "digits":
-        values |= {"hflip": 0.0, "crop": "none", "batch_size": 32, "lr": 4e-3}  # a mirrored 2 is no 2
+        values |= {"hflip": 0.0, "crop": "none"}  # a mirrored 2 is no 2
+        if model == "micro":
+            values |= {"batch_size": 32, "lr": 4e-3}
     return values
 
 
