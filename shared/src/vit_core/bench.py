@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import pick_device, seed_everything
 from vit_core.errors import UserError
+from vit_core.evaluation import now
 from vit_core.papers import load_papers
 from vit_core.precision import MODES, Precision, choose_precision
 from vit_core.recipe import create_model, input_size, parse_model_kwargs
@@ -83,16 +83,10 @@ class Contestant:
 
 
 def seconds(work: Callable[[], None], device: torch.device, repeats: int) -> float:
-    start = _now(device)
+    start = now(device)
     for _ in range(repeats):
         work()
-    return (_now(device) - start) / repeats
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return (now(device) - start) / repeats
 
 
 def training_memory_mib(name: str, kwargs: dict[str, Any], batch_size: int, device: str, amp: str) -> float:

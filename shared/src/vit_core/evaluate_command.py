@@ -13,7 +13,7 @@ from vit_core import distributed
 from vit_core.checkpoint import load_checkpoint, load_weights
 from vit_core.cli import ArgumentParser
 from vit_core.config import DataConfig
-from vit_core.data import BatchLoader, EvalTransform
+from vit_core.data import AugmentConfig, BatchLoader, EvalTransform
 from vit_core.errors import UserError
 from vit_core.evaluation import EvalResult, evaluate, format_result
 from vit_core.precision import MODES, choose_precision
@@ -88,8 +88,7 @@ def _evaluate(recipe: Recipe, args: Any, world: distributed.World) -> tuple[Eval
     model = create_model(settings["model"], settings["model_kwargs"], settings["num_classes"], settings["img_size"])
     ema = None if args.raw_weights else checkpoint.get("ema_state_dict")
     load_weights(model, ema or checkpoint["model_state_dict"], args.checkpoint)
-    augment = settings["augment"]
-    crop_pct = augment["crop_ratio"] if augment["crop"] == "random" else 1.0
+    crop_pct = AugmentConfig(**settings["augment"]).eval_crop_pct
     loader = BatchLoader(
         dataset.val,
         batch_size=args.batch_size,

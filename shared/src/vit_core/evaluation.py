@@ -57,10 +57,10 @@ def evaluate(
         for images, targets in loader.epoch():
             if should_stop():
                 raise StopEvaluation
-            start = _now(device)
+            start = now(device)
             with precision.autocast():
                 logits: Tensor = model(images)
-            seconds.append(_now(device) - start)
+            seconds.append(now(device) - start)
             mean_loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
             accuracies.update(logits.float(), targets)
             sizes.append(len(images))
@@ -79,7 +79,8 @@ def evaluate(
     )
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on the clock once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

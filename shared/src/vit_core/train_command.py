@@ -62,13 +62,12 @@ def prepare(
     model = create_model(planned.model, planned.model_kwargs, dataset.num_classes, planned.data.img_size)
     distributed.seed_everything(train.seed, world.rank)
     augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
-    crop_pct = planned.augment.crop_ratio if planned.augment.crop == "random" else 1.0
     common: dict[str, Any] = {
         "batch_size": train.batch_size, "seed": train.seed, "rank": world.rank, "world": world.size,
         "device": world.device, "num_workers": planned.data.num_workers,
     }  # fmt: skip
     train_loader = BatchLoader(dataset.train, transform=augment, train=True, **common)
-    plain = EvalTransform(img_size, dataset.mean, dataset.std, crop_pct)
+    plain = EvalTransform(img_size, dataset.mean, dataset.std, planned.augment.eval_crop_pct)
     val_loader = BatchLoader(dataset.val, transform=plain, train=False, **common)
     if checkpoint is not None and checkpoint["config"]["num_classes"] != dataset.num_classes:
         raise UserError(

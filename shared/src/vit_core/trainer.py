@@ -118,6 +118,7 @@ class Trainer:
             self.model = DistributedDataParallel(
                 self.model, device_ids=[world.device] if world.device.type == "cuda" else None
             )
+        self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
         self.mixup, self.criterion = self._build_criterion()
         self.progress = Progress()
         # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
@@ -131,7 +132,7 @@ class Trainer:
         c = self.config
         if not (c.mixup or c.cutmix):
             return None, nn.CrossEntropyLoss(label_smoothing=c.label_smoothing)
-        if self.train_loader.num_images // len(self.train_loader) % 2:
+        if self.batch_images % 2:
             raise UserError("--mixup and --cutmix pair images: they need an even --batch-size")
         mixup = Mixup(
             c.mixup, c.cutmix, prob=c.mix_prob, switch_prob=c.mix_switch_prob, mode=c.mix_mode,
@@ -164,7 +165,7 @@ class Trainer:
         with self._bar() as bar:
             for images, targets in self.train_loader.epoch(p.epoch, start_batch=p.batch):
                 self._batch(images, targets, bar)
-        images_here = (p.batch - first) * (self.train_loader.num_images // len(self.train_loader))
+        images_here = (p.batch - first) * self.batch_images
         rate = images_here * self.world.size / max(time.perf_counter() - start, 1e-9)
         number = p.epoch + 1
         result = None
@@ -364,7 +365,7 @@ class Trainer:
             leave=False,
             dynamic_ncols=True,
             unit=" images",
-            unit_scale=self.train_loader.num_images // len(self.train_loader) * self.world.size,
+            unit_scale=self.batch_images * self.world.size,
         )
 
     def _say(self, number: int, row: dict[str, Any], best: bool) -> None:

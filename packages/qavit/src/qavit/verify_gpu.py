@@ -30,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(args.device)
     print(f"PyTorch:          {torch.__version__}, built for CUDA {torch.version.cuda or 'no'}")
     print(f"Device:           {_describe(device)}")
-    print(f"Mixed precision:  {choose_precision('auto', device).reason}")
+    precision = choose_precision("auto", device)
+    print(f"Mixed precision:  {precision.reason}")
     print(f"flash-attn:       {'installed' if flash_attn_installed() else 'not installed (optional: CUDA on Linux)'}")
-    dtype = choose_precision("auto", device).dtype or torch.float32
+    dtype = precision.dtype or torch.float32
     wide, narrow = (choose_backend(device.type, dtype, head_dim) for head_dim in (_HEAD_DIM, _GROUP_HEAD_DIM))
     print(f"Attention:        {wide} in windows and dilated scales, {narrow} in channel groups")
     if device.type == "cuda":

@@ -73,6 +73,11 @@ class AugmentConfig:
             )
 
     @property
+    def eval_crop_pct(self) -> float:
+        """The crop of evaluation that goes with this one: the centre where training crops a resized image."""
+        return self.crop_ratio if self.crop == "random" else 1.0
+
+    @property
     def randaugment_names(self) -> tuple[str, ...]:
         """The operations that RandAugment draws from."""
         names = tuple(n.strip() for n in self.randaugment_choice.split(",") if n.strip())
