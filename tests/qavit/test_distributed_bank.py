@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from qavit import qavit_micro
+from qavit import train as train_script
 
 
 def model_and_data():
@@ -41,10 +42,14 @@ def one_rank(rank, port, folder):
     dist.destroy_process_group()
 
 
-def test_the_ranks_keep_one_bank_and_the_single_process_curve(start_processes, tmp_path):
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
+        return str(s.getsockname()[1])
+
+
+def test_the_ranks_keep_one_bank_and_the_single_process_curve(start_processes, tmp_path):
+    port = free_port()
     assert start_processes(one_rank, [(r, port, str(tmp_path)) for r in range(2)]) == [0, 0]
     (losses_0, *banks), others = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert torch.equal(losses_0, others[0])
@@ -54,3 +59,24 @@ def test_the_ranks_keep_one_bank_and_the_single_process_curve(start_processes, t
     torch.testing.assert_close(losses_0, losses, rtol=1e-4, atol=1e-5)
     for found, bank in zip(banks, (model.global_bank.global_k, model.global_bank.global_v), strict=True):
         torch.testing.assert_close(found, bank.detach(), rtol=1e-3, atol=1e-4)
+
+
+def train_process(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    raise SystemExit(
+        train_script.main([
+            "--save-dir", f"{folder}/checkpoints", "--log-dir", f"{folder}/logs", "--epochs", "1", "--batch-size", "64",
+            "--grad-accum", "2", "--model-kwargs", "depth=1", "patch_size=8",
+        ])
+    )  # fmt: skip
+
+
+def test_the_train_script_in_two_processes_with_accumulation(start_processes, tmp_path):
+    port = free_port()
+    assert start_processes(train_process, [(r, port, str(tmp_path)) for r in range(2)]) == [0, 0]
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    saved = torch.load(run / "last.pth", weights_only=True)
+    assert saved["progress"]["step"] == 6  # 1,437 digits are eleven global batches of 128, in groups of two
+    assert 0.0 < saved["best_acc1"] <= 100.0
+    assert saved["model_state_dict"]["global_bank.global_k"].isfinite().all()

@@ -139,6 +139,14 @@ def test_evaluate_prints_the_seeds_block(run, tmp_path, capsys):
     assert json.loads(report.read_text())["num_images"] == 360
 
 
+def test_digits_are_neither_mirrored_nor_cropped_by_any_size():
+    for argv in ((), ("--model", "tiny", "--dataset", "digits")):
+        augment = settled(*argv).augment
+        assert (augment.hflip, augment.crop) == (0.0, "none")
+    tiny = settled("--model", "tiny", "--dataset", "digits").train
+    assert (tiny.batch_size, tiny.lr) == (256, 1e-3), "the micro model's rate is not the tiny one's"
+
+
 def test_impossible_model_flags_are_one_line(capsys):
     assert train.main(["--model-kwargs", "num_heads=5"]) == 2
     assert "embed_dim must be a multiple of num_heads" in capsys.readouterr().err
@@ -153,6 +161,11 @@ def test_validation_suite_passes_and_would_fail(capsys, monkeypatch):
     for section in ("DIMENSION_FLOW", "COMPONENTS", "MATHEMATICS", "DIGITS"):
         assert f"{section:.<50} ✅ PASS" in out
     assert out.count("✅") == 2 + 9 + 7 + 4 + 4
+
+    assert validate.main(["--device", "cpu", "--model", "small", "--dataset", "fake"]) == 0
+    out = capsys.readouterr().out
+    assert "Forward pass, qavit_small" in out
+    assert "Dataset sizes" not in out, "no size was published: nothing to compare with"
 
     def broken(device):
         return [("never true", lambda: "as planned")]

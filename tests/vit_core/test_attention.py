@@ -1,5 +1,8 @@
 """The chunked CPU attention and the cheap dropout, against torch's own and against numerical gradients."""
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +114,26 @@ def test_dropout_module_behaves_as_torchs():
     assert torch.equal(dropout(x, 1.0), torch.zeros(1000))
     with pytest.raises(ValueError, match="must lie in"):
         dropout(x, 1.5)
+
+
+def test_flash_attn_gets_its_layout_and_one_type(monkeypatch):
+    """Under autocast a float32 bank makes float32 keys beside half queries; flash-attn takes (B, N, h, d) of one type."""
+    seen = []
+
+    def flash_attn_func(q, k, v, dropout_p):
+        seen.extend((q.dtype, k.dtype, v.dtype))
+        assert all(t.is_contiguous() for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2).float() for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).half()
+
+    fake = types.ModuleType("flash_attn")
+    fake.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    monkeypatch.setattr(module, "choose_backend", lambda *_: "flash-attn")
+    q, k, v = (t.detach() for t in qkv(d=64))
+    found = attention(q.half(), k, v)
+    assert seen == [torch.float16] * 3
+    assert_close(found.float(), F.scaled_dot_product_attention(q, k, v), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.gpu

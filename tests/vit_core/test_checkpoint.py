@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -91,15 +92,58 @@ def test_a_write_that_fails_keeps_the_earlier_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_is_an_os_error(monkeypatch, tmp_path):
-    import tempfile
-
-    def on_full_disk(**kwargs):
-        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "temporary")
-
-    monkeypatch.setattr(tempfile, "mkstemp", on_full_disk)
+def test_a_full_disk_is_an_os_error(tmp_path):
+    (tmp_path / f".last.pth.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path / "last.pth", checkpoint(big=torch.randn(100_000)))
+
+
+def test_the_other_names_are_in_place_before_the_first(tmp_path, monkeypatch):
+    """A run killed while it saves: whoever finds the new last.pth finds its best.pth."""
+    last, best = tmp_path / "last.pth", tmp_path / "best.pth"
+    save_checkpoint(last, checkpoint(epoch=1), [best])
+    assert last.samefile(best)
+    replace = Path.replace
+    seen = []
+
+    def record(self, target):
+        seen.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", record)
+    save_checkpoint(last, checkpoint(epoch=2), [best])
+    assert seen == ["best.pth", "last.pth"]
+    assert load_checkpoint(last)["epoch"] == load_checkpoint(best)["epoch"] == 2
+
+
+def test_files_take_their_rights_from_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "a.pth", checkpoint())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.pth").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_damaged_file_is_a_user_error_whatever_the_damage(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, checkpoint(config={"model": "m", "rates": [1e-3, 2]}))
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = read = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 4, 64))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
+        try:
+            load_checkpoint(path)  # damage may have met a byte that nobody reads, or a number in a tensor
+        except UserError as e:
+            refused += "a.pth" in str(e)
+        else:
+            read += 1
+    assert refused + read == 150
+    assert refused > 75
 
 
 def test_weights_of_another_model_are_listed():
@@ -109,3 +153,7 @@ def test_weights_of_another_model_are_listed():
         match=r"x\.pth is a checkpoint of another model: missing bias; unexpected b; weight is \(4,\)",
     ):
         load_weights(model, {"weight": torch.zeros(4), "b": torch.zeros(1)}, "x.pth")
+    with pytest.raises(UserError, match="weight is of type str, expected a tensor"):
+        load_weights(model, {"weight": "w", "bias": torch.zeros(3)}, "x.pth")
+    with pytest.raises(UserError, match="its weights are no state dict"):
+        load_weights(model, 3, "x.pth")

@@ -1,6 +1,7 @@
 """Two gloo processes train as one process with the same global batch does."""
 
 import csv
+import os
 import socket
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import pytest
 import torch
 
 import toy_paper
+from vit_core import distributed
+from vit_core.data import BatchLoader, EvalTransform
+from vit_core.data.sources import MemorySource
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
+from vit_core.evaluation import evaluate
+from vit_core.precision import choose_precision
 
 
 def free_port() -> str:
@@ -43,21 +49,67 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, start_proc
             np.testing.assert_allclose(float(ours[key]), float(theirs[key]), rtol=2e-3, err_msg=key)
 
 
-def test_sigterm_to_one_rank_stops_all_and_the_run_resumes(tmp_path, start_processes):
-    port = free_port()
-    folder = str(tmp_path)
-    faults = ["SIGTERM", ""]  # the second rank gets no signal
-    argv = ["--batch-size", "128"]
-    work = [(folder, argv, 7 if what else -1, what, env) for what, env in zip(faults, two_ranks(port), strict=True)]
+def test_sigterm_to_one_rank_stops_all_and_the_run_resumes_exactly(tmp_path, start_processes):
+    argv = ["--batch-size", "128", "--epochs", "2"]
+    work = [(str(tmp_path / "unbroken"), argv, -1, "", env) for env in two_ranks(free_port())]
+    assert start_processes(toy_paper.train_process, work) == [0, 0]
+    folder = str(tmp_path / "broken")
+    faults = zip(["SIGTERM", ""], two_ranks(free_port()), strict=True)  # the second rank gets no signal
+    work = [(folder, argv, 7 if what else -1, what, env) for what, env in faults]
     assert start_processes(toy_paper.train_process, work) == [143, 143]
-    (run,) = (tmp_path / "checkpoints").iterdir()
-    saved = torch.load(run / "last.pth", weights_only=True)
+    saved = last(tmp_path / "broken")
     assert saved["progress"]["step"] == 7
     assert len(saved["ranks"]) == 2
+    (run,) = (tmp_path / "broken" / "checkpoints").iterdir()
     resume = ["--resume", str(run / "last.pth")]
     work = [(folder, resume, -1, "", env) for env in two_ranks(free_port())]
     assert start_processes(toy_paper.train_process, work) == [0, 0]
-    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 3
+    ours, theirs = (last(tmp_path / name)["model_state_dict"] for name in ("broken", "unbroken"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def last(folder: Path) -> dict:
+    (run,) = (folder / "checkpoints").iterdir()
+    return torch.load(run / "last.pth", weights_only=True)
+
+
+def one_rank_fails(folder: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    with distributed.together():
+        pass  # nobody fails: all go on
+    with distributed.together():
+        if world.rank == 1:
+            raise UserError("the second rank's disk is full")
+    raise SystemExit(0)
+
+
+def evaluates_one_image(folder: str, environment: dict[str, str]) -> None:
+    """The second rank has nothing to evaluate."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    source = MemorySource(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([2]))
+    plain = EvalTransform(8, (0.5,) * 3, (0.5,) * 3)
+    loader = BatchLoader(source, batch_size=4, transform=plain, train=False, rank=world.rank, world=world.size)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
+    torch.nn.init.zeros_(model[1].weight)
+    model[1].bias.data.copy_(torch.arange(7.0))
+    result = evaluate(model, loader, 7, choose_precision("off", world.device))
+    assert (result.num_images, result.acc1, result.acc5) == (1, 0.0, 100.0), result
+    assert abs(result.loss - (torch.arange(7.0).logsumexp(0) - 2.0)) < 1e-5, result
+    distributed.stop()
+
+
+def test_what_fails_on_one_rank_ends_all(tmp_path, start_processes):
+    codes = start_processes(one_rank_fails, [(str(tmp_path), env) for env in two_ranks(free_port())], timeout=60)
+    assert codes == [2, 1]  # 1: the UserError, which no @command turned into a line here
+
+
+def test_a_rank_without_images_evaluates_with_the_others(tmp_path, start_processes):
+    work = [(str(tmp_path), env) for env in two_ranks(free_port())]
+    assert start_processes(evaluates_one_image, work) == [0, 0]
 
 
 def test_unknown_and_absent_devices_are_user_errors(monkeypatch):

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 import toy_paper
+from vit_core.checkpoint import KEYS
+from vit_core.errors import UserError
 
 
 def one_line(capsys) -> str:
@@ -98,6 +100,33 @@ def test_an_image_that_breaks_later_loses_no_checkpoint(folder, tmp_path, capsys
     assert (run / "last.pth").read_bytes() == before
 
 
+def test_an_image_that_breaks_in_mid_epoch_loses_nothing_before_it(folder, tmp_path, capsys):
+    from vit_core.data.loader import BatchLoader
+
+    real = BatchLoader.epoch
+
+    def breaks(self, epoch=0, start_batch=0):
+        for i, batch in enumerate(real(self, epoch, start_batch)):
+            if self.train and i == 1:
+                raise UserError("0.jpg cannot be read")
+            yield batch
+
+    argv = ["--cache", "disk", "--num-workers", "0", "--batch-size", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchLoader, "epoch", breaks)
+        assert on_folder(folder, tmp_path, *argv) == 2
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert f"0.jpg cannot be read; what was done before is in {run / 'last.pth'}" in one_line(capsys)
+    saved = torch.load(run / "last.pth", weights_only=True)
+    assert saved["progress"]["batch"] == 1
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
+    other = tmp_path / "unbroken"
+    assert on_folder(folder, other, *argv) == 0
+    (unbroken,) = (other / "checkpoints").iterdir()
+    a, b = (torch.load(r / "last.pth", weights_only=True)["model_state_dict"] for r in (run, unbroken))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     assert toy_paper.train(str(tmp_path)) == 2
@@ -117,11 +146,11 @@ def test_a_full_disk_in_mid_run_keeps_the_last_checkpoint(tmp_path, capsys, monk
 
     real, saves = run_folder.save_checkpoint, []
 
-    def fills_up(path, checkpoint):
+    def fills_up(path, checkpoint, also):
         saves.append(path)
         if len(saves) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, checkpoint)
+        real(path, checkpoint, also)
 
     monkeypatch.setattr(run_folder, "save_checkpoint", fills_up)
     assert toy_paper.train(str(tmp_path)) == 2
@@ -144,6 +173,24 @@ def test_checkpoint_of_another_model(tmp_path, capsys):
     assert "is a checkpoint of test_vit, not of test_vit2" in one_line(capsys)
 
 
+def test_classes_of_other_names_are_pointed_out(folder, tmp_path, capsys):
+    assert on_folder(folder, tmp_path) == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / "eel")  # sorted after "dog": the labels change places
+    capsys.readouterr()
+    assert toy_paper.evaluate(["--checkpoint", str(run / "best.pth")]) == 0
+    assert "note: 2 classes have other names than in training, such as 'dog' for 'cat'" in capsys.readouterr().out
+
+
+def test_a_foreign_config_and_an_output_without_folder(tmp_path, capsys):
+    torch.save(dict.fromkeys(KEYS, 0) | {"config": {"model": "test_vit"}}, tmp_path / "foreign.pth")
+    assert toy_paper.evaluate(["--checkpoint", str(tmp_path / "foreign.pth")]) == 2
+    assert "its config is not one of this project's runs" in one_line(capsys)
+    assert toy_paper.evaluate(["--checkpoint", "x.pth", "--json", str(tmp_path / "no" / "result.json")]) == 2
+    assert f"{tmp_path / 'no'} is not a folder" in one_line(capsys)
+
+
 def test_checkpoint_of_another_class_count(folder, tmp_path, capsys):
     assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
     (run,) = (tmp_path / "checkpoints").iterdir()
@@ -159,6 +206,14 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, caps
     (run,) = (tmp_path / "checkpoints").iterdir()
     assert "not finite at step 8 (epoch 2, learning rate" in said
     assert f"the last good checkpoint is {run / 'last.pth'}" in said
+    weights = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), at=8, what="gradient") == 2
+    assert "not finite at step 8 (epoch 2" in one_line(capsys)
+    (run,) = (tmp_path / "checkpoints").iterdir()
     weights = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
     assert all(w.isfinite().all() for w in weights.values())
 

@@ -109,6 +109,70 @@ def test_an_earlier_checkpoint_branches_off_and_overwrites_nothing(tmp_path, cap
     assert "a folder of its own" in capsys.readouterr().out
 
 
+def test_a_branch_has_the_best_weights_of_its_past(tmp_path):
+    assert toy_paper.train(str(tmp_path), "--save-freq", "1") == 0
+    run = only_run(tmp_path)
+    stray = run / f".last.pth.{2**22}"
+    stray.write_bytes(b"half a checkpoint of a process that was killed")
+    (run / "last.pth").write_bytes(b"damaged")
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "epoch_2.pth"), "--lr", "0", "--min-lr", "0") == 0
+    (branch,) = [r for r in (tmp_path / "checkpoints").iterdir() if r != run]
+    best, second = (torch.load(f, weights_only=True) for f in (branch / "best.pth", run / "epoch_2.pth"))
+    assert best["best_acc1"] == final(branch)["best_acc1"] == second["best_acc1"]
+    assert_same_state(best["model_state_dict"], second["model_state_dict"])
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    run = only_run(tmp_path)
+    (run / f".last.pth.{2**22}").write_bytes(b"half")
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 0
+    assert not [f for f in run.iterdir() if f.name.startswith(".")]
+
+
+def test_resume_with_another_batch_size_begins_the_epoch_anew(tmp_path, capsys):
+    assert toy_paper.train(str(tmp_path), at=8, what="SIGTERM") == 143
+    run = only_run(tmp_path)
+    capsys.readouterr()
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--batch-size", "128") == 0
+    said = capsys.readouterr().out
+    assert "an epoch is not what it was (images 256 -> 128, batches 5 -> 11): epoch 2 starts at its beginning" in said
+    # 11 steps an epoch by now; the schedule is where an unbroken run of that batch size would be.
+    assert final(run)["progress"]["step"] == 33
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == ["5", "22", "33"]
+
+
+def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1", "--weight-decay", "0.05") == 0
+    run = only_run(tmp_path)
+    argv = ["--resume", str(run / "last.pth"), "--epochs", "2", "--weight-decay", "0.2", "--beta2", "0.95"]
+    assert toy_paper.train(str(tmp_path), *argv) == 0
+    groups = final(run)["optimizer_state_dict"]["param_groups"]
+    assert {g["weight_decay"] for g in groups} == {0.0, 0.2}
+    assert {tuple(g["betas"]) for g in groups} == {(0.9, 0.95)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("progress", {"epoch": 1, "pages": 3}),
+        ("ranks", [{"rng": 3, "sums": []}]),
+        ("schedule_state_dict", []),
+        ("optimizer_state_dict", {}),
+    ],
+)
+def test_a_checkpoint_with_foreign_values_is_named(tmp_path, capsys, key, value):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    path = only_run(tmp_path) / "last.pth"
+    torch.save(final(path.parent) | {key: value}, path)
+    capsys.readouterr()
+    assert toy_paper.train(str(tmp_path), "--resume", str(path), "--epochs", "2") == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count("\n") == 1
+
+
 def test_resume_takes_flags_from_the_checkpoint_unless_given(tmp_path):
     assert toy_paper.train(str(tmp_path), "--epochs", "1", "--lr", "0.002") == 0
     run = only_run(tmp_path)

@@ -1,11 +1,15 @@
 """What a run leaves behind, and what the evaluate command says of it."""
 
 import csv
+import itertools
 import json
 import re
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import toy_paper
@@ -120,18 +124,38 @@ def test_early_stopping(tmp_path, capsys):
 
 
 def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
-    # Five batches of 256 against ten of 128 in pairs: the same images in each step where nothing is random.
-    flags = ["--epochs", "1", "--lr", "0", "--min-lr", "0", "--crop", "none", "--model-kwargs", "patch_size=8"]
-    norms = []
-    for name, argv in (("a", ["--batch-size", "256"]), ("b", ["--batch-size", "128", "--grad-accum", "2"])):
+    rng = np.random.default_rng(0)
+    for split, name in itertools.product(("train", "val"), ("cat", "dog")):
+        place = tmp_path / "images" / split / name
+        place.mkdir(parents=True)
+        for i in range(32):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    # Two batches of 32 against four of 16 in pairs: the same images in each step, and nothing random about them.
+    flags = [
+        "--dataset", "imagefolder", "--data-path", str(tmp_path / "images"), "--crop", "none", "--epochs", "2",
+        "--optimizer", "sgd", "--lr", "0.1", "--warmup-epochs", "0", "--model-kwargs", "patch_size=8",
+    ]  # fmt: skip
+    weights, rows = [], []
+    for name, argv in (("a", ["--batch-size", "32"]), ("b", ["--batch-size", "16", "--grad-accum", "2"])):
         assert toy_paper.train(str(tmp_path / name), *flags, *argv) == 0
         (run,) = (tmp_path / name / "checkpoints").iterdir()
+        weights.append(torch.load(run / "last.pth", weights_only=True)["model_state_dict"])
         with (run / "metrics.csv").open() as f:
-            (row,) = csv.DictReader(f)
-        norms.append((row["step"], float(row["grad_norm"])))
-    (steps_a, norm_a), (steps_b, norm_b) = norms
-    assert (steps_a, steps_b) == ("5", "6")  # 1,437 images are eleven batches of 128: the last step has one
-    assert norm_a == pytest.approx(norm_b, rel=0.2)
+            rows.append([(row["step"], float(row["grad_norm"])) for row in csv.DictReader(f)])
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    for (step_a, norm_a), (step_b, norm_b) in zip(*rows, strict=True):
+        assert step_a == step_b
+        assert norm_a == pytest.approx(norm_b, rel=1e-4)
+    start = dict(timm.create_model("test_vit", patch_size=8, num_classes=2, img_size=32).state_dict())
+    assert any(not torch.equal(start[k], weights[0][k]) for k in start), "nothing was learned: nothing was compared"
+
+
+def test_the_last_group_of_an_epoch_may_be_short(tmp_path):
+    argv = ["--epochs", "1", "--batch-size", "128", "--grad-accum", "2"]  # 1,437 images are eleven batches
+    assert toy_paper.train(str(tmp_path), *argv) == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    with (run / "metrics.csv").open() as f:
+        assert [row["step"] for row in csv.DictReader(f)] == ["6"]
 
 
 def test_amp_bf16_can_be_forced_on_a_cpu_and_auto_is_off(tmp_path, capsys):

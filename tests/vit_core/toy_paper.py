@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vit_core import evaluate_command, train_command
 from vit_core.cli import command
+from vit_core.loss import classification_loss
 from vit_core.recipe import Recipe
-from vit_core.trainer import classification_loss
 
 
 class Faults:
@@ -28,6 +28,8 @@ def loss(model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
     if Faults.calls == Faults.at:
         if Faults.what == "nan":
             value = value * float("nan")
+        elif Faults.what == "gradient":  # the loss is fine, what flows back is not
+            value = value + 0.0 * (logits.sum() * 0.0).abs().sqrt()
         elif Faults.what == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory")
         else:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_core.cli import ArgumentParser, command
+from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.distributed import pick_device, seed_everything
 from vit_core.errors import UserError
 from vit_core.evaluation import now
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.rounds < 1:
         raise UserError("--batch-size and --rounds must be at least 1")
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{title:24}{values}{ratios[name]:>8.2f}×")
     if args.json:
         record = {"figures": [asdict(ours), asdict(theirs)], "ratios": ratios, "environment": environment()}
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

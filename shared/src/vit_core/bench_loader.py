@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from vit_core.cli import ArgumentParser, add_flags, build, command, flag
+from vit_core.cli import ArgumentParser, add_flags, build, command, flag, output_file
 from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
 
 _PAUSE = 0.5  # seconds before a turn: the workers of the turn before fill their queue first
@@ -149,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m vit_core.bench_loader", description=__doc__.split("\n")[0])
     add_flags(parser, BenchConfig, "measurement")
     config = build(BenchConfig, vars(parser.parse_args(argv)))
+    json_file = output_file(config.json) if config.json else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(config.data_path or temporary)
         if config.data_path is None:
@@ -157,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, speed in result["images_per_second"].items():
         print(f"{name:<12} {speed:10.0f} images/s  {speed / result['images_per_second']['baseline']:6.1f}x")
     print(f"{result['images']} images decoded in {result['decode_seconds']:.1f} s")
-    if config.json:
-        Path(config.json).write_text(json.dumps(result, indent=2) + "\n")
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 

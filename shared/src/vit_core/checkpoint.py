@@ -2,10 +2,9 @@
 
 import os
 import pickle
-import tempfile
+import shutil
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,45 @@ from vit_core.errors import UserError
 KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scaler_state_dict", "best_acc1", "config")
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, checkpoint: dict[str, Any], also: Sequence[Path] = ()) -> None:
     """Write to a temporary name beside `path`, flush to the disk, rename: `path` is never half a file.
 
-    A write that fails (full disk) leaves the earlier file of that name as it was.
+    A write that fails (full disk) leaves the earlier file of that name as it was. The file gets the names in `also`
+    (same folder) before it gets that of `path`: whoever finds the new `path` finds the others, too.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as f:
+        with temporary.open("wb") as f:
             try:
                 torch.save(checkpoint, f)
             except RuntimeError as e:  # torch's zip writer hides the operating system's error behind its own
                 raise e.__context__ if isinstance(e.__context__, OSError) else e from None
             f.flush()
             os.fsync(f.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        for name in also:
+            copy_checkpoint(temporary, name)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Give `source` a second name, swapped in whole. It will be replaced, never changed, so a hard link will do."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed while it wrote a checkpoint."""
+    for file in folder.glob(".*.pth.*"):
+        file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -64,7 +82,7 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
         with warnings.catch_warnings(action="ignore"):  # about pickle versions; what it cannot read, it refuses
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        if zipfile.is_zipfile(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
+        if _starts_as_zip(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
             raise UserError(
                 f"{path} refused: it holds more than tensors and plain values; nothing in it was run"
             ) from e
@@ -77,22 +95,27 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
     return checkpoint
 
 
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as f:  # zipfile.is_zipfile raises on some damaged files
+        return f.read(4) == b"PK\x03\x04"
+
+
 def mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state_dict` from being this model's: keys missing or unexpected, shapes that differ."""
     ours = model.state_dict()
     problems = [f"missing {k}" for k in ours if k not in state_dict]
     problems += [f"unexpected {k}" for k in state_dict if k not in ours]
-    problems += [
-        f"{k} is {tuple(v.shape)}, expected {tuple(ours[k].shape)}"
-        for k, v in state_dict.items()
-        if k in ours and v.shape != ours[k].shape
-    ]
+    for k, v in state_dict.items():
+        if k in ours and not isinstance(v, Tensor):
+            problems.append(f"{k} is of type {type(v).__name__}, expected a tensor")
+        elif k in ours and v.shape != ours[k].shape:
+            problems.append(f"{k} is {tuple(v.shape)}, expected {tuple(ours[k].shape)}")
     return problems
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a state dict in full; UserError names what differs when it belongs to another model."""
-    problems = mismatches(model, state_dict)
+    problems = mismatches(model, state_dict) if isinstance(state_dict, Mapping) else ["its weights are no state dict"]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} is a checkpoint of another model: {'; '.join(problems[:3])}{more}")

@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vit_core.errors import UserError
@@ -108,6 +109,22 @@ def build(config: type, values: dict[str, Any]) -> Any:
         raise UserError(str(e)) from e
 
 
+def output_file(text: str) -> Path:
+    """A file that a flag names for the result. UserError, before the work begins, where it cannot be written."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: {path.parent} is not a folder")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file")
+    return path
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch.OutOfMemoryError, known by its name so that `--help` need not import torch; or the CPU's allocator."""
+    names = (type(error).__name__, str(error))
+    return isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]
+
+
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Decorate a script's `main(argv=None) -> int` so that a user's mistake ends in one line and exit code 2."""
 
@@ -121,6 +138,10 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             if e.errno not in _OS_ADVICE:
                 raise
             message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
+        except (RuntimeError, MemoryError) as e:
+            if not _is_out_of_memory(e):
+                raise
+            message = "out of memory: try a smaller --batch-size"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

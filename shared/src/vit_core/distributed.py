@@ -3,6 +3,8 @@
 import datetime
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0  # on this machine
 
     @property
     def is_main(self) -> bool:
@@ -43,7 +46,7 @@ def start(device: str = "auto") -> World:
     if not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-    return World(dist.get_rank(), size, chosen)
+    return World(dist.get_rank(), size, chosen, local_rank)
 
 
 def wait_for_all() -> None:
@@ -93,6 +96,21 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails on one rank (UserError, OSError) ends all: the others would wait for it in their next exchange."""
+    problem: Exception | None = None
+    try:
+        yield
+    except (UserError, OSError) as e:
+        problem = e
+    failed = gather(problem is not None)
+    if problem is not None:
+        raise problem
+    if any(failed):
+        raise SystemExit(2)  # the rank that failed says why
 
 
 def all_sum(value: Tensor) -> Tensor:

@@ -4,20 +4,19 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vit_core import distributed
 from vit_core.checkpoint import load_checkpoint, load_weights
-from vit_core.cli import ArgumentParser
+from vit_core.cli import ArgumentParser, output_file
 from vit_core.config import DataConfig
 from vit_core.data import AugmentConfig, BatchLoader, EvalTransform
 from vit_core.errors import UserError
 from vit_core.evaluation import EvalResult, evaluate, format_result
 from vit_core.precision import MODES, choose_precision
-from vit_core.recipe import Recipe, create_model, load_images
+from vit_core.recipe import Recipe, check_classes, create_model, load_images, run_settings
 from vit_core.run_folder import environment
 
 
@@ -38,7 +37,7 @@ def parser(recipe: Recipe) -> ArgumentParser:
     p.add_argument(
         "--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them"
     )
-    p.add_argument("--json", metavar="FILE", help="write the result there too")
+    p.add_argument("--json", metavar="FILE", type=output_file, help="write the result there too")
     return p
 
 
@@ -60,14 +59,14 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
                 "dataset": data.dataset, "model": settings["model"], "checkpoint": args.checkpoint,
                 "environment": environment(),
             }  # fmt: skip
-            Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
+            args.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 
 def _evaluate(recipe: Recipe, args: Any, world: distributed.World) -> tuple[EvalResult, dict[str, Any], DataConfig]:
     checkpoint = load_checkpoint(args.checkpoint)
-    settings = checkpoint["config"]
-    if not isinstance(settings, dict) or settings.get("model") not in recipe.models.values():
+    settings = run_settings(checkpoint, args.checkpoint)
+    if settings["model"] not in recipe.models.values():
         raise UserError(f"{args.checkpoint} is not a checkpoint of {recipe.paper}")
     if args.model and recipe.models[args.model] != settings["model"]:
         raise UserError(f"{args.checkpoint} is a checkpoint of {settings['model']}, not of {recipe.models[args.model]}")
@@ -80,11 +79,9 @@ def _evaluate(recipe: Recipe, args: Any, world: distributed.World) -> tuple[Eval
         num_workers=args.num_workers,
     )
     dataset = load_images(data, settings["img_size"], world)
-    if dataset.num_classes != settings["num_classes"]:
-        raise UserError(
-            f"{args.checkpoint} knows {settings['num_classes']} classes, and the dataset {data.dataset} has "
-            f"{dataset.num_classes}"
-        )
+    note = check_classes(settings, args.checkpoint, dataset, data.dataset)
+    if note and world.is_main:
+        print(note)
     model = create_model(settings["model"], settings["model_kwargs"], settings["num_classes"], settings["img_size"])
     ema = None if args.raw_weights else checkpoint.get("ema_state_dict")
     load_weights(model, ema or checkpoint["model_state_dict"], args.checkpoint)

@@ -1,5 +1,6 @@
 """Loss and accuracy of a model over a dataset, and how long its forward pass takes."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -67,8 +68,11 @@ def evaluate(
             on_batch()
     finally:
         model.train(was_training)
+    if not seconds:  # a rank without images: the others' counts are all there is
+        nothing = torch.zeros(0, num_classes, device=device)
+        accuracies.update(nothing, nothing[:, 0].long())
     percent = {name: 100.0 * float(value) for name, value in accuracies.compute().items()}
-    typical = statistics.median(seconds[1:] or seconds)
+    typical = statistics.median(seconds[1:] or seconds or [math.nan])
     return EvalResult(
         loss=float(mean_loss.compute()),
         acc1=percent["acc1"],

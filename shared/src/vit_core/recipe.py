@@ -7,6 +7,7 @@ the checkpoint that is resumed, the command line.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,9 +17,9 @@ from torch import nn
 from vit_core.cli import ArgumentParser, add_flags, build
 from vit_core.config import DataConfig, OutputConfig, TrainConfig
 from vit_core.data import AugmentConfig, Dataset, load_dataset
-from vit_core.distributed import World, broadcast
+from vit_core.distributed import World, together
 from vit_core.errors import UserError
-from vit_core.trainer import LossFunction, classification_loss
+from vit_core.loss import LossFunction, classification_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +145,45 @@ def input_size(model: nn.Module) -> int:
     return int(size)
 
 
+def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """The `config` of a checkpoint that one of this project's runs wrote. UserError for another's."""
+    settings = checkpoint["config"]
+    required = (
+        "model", "model_kwargs", "num_classes", "class_names", "img_size", "mean", "std", "data", "train", "augment"
+    )  # fmt: skip
+    if not isinstance(settings, dict) or not settings.keys() >= set(required):
+        raise UserError(f"{source}: its config is not one of this project's runs; see the package's convert module")
+    return settings
+
+
+def check_classes(settings: Mapping[str, Any], source: str | Path, dataset: Dataset, name: str) -> str | None:
+    """UserError when the run of `settings` has another number of classes; a note when only their names differ."""
+    if settings["num_classes"] != dataset.num_classes:
+        raise UserError(
+            f"{source} knows {settings['num_classes']} classes, and the dataset {name} has {dataset.num_classes}"
+        )
+    pairs = zip(settings["class_names"], dataset.class_names, strict=True)
+    differ = [(ours, theirs) for ours, theirs in pairs if ours.lower() != theirs.lower()]
+    if not differ:
+        return None
+    ours, theirs = differ[0]
+    return f"note: {len(differ)} classes have other names than in training, such as {theirs!r} for {ours!r}"
+
+
 def load_images(config: DataConfig, img_size: int, world: World) -> Dataset:
-    """The dataset of a run; one process downloads, the others wait for it. UserError for a wrong --num-classes."""
+    """The dataset of a run; one process of each machine downloads, the others wait. UserError for a wrong count."""
 
-    def load() -> Dataset:
+    def load(download: bool) -> Dataset:
         return load_dataset(
-            config.dataset, data_path=config.data_path, download=config.download and world.is_main, img_size=img_size,
-            cache=config.cache,
-        )  # fmt: skip
+            config.dataset, data_path=config.data_path, download=download, img_size=img_size, cache=config.cache
+        )
 
-    dataset = load() if world.is_main or not config.download else None
-    broadcast(None)
+    dataset = None
+    with together():
+        if not config.download or world.local_rank == 0:
+            dataset = load(config.download)
     if dataset is None:
-        dataset = load()
+        dataset = load(False)
     if config.num_classes is not None and config.num_classes != dataset.num_classes:
         raise UserError(
             f"--num-classes {config.num_classes}: the dataset {config.dataset} has {dataset.num_classes} classes"

@@ -9,12 +9,13 @@ import platform
 import shutil
 import subprocess  # only to ask git for the commit
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit_core.checkpoint import save_checkpoint
+from vit_core.checkpoint import copy_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
 from vit_core.errors import UserError
 
 METRICS = (
@@ -69,6 +70,7 @@ class RunFolder:
             _check_writable(run.path)
             run.log_dir.mkdir(parents=True, exist_ok=True)
             _check_writable(run.log_dir)
+            remove_leftovers(run.path)
         except OSError as e:
             raise UserError(f"cannot write to {e.filename or run.path}: {e.strerror}") from e
         return run
@@ -78,10 +80,19 @@ class RunFolder:
 
     def save(self, checkpoint: dict[str, Any], also: list[str]) -> None:
         """Write last.pth, and give the same file the names in `also` (best, epoch_N)."""
-        last = self.checkpoint("last")
-        save_checkpoint(last, checkpoint)
-        for name in also:
-            _same_file(last, self.checkpoint(name))
+        save_checkpoint(self.checkpoint("last"), checkpoint, [self.checkpoint(name) for name in also])
+
+    def take_best(self, candidates: Sequence[Path], epoch: int) -> bool:
+        """Take the best checkpoint over from the run that this one branched off. False where none is of `epoch`."""
+        for file in candidates:
+            try:
+                if load_checkpoint(file)["epoch"] != epoch:
+                    continue
+            except UserError:  # missing or damaged
+                continue
+            copy_checkpoint(file, self.checkpoint("best"))
+            return True
+        return False
 
     def write_config(self, config: dict[str, Any]) -> None:
         """config.json: the settings and what they ran with."""
@@ -132,17 +143,6 @@ def _check_writable(folder: Path) -> None:
     probe = folder / f".write_test_{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """A second name for `source`, swapped in whole. `source` is replaced, never changed, so a hard link will do."""
-    temporary = target.with_name(f".{target.name}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,16 @@ from vit_core.cli import build
 from vit_core.config import OutputConfig
 from vit_core.data import Augment, BatchLoader, EvalTransform
 from vit_core.errors import UserError
-from vit_core.recipe import Recipe, Run, create_model, input_size, load_images, settle
+from vit_core.recipe import (
+    Recipe,
+    Run,
+    check_classes,
+    create_model,
+    input_size,
+    load_images,
+    run_settings,
+    settle,
+)
 from vit_core.run_folder import RunFolder
 from vit_core.trainer import Stopped, Trainer
 
@@ -23,7 +32,7 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     checkpoint = load_checkpoint(source) if source else None
-    resumed = _settings_of(checkpoint, source) if checkpoint is not None and source else None
+    resumed = run_settings(checkpoint, source) if checkpoint is not None and source else None
     planned = settle(recipe, given, resumed)
     world = distributed.start(planned.train.device)
     try:
@@ -69,11 +78,9 @@ def prepare(
     train_loader = BatchLoader(dataset.train, transform=augment, train=True, **common)
     plain = EvalTransform(img_size, dataset.mean, dataset.std, planned.augment.eval_crop_pct)
     val_loader = BatchLoader(dataset.val, transform=plain, train=False, **common)
-    if checkpoint is not None and checkpoint["config"]["num_classes"] != dataset.num_classes:
-        raise UserError(
-            f"{source} was trained on {checkpoint['config']['num_classes']} classes, and {planned.data.dataset} has "
-            f"{dataset.num_classes}"
-        )
+    note = None
+    if checkpoint is not None and source is not None:
+        note = check_classes(checkpoint["config"], source, dataset, planned.data.dataset)
     if checkpoint is not None and checkpoint["epoch"] >= train.epochs:
         raise UserError(f"{source} has all of its {train.epochs} epochs: give a larger --epochs to train on")
     folder = _run_folder(planned, world, output, source, checkpoint)
@@ -84,18 +91,14 @@ def prepare(
     )  # fmt: skip
     if checkpoint is not None and source is not None:
         trainer.restore(checkpoint, source)
+    with distributed.together():
+        if world.is_main:
+            folder.write_config(trainer.settings | {"processes": world.size})
     if world.is_main:
-        folder.write_config(trainer.settings | {"processes": world.size})
+        if note:
+            print(note)
         _say_what_runs(planned, trainer, dataset.class_names, source)
     return trainer
-
-
-def _settings_of(checkpoint: dict[str, Any], source: Path) -> dict[str, Any]:
-    settings = checkpoint["config"]
-    needed = ("model", "model_kwargs", "data", "train", "augment", "num_classes")
-    if not isinstance(settings, dict) or any(key not in settings for key in needed):
-        raise UserError(f"{source}: its config is not one of this project's runs; see the package's convert module")
-    return settings
 
 
 def _run_folder(
@@ -106,35 +109,48 @@ def _run_folder(
     checkpoint: dict[str, Any] | None,
 ) -> RunFolder:
     """A new folder; or that of the checkpoint, if it is the folder's latest: a run never overwrites a later state."""
-    folder, problem = None, None
-    if world.is_main:
-        try:
-            folder = _choose_folder(planned, output, source, checkpoint)
-        except UserError as e:
-            problem = str(e)
-    paths = distributed.broadcast((problem, folder and folder.path, folder and folder.log_dir))
-    if paths[0]:
-        raise UserError(paths[0])
-    return RunFolder(paths[1], paths[2])
+    folder, has_best = None, True
+    with distributed.together():
+        if world.is_main:
+            folder, has_best = _choose_folder(planned, output, source, checkpoint)
+    path, log_dir, has_best = distributed.broadcast((folder and folder.path, folder and folder.log_dir, has_best))
+    if checkpoint is not None and not has_best:
+        checkpoint["progress"] |= {"best_acc1": 0.0, "best_epoch": 0}
+    return folder or RunFolder(path, log_dir)
 
 
 def _choose_folder(
     planned: Run, output: OutputConfig, source: Path | None, checkpoint: dict[str, Any] | None
-) -> RunFolder:
+) -> tuple[RunFolder, bool]:
+    """The folder, and whether its best.pth is the one that the checkpoint knows of."""
     name = f"{planned.model}_{planned.data.dataset}"
     if source is None or checkpoint is None:
-        return RunFolder.create(output.save_dir, output.log_dir, name)
+        return RunFolder.create(output.save_dir, output.log_dir, name), False
+    progress = checkpoint.get("progress", {})
     last = source.parent / "last.pth"
     if last.is_file() and (source.parent / "config.json").is_file():
-        latest = checkpoint if last.samefile(source) else load_checkpoint(last)
-        if latest.get("progress", {}).get("step", 0) <= checkpoint.get("progress", {}).get("step", 0):
+        if _is_latest(last, source, progress):
             folder = RunFolder.of_checkpoint(source, output.log_dir)
             folder.keep_metrics_until(checkpoint["epoch"])
-            return folder
+            return folder, True
         print(f"{source.parent} went on after {source.name}: this run gets a folder of its own")
     folder = RunFolder.create(output.save_dir, output.log_dir, name)
     folder.keep_metrics_until(checkpoint["epoch"], source.parent / "metrics.csv")
-    return folder
+    has_best = folder.take_best((source.parent / "best.pth", source), progress.get("best_epoch"))
+    if not has_best:
+        print(f"the best weights up to {source.name} are not there any more: best.pth starts anew")
+    return folder, has_best
+
+
+def _is_latest(last: Path, source: Path, progress: dict[str, Any]) -> bool:
+    if last.samefile(source):
+        return True
+    try:
+        latest = load_checkpoint(last)
+    except UserError as e:
+        print(f"note: {e}")
+        return False
+    return bool(latest.get("progress", {}).get("step", 0) <= progress.get("step", 0))
 
 
 def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], source: Path | None) -> None:

@@ -12,14 +12,13 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,31 +27,14 @@ from tqdm import tqdm
 from vit_core.checkpoint import load_weights, unwrap
 from vit_core.config import TrainConfig
 from vit_core.data import BatchLoader
-from vit_core.distributed import World, all_sum, gather, rng_state, set_rng_state
+from vit_core.distributed import World, all_sum, gather, rng_state, set_rng_state, together
 from vit_core.errors import UserError
 from vit_core.evaluation import EvalResult, StopEvaluation, evaluate
+from vit_core.loss import LossFunction, build_criterion, classification_loss
 from vit_core.optimisation import Schedule, build_optimizer
 from vit_core.precision import choose_precision
 from vit_core.run_folder import RunFolder
 from vit_core.signals import StopRequest
-
-
-class LossFunction(Protocol):
-    """(model, images (B, 3, S, S), targets, criterion) -> (scalar loss, logits (B, classes)).
-
-    targets: class numbers (B,), or probabilities (B, classes) under mixup and cutmix, as the criterion takes them.
-    """
-
-    def __call__(
-        self, model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-def classification_loss(
-    model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
-) -> tuple[Tensor, Tensor]:
-    logits = model(images)
-    return criterion(logits, targets), logits
 
 
 @dataclass
@@ -119,7 +101,7 @@ class Trainer:
                 self.model, device_ids=[world.device] if world.device.type == "cuda" else None
             )
         self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
-        self.mixup, self.criterion = self._build_criterion()
+        self.mixup, self.criterion = build_criterion(config, num_classes, self.batch_images)
         self.progress = Progress()
         # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
         exact = torch.float32 if world.device.type == "mps" else torch.float64
@@ -127,18 +109,6 @@ class Trainer:
         self.recent_losses: list[Tensor] = []  # since the last check, still on the device
         self.last_lr = 0.0
         self.last_saved: Path | None = None
-
-    def _build_criterion(self) -> tuple[Mixup | None, nn.Module]:
-        c = self.config
-        if not (c.mixup or c.cutmix):
-            return None, nn.CrossEntropyLoss(label_smoothing=c.label_smoothing)
-        if self.batch_images % 2:
-            raise UserError("--mixup and --cutmix pair images: they need an even --batch-size")
-        mixup = Mixup(
-            c.mixup, c.cutmix, prob=c.mix_prob, switch_prob=c.mix_switch_prob, mode=c.mix_mode,
-            label_smoothing=c.label_smoothing, num_classes=self.num_classes,
-        )  # fmt: skip
-        return mixup, SoftTargetCrossEntropy()
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,7 +133,7 @@ class Trainer:
         start = time.perf_counter()
         first = p.batch
         with self._bar() as bar:
-            for images, targets in self.train_loader.epoch(p.epoch, start_batch=p.batch):
+            for images, targets in self._batches(bar):
                 self._batch(images, targets, bar)
         images_here = (p.batch - first) * self.batch_images
         rate = images_here * self.world.size / max(time.perf_counter() - start, 1e-9)
@@ -192,6 +162,29 @@ class Trainer:
         if self.world.is_main:
             self._say(number, row, best="best" in names)
 
+    def _batches(self, bar: "tqdm[Any]") -> Iterator[tuple[Tensor, Tensor]]:
+        """The rest of the epoch. An image that cannot be read ends the run, but not what was done before it."""
+        p = self.progress
+        first = p.batch
+        batches = self.train_loader.epoch(p.epoch, start_batch=first)
+        while True:
+            try:
+                batch = next(batches, None)
+            except UserError as e:
+                between_steps = p.batch % self.config.grad_accum == 0  # else gradients would be lost
+                if self.world.size > 1 or p.batch == first or not between_steps:
+                    raise
+                if self.recent_losses:
+                    self._check(bar)
+                if self.stop.signal is not None:  # it went to the data workers, too
+                    self._stop_here()
+                self.save([])
+                self.run.close()
+                raise UserError(f"{e}; what was done before is in {self.last_saved}") from e
+            if batch is None:
+                return
+            yield batch
+
     def _batch(self, images: Tensor, targets: Tensor, bar: "tqdm[Any]") -> None:
         """Forward and backward of one batch; an optimiser step when its group of `grad_accum` is complete."""
         p, c = self.progress, self.config
@@ -218,7 +211,8 @@ class Trainer:
             ends = p.batch == len(self.train_loader)
             saves = c.save_steps > 0 and p.step % c.save_steps == 0 and not ends
             on_cpu = self.world.device.type == "cpu"  # elsewhere a look at the loss waits for the device
-            if on_cpu or saves or ends or p.step % c.print_freq == 0:
+            asked = self.stop.signal is not None and self.world.size == 1  # ranks must look at the same steps
+            if on_cpu or asked or saves or ends or p.step % c.print_freq == 0:
                 self._check(bar)
             if saves:
                 self.save([])
@@ -291,9 +285,13 @@ class Trainer:
     def save(self, also: list[str]) -> None:
         """Write last.pth and its other names. All ranks take part: each has its own generators and sums."""
         ranks = gather({"rng": rng_state(), "sums": self.sums.tolist()})
-        if not self.world.is_main:
-            return
-        checkpoint = {
+        with together():
+            if self.world.is_main:
+                self.run.save(self._checkpoint(ranks), also)
+        self.last_saved = self.run.checkpoint("last")
+
+    def _checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
             "epoch": self.progress.epoch,
             "model_state_dict": unwrap(self.raw_model).state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
@@ -303,47 +301,65 @@ class Trainer:
             "ema_state_dict": None if self.ema is None else self.ema.module.state_dict(),
             "schedule_state_dict": self.schedule.state_dict(),
             "progress": dataclasses.asdict(self.progress),
+            "epoch_plan": self._epoch_plan(),
             "ranks": ranks,
         }
-        self.run.save(checkpoint, also)
-        self.last_saved = self.run.checkpoint("last")
+
+    def _epoch_plan(self) -> dict[str, int]:
+        """What a batch and a step mean: a place in an epoch can be taken up only where these are the same."""
+        return {
+            "processes": self.world.size,
+            "images": self.batch_images,
+            "batches": len(self.train_loader),
+            "grad_accum": self.config.grad_accum,
+        }
 
     def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
         """Take up the state of a checkpoint that `save` wrote. UserError when it belongs to something else."""
-        missing = [k for k in ("progress", "ranks", "schedule_state_dict", "ema_state_dict") if k not in checkpoint]
+        needed = ("progress", "epoch_plan", "ranks", "schedule_state_dict", "ema_state_dict")
+        missing = [k for k in needed if k not in checkpoint]
         if missing:
             raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(missing)}")
         load_weights(self.raw_model, checkpoint["model_state_dict"], source)
+        try:
+            self._restore_optimizer(checkpoint["optimizer_state_dict"])
+        except (ValueError, KeyError) as e:
+            raise UserError(f"{source}: its optimiser does not fit --optimizer {self.config.optimizer} ({e})") from e
+        try:
+            self._restore_run(checkpoint)
+        except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as e:
+            raise UserError(f"{source} is damaged: {' '.join(str(e).split())[:120]}") from e
+        self.last_saved = source
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
         # The flags of this run, which `load_state_dict` would replace by those of the earlier one; not the rate.
         flags = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-            for group, values in zip(self.optimizer.param_groups, flags, strict=True):
-                group.update(values)
-        except ValueError as e:
-            raise UserError(f"{source}: its optimiser does not fit --optimizer {self.config.optimizer} ({e})") from e
+        self.optimizer.load_state_dict(state)
+        for group, values in zip(self.optimizer.param_groups, flags, strict=True):
+            group.update(values)
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _restore_run(self, checkpoint: dict[str, Any]) -> None:
         if self.scaler.is_enabled() and checkpoint["scaler_state_dict"]:
             self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
         self.schedule.load_state_dict(checkpoint["schedule_state_dict"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["ema_state_dict"] or checkpoint["model_state_dict"])
-        self.progress = Progress(**checkpoint["progress"])
-        if self.progress.batch > len(self.train_loader):
-            raise UserError(
-                f"{source} stopped at batch {self.progress.batch}, and an epoch has {len(self.train_loader)}: "
-                "resume with the same data and --batch-size"
-            )
-        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.progress = p = Progress(**checkpoint["progress"])
+        earlier, plan = checkpoint["epoch_plan"], self._epoch_plan()
         ranks = checkpoint["ranks"]
         if len(ranks) == self.world.size:
             set_rng_state(ranks[self.world.rank]["rng"])
+        if earlier == plan:
             self.sums.copy_(torch.tensor(ranks[self.world.rank]["sums"], dtype=self.sums.dtype))
-        elif self.world.is_main:
+            return
+        p.batch, p.step = 0, p.epoch * self.steps_per_epoch
+        if self.world.is_main:
+            changes = ", ".join(f"{k} {earlier[k]} -> {v}" for k, v in plan.items() if earlier[k] != v)
             print(
-                f"{source} was written by {len(ranks)} processes, now there are {self.world.size}: the run goes on, "
-                "but not exactly as it would have"
+                f"note: an epoch is not what it was ({changes}): epoch {p.epoch + 1} starts at its beginning, and the "
+                "run goes on, but not exactly as it would have"
             )
-        self.last_saved = source
 
     def _averages(self, local: bool = False) -> tuple[float, float, float, float, float]:
         """(loss, top-1 %, top-5 %, images, gradient norm) of the running epoch."""

@@ -23,6 +23,11 @@ from vit_core.cli import ArgumentParser, command
 from vit_core.data import BatchLoader, EvalTransform, load_dataset
 from vit_core.distributed import pick_device, seed_everything
 
+MODELS: dict[str, Callable[..., QAViT]] = {"micro": qavit_micro, "tiny": qavit_tiny, "small": qavit_small}
+PUBLISHED_SIZES = {  # training and validation images
+    "cifar100": (50_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1_437, 360), "flowers102": (1_020, 1_020),
+    "tiny_imagenet": (100_000, 10_000), "imagenet": (1_281_167, 50_000),
+}  # fmt: skip
 Check = tuple[str, Callable[[], str | None]]  # name, and a function that returns what is wrong, or None
 
 
@@ -170,8 +175,11 @@ def mathematics(device: torch.device) -> list[Check]:
     ]
 
 
-def data_integration(name: str, path: str | None, download: bool, device: torch.device) -> list[Check]:
-    dataset = load_dataset(name, data_path=path, download=download, img_size=32)
+def data_integration(
+    name: str, path: str | None, download: bool, device: torch.device, build: Callable[..., QAViT]
+) -> list[Check]:
+    size = build(depth=1).config.img_size
+    dataset = load_dataset(name, data_path=path, download=download, img_size=size)
     print(
         f"\n{name}: {len(dataset.train):,} training and {len(dataset.val):,} validation images, "
         f"{dataset.num_classes} classes"
@@ -179,15 +187,13 @@ def data_integration(name: str, path: str | None, download: bool, device: torch.
     loader = BatchLoader(
         dataset.val,
         batch_size=256,
-        transform=EvalTransform(32, dataset.mean, dataset.std),
+        transform=EvalTransform(size, dataset.mean, dataset.std),
         train=False,
         device=device,
     )
 
     def sizes() -> str | None:
-        published = {"cifar100": (50_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1_437, 360)}
-        expected = published.get(name, (len(dataset.train), len(dataset.val)))
-        return _differs("images", (len(dataset.train), len(dataset.val)), expected)
+        return _differs("images", (len(dataset.train), len(dataset.val)), PUBLISHED_SIZES[name])
 
     def labels() -> str | None:
         seen = torch.cat([dataset.train.labels, dataset.val.labels]).unique().tolist()
@@ -196,15 +202,16 @@ def data_integration(name: str, path: str | None, download: bool, device: torch.
     def batch() -> str | None:
         images, targets = next(iter(loader.epoch()))
         expected = min(256, len(dataset.val))
-        return _differs("batch", images.shape, (expected, 3, 32, 32)) or _differs("labels", len(targets), expected)
+        return _differs("batch", images.shape, (expected, 3, size, size)) or _differs("labels", len(targets), expected)
 
     def forward() -> str | None:
         images, _ = next(iter(loader.epoch()))
         with torch.no_grad():
-            logits = qavit_micro(num_classes=dataset.num_classes).to(device).eval()(images[:64])
-        return _differs("logits", logits.shape, (min(64, len(dataset.val)), dataset.num_classes)) or _not_finite(logits)
+            logits = build(num_classes=dataset.num_classes).to(device).eval()(images[:16])
+        return _differs("logits", logits.shape, (min(16, len(dataset.val)), dataset.num_classes)) or _not_finite(logits)
 
-    return [("Dataset sizes", sizes), ("Labels", labels), ("Batch of 256", batch), ("Forward pass", forward)]
+    checks: list[Check] = [("Labels", labels), ("Batch of 256", batch), (f"Forward pass, {build.__name__}", forward)]
+    return [("Dataset sizes", sizes), *checks] if name in PUBLISHED_SIZES else checks
 
 
 def _differs(what: str, found: object, expected: object) -> str | None:
@@ -221,13 +228,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="qavit-validate", description="QAViT's validation suite. Exit code 1 where a check fails."
     )
+    parser.add_argument(
+        "--model", choices=tuple(MODELS), default="micro", help="model of the integration checks (default: %(default)s)"
+    )
     parser.add_argument("--dataset", default="digits", help="dataset of the integration checks (default: %(default)s)")
     parser.add_argument("--data-path", help="its folder")
     parser.add_argument("--download", action="store_true", help="download it where it is missing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
-    integration = data_integration(args.dataset, args.data_path, args.download, device)
+    integration = data_integration(args.dataset, args.data_path, args.download, device, MODELS[args.model])
     suite = Suite()
     seed_everything(0)
     suite.section("DIMENSION_FLOW", dimension_flow(device))

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
+from qavit.config import QAViTConfig
 from qavit.registry import qavit_small, qavit_tiny
 from vit_core.attention import choose_backend, flash_attn_installed
 from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import pick_device
+from vit_core.errors import UserError
 from vit_core.precision import choose_precision
 
 _HEAD_DIM = 64  # of the window and dilated attentions in both sizes, and
@@ -28,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--img-size", type=int, default=224, help="side of the images (default: %(default)s)")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
+    try:
+        QAViTConfig(img_size=args.img_size)
+    except ValueError as e:
+        raise UserError(f"--img-size {args.img_size}: {e}") from e
     print(f"PyTorch:          {torch.__version__}, built for CUDA {torch.version.cuda or 'no'}")
     print(f"Device:           {_describe(device)}")
     precision = choose_precision("auto", device)

@@ -4,6 +4,7 @@ A worker gets (epoch, image index) pairs and draws each image's crop from (seed,
 does not depend on how many workers there are, nor on where an epoch was started.
 """
 
+import os
 import signal
 import threading
 import warnings
@@ -134,6 +135,8 @@ def _identity(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C goes to the whole process group: the main process decides when its workers end."""
+    """Ctrl-C, and often SIGTERM, go to the whole process group: the main process decides when its workers end."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
