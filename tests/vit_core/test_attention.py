@@ -117,7 +117,7 @@ def test_dropout_module_behaves_as_torchs():
 
 
 def test_flash_attn_gets_its_layout_and_one_type(monkeypatch):
-    """Under autocast a float32 bank makes float32 keys beside half queries; flash-attn takes (B, N, h, d) of one type."""
+    """Under autocast a float32 bank makes float32 keys beside half queries; flash-attn wants (B, N, h, d), one type."""
     seen = []
 
     def flash_attn_func(q, k, v, dropout_p):

@@ -93,11 +93,12 @@ def test_broken_jpeg_is_named(folder, tmp_path, capsys, cache):
 def test_an_image_that_breaks_later_loses_no_checkpoint(folder, tmp_path, capsys):
     assert on_folder(folder, tmp_path, "--cache", "disk", "--num-workers", "0") == 0
     (run,) = (tmp_path / "checkpoints").iterdir()
-    before = (run / "last.pth").read_bytes()
+    before = (run / "best.pth").read_bytes()
     os.truncate(folder / "train" / "cat" / "0.jpg", 100)
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 2
     assert "0.jpg" in one_line(capsys)
-    assert (run / "last.pth").read_bytes() == before
+    assert (run / "best.pth").read_bytes() == before
+    assert torch.load(run / "last.pth", weights_only=True)["epoch"] == 1
 
 
 def test_an_image_that_breaks_in_mid_epoch_loses_nothing_before_it(folder, tmp_path, capsys):

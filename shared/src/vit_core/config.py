@@ -48,7 +48,7 @@ class TrainConfig:
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     save_freq: int = flag(10, "keep epoch_N.pth every N epochs; 0 keeps none")
     save_steps: int = flag(0, "write last.pth every N steps too; 0: once an epoch")
-    print_freq: int = flag(10, "steps between refreshes of the progress bar, and between checks of the loss on a GPU")
+    print_freq: int = flag(10, "steps between checks of the loss, and of signals to many processes, on a GPU")
 
     def __post_init__(self) -> None:
         at_least = {

@@ -102,7 +102,6 @@ def _evaluate(recipe: Recipe, args: Any, world: distributed.World) -> tuple[Eval
         result = evaluate(
             model.to(world.device),
             loader,
-            dataset.num_classes,
             precision,
             on_batch=bar.update,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from timm.utils import accuracy
 from torch import Tensor, nn
 
 from vit_core.data import BatchLoader
@@ -32,7 +33,6 @@ class StopEvaluation(Exception):
 def evaluate(
     model: nn.Module,
     loader: BatchLoader,
-    num_classes: int,
     precision: Precision,
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], object] = lambda: None,
@@ -41,17 +41,11 @@ def evaluate(
 
     The model is left in the mode that it came in. Under mixed precision the loss is computed in float32.
     """
-    from torchmetrics import MeanMetric, MetricCollection  # takes seconds to import
-    from torchmetrics.classification import MulticlassAccuracy
-
-    def accuracy(k: int) -> MulticlassAccuracy:
-        return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
-
     device = loader.device
-    accuracies = MetricCollection({"acc1": accuracy(1), "acc5": accuracy(5)}, compute_groups=False).to(device)
-    mean_loss = MeanMetric(nan_strategy="disable").to(device)
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    sums = torch.zeros(4, dtype=exact, device=device)  # loss, top-1, top-5 (each times images), images
     seconds: list[float] = []
-    sizes = [0]
+    largest = 0
     was_training = model.training
     model.eval()
     try:
@@ -62,24 +56,22 @@ def evaluate(
             with precision.autocast():
                 logits: Tensor = model(images)
             seconds.append(now(device) - start)
-            mean_loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
-            accuracies.update(logits.float(), targets)
-            sizes.append(len(images))
+            loss = nn.functional.cross_entropy(logits.float(), targets)
+            acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
+            sums += torch.stack([loss, acc1, acc5, torch.ones_like(loss)]).to(sums) * len(images)
+            largest = max(largest, len(images))
             on_batch()
     finally:
         model.train(was_training)
-    if not seconds:  # a rank without images: the others' counts are all there is
-        nothing = torch.zeros(0, num_classes, device=device)
-        accuracies.update(nothing, nothing[:, 0].long())
-    percent = {name: 100.0 * float(value) for name, value in accuracies.compute().items()}
-    typical = statistics.median(seconds[1:] or seconds or [math.nan])
+    loss_sum, acc1_sum, acc5_sum, images_sum = all_sum(sums).tolist()
+    typical = statistics.median(seconds[1:] or seconds or [math.nan])  # a rank may be without images
     return EvalResult(
-        loss=float(mean_loss.compute()),
-        acc1=percent["acc1"],
-        acc5=percent["acc5"],
-        num_images=int(all_sum(torch.tensor(sum(sizes), device=device))),
+        loss=loss_sum / images_sum,
+        acc1=acc1_sum / images_sum,
+        acc5=acc5_sum / images_sum,
+        num_images=int(images_sum),
         ms_per_batch=1e3 * typical,
-        images_per_second=max(sizes) * loader.world / typical,
+        images_per_second=largest * loader.world / typical,
     )
 
 

@@ -1,20 +1,15 @@
 """The training loop: one process or many, with exact resume.
 
 A paper hands over a model, loaders and, if its loss is its own, a `LossFunction`; it never copies the loop.
-
-Exact resume: data order and augmentation follow from (seed, epoch, batch) alone (`BatchLoader`); everything else that
-moves (weights, optimiser, scaler, schedule, EMA, generators of every rank, sums of the running epoch, best accuracy)
-is in each checkpoint. So a checkpoint may be taken after any optimiser step, and a run that is killed and resumed ends
-with the same weights, bit for bit on a CPU.
+A checkpoint may be taken after any optimiser step, and a run that is killed and resumed ends with the same weights, bit
+for bit on a CPU: see `training_state`.
 """
 
-import dataclasses
 import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from vit_core.checkpoint import load_weights, unwrap
 from vit_core.config import TrainConfig
 from vit_core.data import BatchLoader
-from vit_core.distributed import World, all_sum, gather, rng_state, set_rng_state, together
+from vit_core.distributed import World, all_sum, together
 from vit_core.errors import UserError
 from vit_core.evaluation import EvalResult, StopEvaluation, evaluate
 from vit_core.loss import LossFunction, build_criterion, classification_loss
@@ -35,18 +29,7 @@ from vit_core.optimisation import Schedule, build_optimizer
 from vit_core.precision import choose_precision
 from vit_core.run_folder import RunFolder
 from vit_core.signals import StopRequest
-
-
-@dataclass
-class Progress:
-    """Where a run is, and what it remembers beside tensors."""
-
-    epoch: int = 0  # epochs completed, evaluation included
-    batch: int = 0  # batches done of the running epoch
-    step: int = 0  # optimiser steps since the start
-    best_acc1: float = 0.0
-    best_epoch: int = 0
-    evaluations_without_gain: int = 0
+from vit_core.training_state import Progress, TrainingState
 
 
 class Stopped(Exception):
@@ -102,10 +85,11 @@ class Trainer:
             )
         self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
         self.mixup, self.criterion = build_criterion(config, num_classes, self.batch_images)
-        self.progress = Progress()
-        # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
         exact = torch.float32 if world.device.type == "mps" else torch.float64
+        # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
         self.sums = torch.zeros(6, dtype=exact, device=world.device)
+        self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums)
+        self.progress = self.state.progress
         self.recent_losses: list[Tensor] = []  # since the last check, still on the device
         self.last_lr = 0.0
         self.last_saved: Path | None = None
@@ -271,7 +255,6 @@ class Trainer:
                 return evaluate(
                     model,
                     self.val_loader,
-                    self.num_classes,
                     self.precision,
                     stop,
                     bar.update,
@@ -284,26 +267,25 @@ class Trainer:
 
     def save(self, also: list[str]) -> None:
         """Write last.pth and its other names. All ranks take part: each has its own generators and sums."""
-        ranks = gather({"rng": rng_state(), "sums": self.sums.tolist()})
+        checkpoint = self.state.checkpoint(self.settings, self._epoch_plan())
         with together():
             if self.world.is_main:
-                self.run.save(self._checkpoint(ranks), also)
+                self.run.save(checkpoint, also)
         self.last_saved = self.run.checkpoint("last")
 
-    def _checkpoint(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "epoch": self.progress.epoch,
-            "model_state_dict": unwrap(self.raw_model).state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "scaler_state_dict": self.scaler.state_dict(),
-            "best_acc1": self.progress.best_acc1,
-            "config": self.settings,
-            "ema_state_dict": None if self.ema is None else self.ema.module.state_dict(),
-            "schedule_state_dict": self.schedule.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-            "epoch_plan": self._epoch_plan(),
-            "ranks": ranks,
-        }
+    def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
+        """Take up the state of a checkpoint that `save` wrote. UserError when it belongs to something else."""
+        plan = self._epoch_plan()
+        changes = self.state.restore(checkpoint, source, plan, self.world.rank)
+        if changes:
+            self.progress.step = self.progress.epoch * self.steps_per_epoch
+            if self.world.is_main:
+                print(
+                    f"note: an epoch is not what it was ({changes}): epoch {self.progress.epoch + 1} starts at its "
+                    "beginning, and the run goes on, but not exactly as it would have"
+                )
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.last_saved = source
 
     def _epoch_plan(self) -> dict[str, int]:
         """What a batch and a step mean: a place in an epoch can be taken up only where these are the same."""
@@ -313,53 +295,6 @@ class Trainer:
             "batches": len(self.train_loader),
             "grad_accum": self.config.grad_accum,
         }
-
-    def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
-        """Take up the state of a checkpoint that `save` wrote. UserError when it belongs to something else."""
-        needed = ("progress", "epoch_plan", "ranks", "schedule_state_dict", "ema_state_dict")
-        missing = [k for k in needed if k not in checkpoint]
-        if missing:
-            raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(missing)}")
-        load_weights(self.raw_model, checkpoint["model_state_dict"], source)
-        try:
-            self._restore_optimizer(checkpoint["optimizer_state_dict"])
-        except (ValueError, KeyError) as e:
-            raise UserError(f"{source}: its optimiser does not fit --optimizer {self.config.optimizer} ({e})") from e
-        try:
-            self._restore_run(checkpoint)
-        except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as e:
-            raise UserError(f"{source} is damaged: {' '.join(str(e).split())[:120]}") from e
-        self.last_saved = source
-
-    def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        # The flags of this run, which `load_state_dict` would replace by those of the earlier one; not the rate.
-        flags = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, values in zip(self.optimizer.param_groups, flags, strict=True):
-            group.update(values)
-        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
-
-    def _restore_run(self, checkpoint: dict[str, Any]) -> None:
-        if self.scaler.is_enabled() and checkpoint["scaler_state_dict"]:
-            self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
-        self.schedule.load_state_dict(checkpoint["schedule_state_dict"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint["ema_state_dict"] or checkpoint["model_state_dict"])
-        self.progress = p = Progress(**checkpoint["progress"])
-        earlier, plan = checkpoint["epoch_plan"], self._epoch_plan()
-        ranks = checkpoint["ranks"]
-        if len(ranks) == self.world.size:
-            set_rng_state(ranks[self.world.rank]["rng"])
-        if earlier == plan:
-            self.sums.copy_(torch.tensor(ranks[self.world.rank]["sums"], dtype=self.sums.dtype))
-            return
-        p.batch, p.step = 0, p.epoch * self.steps_per_epoch
-        if self.world.is_main:
-            changes = ", ".join(f"{k} {earlier[k]} -> {v}" for k, v in plan.items() if earlier[k] != v)
-            print(
-                f"note: an epoch is not what it was ({changes}): epoch {p.epoch + 1} starts at its beginning, and the "
-                "run goes on, but not exactly as it would have"
-            )
 
     def _averages(self, local: bool = False) -> tuple[float, float, float, float, float]:
         """(loss, top-1 %, top-5 %, images, gradient norm) of the running epoch."""
