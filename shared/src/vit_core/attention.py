@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from vit_core.dropout import fill_keep_mask, keep_probability
 
@@ -30,6 +31,8 @@ _NARROW_HEAD = 16
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √d) v with dropout on the weights. q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d)."""
+    if has_torch_function_variadic(q, k, v):  # a TorchFunctionMode looks on, as explain.capture_attention does
+        return handle_torch_function(attention, (q, k, v), q, k, v, dropout_p=dropout_p)
     backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p)
     if not torch.compiler.is_compiling():
         _log_choice(backend, q.device.type)
@@ -41,6 +44,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
         out = _ChunkedAttention.apply(q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p)
         return out.view(B, h, N, v.shape[-1])
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+
+
+def observed(weights: Tensor) -> Tensor:
+    """Softmax weights (B, h, N, M) that a model computed itself, unchanged; `explain.capture_attention` sees them."""
+    if has_torch_function_unary(weights):
+        return handle_torch_function(observed, (weights,), weights)
+    return weights
 
 
 def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0) -> str:

@@ -1,0 +1,125 @@
+"""Pictures of maps: a heat map over its image, and a figure of several.
+
+Cell (i, j) of an h × w map lies over patch (i, j) of the image: row i counts from the top, column j from the left.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLOURS = "inferno"
+
+
+def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (…, C, H, W) -> values in [0, 1], those of the files."""
+    as_channels = [torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (mean, std)]
+    return (images * as_channels[1] + as_channels[0]).clamp(0, 1)
+
+
+def overlay(
+    image: Tensor,
+    heat: Tensor,
+    *,
+    alpha: float = 0.5,
+    colours: str = COLOURS,
+    limits: tuple[float, float] | None = None,
+    grey: bool = False,
+) -> Tensor:
+    """The image (3, H, W) under the colours of the map (h, w) -> float32 (3, H, W) in [0, 1], on the CPU.
+
+    Args:
+        image: uint8, or float in [0, 1].
+        alpha: 0 shows the image alone, 1 the map alone.
+        colours: the name of a matplotlib colour map.
+        limits: values at the two ends of the colours. Default: the smallest and the largest of the map.
+        grey: the image without its colours, so that those of the map mean heat alone.
+    Raises: ValueError for other shapes, and for an image outside [0, 1].
+    """
+    from matplotlib import colormaps
+
+    image = _picture(image)
+    if heat.ndim != 2 or not 0 <= alpha <= 1:
+        raise ValueError(f"need a map (h, w) and alpha in [0, 1], not {tuple(heat.shape)} and {alpha}")
+    low, high = limits or _limits([heat])
+    values = ((heat.detach().float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1)
+    if grey:
+        image = image.mean(0, keepdim=True).expand(3, -1, -1)
+    size = (image.shape[1], image.shape[2])
+    fine = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    colour = torch.from_numpy(colormaps[colours](fine.numpy())[..., :3]).float().permute(2, 0, 1)
+    return (1 - alpha) * image + alpha * colour
+
+
+def figure_of_maps(
+    image: Tensor,
+    maps: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    title: str | None = None,
+    image_title: str = "image",
+    shared_scale: bool = False,
+    columns: int = 4,
+    alpha: float = 0.5,
+    colours: str = COLOURS,
+) -> Path:
+    """Write the image and its overlays (over grey) as a grid of titled panels. The suffix of `path`: png, svg or pdf.
+
+    Args:
+        image: (3, H, W) as for `overlay`.
+        maps: title -> (h, w).
+        path: its folder is made.
+        shared_scale: one colour bar for all maps, so that panels compare; else each has its own.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    picture = _picture(image)
+    columns = min(columns, len(maps) + 1)
+    rows = math.ceil((len(maps) + 1) / columns)
+    height = 2.5 * picture.shape[1] / picture.shape[2]
+    # Without pyplot: no global state, no window; savefig takes Agg for PNG.
+    figure = Figure(figsize=(3.3 * columns, (height + 0.5) * rows + (0.4 if title else 0)), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for ax in axes:
+        ax.axis("off")
+    common = _limits(list(maps.values())) if shared_scale and maps else None
+    axes[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes[0].set_title(image_title, fontsize=10)
+    for ax, (name, heat) in zip(axes[1:], maps.items(), strict=False):
+        low, high = common or _limits([heat])
+        shown = overlay(picture, heat, alpha=alpha, colours=colours, limits=(low, high), grey=True)
+        ax.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.set_title(textwrap.fill(name, 32), fontsize=10)
+        if not common:  # a bar as tall as the picture
+            scale = ScalarMappable(Normalize(low, high), colours)
+            bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), format="%.3g")
+            bar.ax.tick_params(labelsize=8)
+    if common:
+        scale = ScalarMappable(Normalize(*common), colours)
+        figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.02, shrink=0.9).ax.tick_params(labelsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    return path
+
+
+def _picture(image: Tensor) -> Tensor:
+    """uint8 or float (3, H, W) -> float32 in [0, 1] on the CPU."""
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"need an image (3, H, W), not {tuple(image.shape)}")
+    values = image.detach().cpu().float() / (255.0 if image.dtype == torch.uint8 else 1.0)
+    if values.min() < -1e-4 or values.max() > 1 + 1e-4:
+        raise ValueError("the image's values lie outside [0, 1]: denormalise it first")
+    return values.clamp(0, 1)
+
+
+def _limits(maps: list[Tensor]) -> tuple[float, float]:
+    return min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
