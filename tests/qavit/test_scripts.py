@@ -13,7 +13,7 @@ SHORT = ("--epochs", "1", "--model-kwargs", "depth=1", "embed_dim=32", "patch_si
 
 
 def settled(*argv):
-    return settle(RECIPE, vars(RECIPE.train_parser().parse_args(list(argv))), None)
+    return settle(RECIPE, RECIPE.parse(argv), None)
 
 
 @pytest.mark.parametrize(

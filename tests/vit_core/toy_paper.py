@@ -51,6 +51,7 @@ RECIPE = Recipe(
     models={"toy": "test_vit", "other": "test_vit2"},
     presets=presets,
     loss_function=loss,
+    aliases={"output_dir": "save_dir"},
 )
 SMALL = (
     "--model-kwargs",

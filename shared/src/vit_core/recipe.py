@@ -4,9 +4,10 @@ A value of a run comes from, in rising order: the default of its flag, the paper
 the checkpoint that is resumed, the command line.
 """
 
+import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,75 @@ class Recipe:
     options: type = NoOptions  # dataclass of flags that go to timm.create_model where they are not None
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
+    aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
+    configs: Path | None = None  # folder of the YAML files that --config knows by name
+
+    def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """The flags that were given; under them, those of --config. UserError for a file that is not one."""
+        parser = self.train_parser()
+        given = vars(parser.parse_args(argv))
+        name = given.pop("config", None)
+        if name is None:
+            return given
+        return vars(parser.parse_args(self._config_flags(name, {action.dest for action in parser._actions}))) | given
+
+    def _config_flags(self, name: str, known: set[str]) -> list[str]:
+        """The words of a command line that says what the file says."""
+        shipped = self.configs / f"{name}.yaml" if self.configs else None
+        file = shipped if shipped is not None and shipped.is_file() else Path(name)
+        try:
+            values = yaml.safe_load(file.read_text())
+        except FileNotFoundError:
+            names = ", ".join(sorted(f.stem for f in self.configs.glob("*.yaml"))) if self.configs else "none"
+            raise UserError(f"--config {name}: no such file, nor a shipped one of that name ({names})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise UserError(f"--config {name}: not YAML: {e}") from e
+        if not isinstance(values, dict):
+            raise UserError(f"--config {name}: needs lines of the form 'flag: value'")
+        words = []
+        for key, value in values.items():
+            key = str(key).replace("-", "_")
+            if self.aliases.get(key, key) not in known or key == "config":
+                raise UserError(f"--config {name}: {key} is no flag of {self.command}-train")
+            flag = "--" + key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            elif isinstance(value, dict):
+                words += [flag, *(f"{k}={v}" for k, v in value.items())]
+            elif value is not None:
+                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return words
 
     def train_parser(self) -> ArgumentParser:
         parser = ArgumentParser(prog=f"{self.command}-train", description=self.description)
         self._add_model_flags(parser)
         parser.add_argument(
-            "--preset", choices=self.preset_names, default=self.preset_names[0],
-            help="hyperparameters that the flags below start from (default: %(default)s)",
+            "--preset", choices=self.preset_names, default=argparse.SUPPRESS,
+            help=f"hyperparameters that the flags below start from (default: {self.preset_names[0]})",
+        )  # fmt: skip
+        parser.add_argument(
+            "--config", metavar="FILE", default=argparse.SUPPRESS,
+            help="YAML file of flags; those on the command line go before it",
         )  # fmt: skip
         add_flags(parser, DataConfig, "data")
         add_flags(parser, TrainConfig, "training")
         add_flags(parser, AugmentConfig, "augmentation")
         add_flags(parser, OutputConfig, "output")
+        for theirs, ours in self.aliases.items():
+            flag = "--" + ours.replace("_", "-")
+            parser.add_argument(
+                "--" + theirs.replace("_", "-"), dest=ours, default=argparse.SUPPRESS, metavar="VALUE",
+                help=f"the same as {flag}",
+            )  # fmt: skip
         return parser
 
     def _add_model_flags(self, parser: ArgumentParser) -> None:
         add_flags(parser, self.options, "model")
-        parser.add_argument("--model", choices=tuple(self.models), help="which of the paper's models")
         parser.add_argument(
-            "--model-kwargs", nargs="+", metavar="NAME=VALUE", default=[],
+            "--model", choices=tuple(self.models), default=argparse.SUPPRESS, help="which of the paper's models"
+        )
+        parser.add_argument(
+            "--model-kwargs", nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS,
             help="further arguments of the model, such as depth=2",
         )  # fmt: skip
 
@@ -86,8 +137,6 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
     """Combine defaults, preset, resumed settings and flags. UserError for values that cannot be."""
     given = dict(given)
     kwargs = parse_model_kwargs(given.pop("model_kwargs", []))
-    if given.get("model") is None:
-        given.pop("model", None)
     earlier: dict[str, Any] = {}
     if resumed is not None:
         earlier = {**resumed["data"], **resumed["train"], **resumed["augment"]}

@@ -28,7 +28,7 @@ from vit_core.trainer import Stopped, Trainer
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Parse `argv` and train. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C."""
-    given = vars(recipe.train_parser().parse_args(argv))
+    given = recipe.parse(argv)
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     checkpoint = load_checkpoint(source) if source else None

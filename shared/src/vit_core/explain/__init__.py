@@ -8,6 +8,7 @@ from vit_core.explain.focused_attention import (
     focused_attention,
     measure_focus,
     random_control,
+    top_places,
 )
 from vit_core.explain.grad_cam import default_layer, grad_cam
 from vit_core.explain.grids import token_grid
@@ -29,4 +30,5 @@ __all__ = [
     "overlay",
     "random_control",
     "token_grid",
+    "top_places",
 ]

@@ -46,6 +46,11 @@ def focused_attention(
     return fap.masked_fill(~cam.flatten(1).any(1), torch.nan)
 
 
+def top_places(maps: Tensor, share: float = SHARE) -> Tensor:
+    """How far each place is among the top `share` of its map: (B, H, W) -> (B, H, W), 0 or 1, less where values tie."""
+    return _selected(maps, share, None).view_as(maps)
+
+
 def chance_level(places: int, share: float = SHARE) -> float:
     """Percent of G that a random set of k places is expected to hit: 100 k / n, whatever G."""
     return 100.0 * _count(places, share) / places
