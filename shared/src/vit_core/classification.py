@@ -1,0 +1,66 @@
+"""What a classifier gets right and wrong, class by class: scikit-learn's report, the confusion matrix as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import classification_report, confusion_matrix
+from timm.utils import accuracy
+from torch import Tensor, nn
+
+ANNOTATED_CLASSES = 20  # more cells than this squared have no room for their numbers
+
+
+def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, macro precision, recall and F1 (percent), loss, and the report as text and by class.
+
+    logits: (n, C). targets: (n,). Classes without an image count as zero in the macro means, as in scikit-learn.
+    """
+    acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
+    arguments: dict[str, Any] = {
+        "y_true": targets.numpy(), "y_pred": logits.argmax(1).numpy(), "labels": list(range(len(class_names))),
+        "target_names": list(class_names), "zero_division": 0,
+    }  # fmt: skip
+    by_class = classification_report(output_dict=True, **arguments)
+    macro = by_class["macro avg"]
+    return {
+        "acc1": float(acc1),
+        "acc5": float(acc5),
+        "precision": 100.0 * macro["precision"],
+        "recall": 100.0 * macro["recall"],
+        "f1": 100.0 * macro["f1-score"],
+        "loss": float(nn.functional.cross_entropy(logits, targets)),
+        "num_images": len(targets),
+        "by_class": {name: by_class[name] for name in class_names},
+        "text": classification_report(digits=4, **arguments),
+    }
+
+
+def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str], path: str | Path) -> Path:
+    """Write the confusion matrix: a row a true class, in percent of its images; a column a predicted class."""
+    from matplotlib.figure import Figure
+
+    C = len(class_names)
+    counts = confusion_matrix(targets.numpy(), logits.argmax(1).numpy(), labels=list(range(C)))
+    share = torch.from_numpy(counts).double()
+    share = 100 * share / share.sum(1, keepdim=True).clamp_min(1)
+    side = min(3.0 + 0.45 * C, 14.0)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    ax = figure.subplots()
+    shown = ax.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, ax=ax, label="% of the true class", fraction=0.046, pad=0.02)
+    ax.set(xlabel="predicted", ylabel="true", title=f"{len(targets):,} images, {C} classes")
+    if C <= ANNOTATED_CLASSES:
+        ax.set_xticks(range(C), class_names, rotation=45, ha="right")
+        ax.set_yticks(range(C), class_names)
+        for i in range(C):
+            for j in range(C):
+                if counts[i, j]:
+                    value = float(share[i, j])
+                    ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                            color="white" if value > 50 else "black")  # fmt: skip
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,110 @@
+"""A model from the checkpoint of its run, and the images to try it on: what every analysis script begins with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit_core.checkpoint import load_checkpoint, load_weights
+from vit_core.cli import ArgumentParser
+from vit_core.config import DataConfig
+from vit_core.data import AugmentConfig, BatchLoader, Dataset, EvalTransform
+from vit_core.distributed import World
+from vit_core.errors import UserError
+from vit_core.precision import MODES
+from vit_core.recipe import Recipe, check_classes, create_model, load_images, run_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model in evaluation mode on its device, and what its run was."""
+
+    model: nn.Module
+    settings: dict[str, Any]  # the checkpoint's `config`
+    source: Path
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.settings["class_names"])
+
+    def transform(self) -> EvalTransform:
+        """The run's own: uint8 (B, 3, H, W) -> normalised (B, 3, S, S)."""
+        s = self.settings
+        crop_pct = AugmentConfig(**s["augment"]).eval_crop_pct
+        return EvalTransform(s["img_size"], s["mean"], s["std"], crop_pct)
+
+    def dataset(self, args: Any, world: World) -> tuple[Dataset, DataConfig]:
+        """What `add_data_flags` asked for; by default that of the run. UserError for another number of classes."""
+        trained = self.settings["data"]
+        same = args.dataset in (None, trained["dataset"])
+        config = DataConfig(
+            dataset=args.dataset or trained["dataset"],
+            data_path=args.data_path or (trained["data_path"] if same else None),
+            download=args.download,
+            num_workers=args.num_workers,
+        )
+        dataset = load_images(config, self.settings["img_size"], world)
+        note = check_classes(self.settings, self.source, dataset, config.dataset)
+        if note and world.is_main:
+            print(note)
+        return dataset, config
+
+    def loader(self, dataset: Dataset, world: World, *, batch_size: int, num_workers: int) -> BatchLoader:
+        """The evaluation split, in its order."""
+        return BatchLoader(
+            dataset.val,
+            batch_size=batch_size,
+            transform=self.transform(),
+            train=False,
+            rank=world.rank,
+            world=world.size,
+            device=world.device,
+            num_workers=num_workers,
+        )
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Flags of a script that evaluates: which images, how many at a time, where."""
+    parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")
+    parser.add_argument("--data-path", help="folder of the dataset (default: the one it was trained on)")
+    parser.add_argument("--download", action="store_true", help="download the dataset where it is missing")
+    parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
+    add_device_flags(parser)
+
+
+def add_device_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument(
+        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
+    )
+    parser.add_argument("--no-amp", dest="amp", action="store_const", const="off", help="float32, the default")
+    parser.add_argument(
+        "--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them"
+    )
+
+
+def check_data_flags(args: Any) -> None:
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise UserError("--batch-size must be at least 1 and --num-workers at least 0")
+
+
+def load_trained(
+    recipe: Recipe, path: str | Path, device: torch.device, *, model: str | None = None, raw_weights: bool = False
+) -> TrainedModel:
+    """The model of a checkpoint that one of the recipe's runs wrote; its EMA where the run kept one.
+
+    model: what --model says, where the user expects one. Raises UserError for a checkpoint of something else.
+    """
+    checkpoint = load_checkpoint(path)
+    settings = run_settings(checkpoint, path)
+    if settings["model"] not in recipe.models.values():
+        raise UserError(f"{path} is not a checkpoint of {recipe.paper}")
+    if model and recipe.models[model] != settings["model"]:
+        raise UserError(f"{path} is a checkpoint of {settings['model']}, not of {recipe.models[model]}")
+    built = create_model(settings["model"], settings["model_kwargs"], settings["num_classes"], settings["img_size"])
+    ema = None if raw_weights else checkpoint.get("ema_state_dict")
+    load_weights(built, ema or checkpoint["model_state_dict"], path)
+    return TrainedModel(model=built.to(device).eval(), settings=settings, source=Path(path))
