@@ -12,7 +12,7 @@ import torch
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # $OMP_NUM_THREADS may want one
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,7 @@
 """Two gloo processes train as one process with the same global batch does."""
 
 import csv
+import errno
 import os
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.evaluation import evaluate
 from vit_core.precision import choose_precision
+from vit_core.run_folder import RunFolder
 
 
 def free_port() -> str:
@@ -105,6 +107,23 @@ def evaluates_one_image(folder: str, environment: dict[str, str]) -> None:
 def test_what_fails_on_one_rank_ends_all(tmp_path, start_processes):
     codes = start_processes(one_rank_fails, [(str(tmp_path), env) for env in two_ranks(free_port())], timeout=60)
     assert codes == [2, 1]  # 1: the UserError, which no @command turned into a line here
+
+
+def its_disk_is_full(folder: str, argv: list[str], environment: dict[str, str]) -> None:
+    """The main process cannot write metrics.csv."""
+    if environment["RANK"] == "0":
+
+        def full(self, row):
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+        RunFolder.log = full
+    toy_paper.train_process(folder, argv, -1, "", environment)
+
+
+def test_a_full_disk_of_the_main_process_ends_the_others(tmp_path, start_processes):
+    argv = ["--batch-size", "128", "--epochs", "1"]
+    work = [(str(tmp_path), argv, env) for env in two_ranks(free_port())]
+    assert start_processes(its_disk_is_full, work, timeout=60) == [2, 2]
 
 
 def test_a_rank_without_images_evaluates_with_the_others(tmp_path, start_processes):

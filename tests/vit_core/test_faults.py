@@ -128,6 +128,31 @@ def test_an_image_that_breaks_in_mid_epoch_loses_nothing_before_it(folder, tmp_p
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_broken_validation_image_does_not_cost_the_epoch(folder, tmp_path, capsys):
+    whole = (folder / "val" / "dog" / "3.jpg").read_bytes()
+    argv = ["--cache", "disk", "--num-workers", "0"]
+    os.truncate(folder / "val" / "dog" / "3.jpg", 100)
+    assert on_folder(folder, tmp_path, *argv) == 2
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert "3.jpg" in (said := one_line(capsys))
+    assert f"what was done before is in {run / 'last.pth'}" in said
+    assert torch.load(run / "last.pth", weights_only=True)["progress"]["batch"] == 2
+    (folder / "val" / "dog" / "3.jpg").write_bytes(whole)
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
+    with (run / "metrics.csv").open() as f:
+        assert [row["step"] for row in csv.DictReader(f)] == ["2"]
+
+
+def test_a_metrics_file_cut_short_is_mended_on_resume(tmp_path):
+    assert toy_paper.train(str(tmp_path), "--epochs", "2") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    with (run / "metrics.csv").open("a") as f:
+        f.write("1,2\n\0\0\0")
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "3") == 0
+    with (run / "metrics.csv").open() as f:
+        assert [row["epoch"] for row in csv.DictReader(f)] == ["1", "2", "3"]
+
+
 def test_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     assert toy_paper.train(str(tmp_path)) == 2

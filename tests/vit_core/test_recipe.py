@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import toy_paper
+from vit_core.cli import flag
 from vit_core.errors import UserError
 from vit_core.recipe import settle
 
@@ -30,6 +31,25 @@ def test_a_config_file_lies_between_the_preset_and_the_command_line(tmp_path):
     assert given["save_dir"] == "there"
 
 
+def test_model_arguments_of_the_file_and_of_the_command_line_are_joined(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+        drop_rate: float | None = flag(None, "dropout")
+
+    recipe = dataclasses.replace(RECIPE, options=Options)
+    file = tmp_path / "run.yaml"
+    file.write_text("drop_rate: 0.1\nmodel_kwargs: {depth: 2, patch_size: 8, eps: 1.0e-7, name: '1', none: null}\n")
+
+    def kwargs(*argv):
+        return settle(recipe, recipe.parse(["--config", str(file), *argv]), None).model_kwargs
+
+    filed = {"depth": 2, "patch_size": 8, "eps": 1e-7, "name": "1", "none": None}
+    assert kwargs() == {**filed, "drop_rate": 0.1}
+    assert kwargs("--model-kwargs", "depth=3", "eps=1e-6") == {**filed, "depth": 3, "eps": 1e-6, "drop_rate": 0.1}
+    assert kwargs("--drop-rate", "0.2") == {**filed, "drop_rate": 0.2}
+    assert kwargs("--model-kwargs", "drop_rate=0.3") == {**filed, "drop_rate": 0.3}
+
+
 def test_configs_of_the_package_go_by_name(tmp_path):
     (tmp_path / "short.yaml").write_text("epochs: 2\n")
     recipe = dataclasses.replace(RECIPE, configs=tmp_path)
@@ -42,6 +62,9 @@ def test_configs_of_the_package_go_by_name(tmp_path):
     ("text", "message"),
     [
         ("epoch: 3\n", "epoch is no flag of toy-train"),
+        ("epochs: 7.5\n", "--config .*run.yaml: argument --epochs: invalid int value"),
+        ("early_stopping: false\n", "--config .*run.yaml: unrecognized arguments: --no-early-stopping"),
+        ("data_path: 2020-13-45\n", "not YAML"),
         ("- epochs\n", "needs lines of the form 'flag: value'"),
         ("epochs: [3\n", "not YAML"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
@@ -55,5 +78,17 @@ def test_config_files_that_are_none(tmp_path, text, message):
 
 
 def test_original_names_of_flags():
-    assert RECIPE.parse(["--output_dir", "there"])["save_dir"] == "there"
+    names = {
+        "output_dir": "save_dir",
+        "num_epochs": "epochs",
+        "use_amp": "amp",
+        "crop_mode": "crop",
+        "nhwc": "channels_last",
+    }
+    recipe = dataclasses.replace(RECIPE, aliases=names)
+    argv = ["--output_dir", "there", "--num-epochs", "5", "--use-amp", "--crop-mode", "pad", "--nhwc"]
+    given = {"save_dir": "there", "epochs": 5, "amp": "auto", "crop": "pad", "channels_last": True}
+    assert recipe.parse(argv) == given
+    with pytest.raises(SystemExit):
+        recipe.parse(["--crop-mode", "square"])
     assert settled("--model", "other").model == "test_vit2"

@@ -106,14 +106,12 @@ def test_an_earlier_checkpoint_branches_off_and_overwrites_nothing(tmp_path, cap
     (branch,) = [r for r in (tmp_path / "checkpoints").iterdir() if r != run]
     assert [row["epoch"] for row in metrics(branch)] == ["1", "2", "3"]
     assert_same_state(final(branch)["model_state_dict"], final(run)["model_state_dict"])
-    assert "a folder of its own" in capsys.readouterr().out
+    assert "is not the latest state of" in capsys.readouterr().out
 
 
 def test_a_branch_has_the_best_weights_of_its_past(tmp_path):
     assert toy_paper.train(str(tmp_path), "--save-freq", "1") == 0
     run = only_run(tmp_path)
-    stray = run / f".last.pth.{2**22}"
-    stray.write_bytes(b"half a checkpoint of a process that was killed")
     (run / "last.pth").write_bytes(b"damaged")
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "epoch_2.pth"), "--lr", "0", "--min-lr", "0") == 0
     (branch,) = [r for r in (tmp_path / "checkpoints").iterdir() if r != run]
@@ -143,6 +141,36 @@ def test_resume_with_another_batch_size_begins_the_epoch_anew(tmp_path, capsys):
     assert [row["step"] for row in rows] == ["5", "22", "33"]
 
 
+def test_an_older_checkpoint_is_older_whatever_its_batches_were(tmp_path, capsys):
+    """Steps of other batch sizes do not compare: 22 of the older state are fewer epochs than 20 of the later."""
+    assert toy_paper.train(str(tmp_path), "--batch-size", "128", "--epochs", "2", "--save-freq", "1") == 0
+    run = only_run(tmp_path)
+    assert (
+        toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--batch-size", "256", "--epochs", "4") == 0
+    )
+    assert final(run)["progress"]["step"] == 20
+    before = {f.name: f.read_bytes() for f in run.iterdir()}
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "epoch_2.pth"), "--epochs", "3") == 0
+    assert {f.name: f.read_bytes() for f in run.iterdir()} == before
+    assert "epoch_2.pth is not the latest state" in capsys.readouterr().out
+
+
+def test_kill_9_between_the_two_names_of_a_checkpoint(tmp_path, start_processes):
+    """best.pth is the next epoch's, last.pth is not yet: the resumed run ends as one that was never killed."""
+    flags = ["--epochs", "2"]
+    assert start_processes(toy_paper.train_process, [(str(tmp_path / "a"), flags, -1, "", {})]) == [0]
+    killed = start_processes(toy_paper.train_process, [(str(tmp_path / "b"), flags, 2, "kill at last.pth", {})])
+    assert killed == [-signal.SIGKILL]
+    run, unbroken = only_run(tmp_path / "b"), only_run(tmp_path / "a")
+    assert final(run)["epoch"] == 1
+    assert torch.load(run / "best.pth", weights_only=True)["epoch"] == 2
+    assert toy_paper.train(str(tmp_path / "b"), "--resume", str(run / "last.pth")) == 0
+    ours, theirs = final(run), final(unbroken)
+    assert_same_state(ours["model_state_dict"], theirs["model_state_dict"])
+    assert_same_state(ours["progress"], theirs["progress"])
+    assert not [f for f in run.iterdir() if f.name.startswith(".")]
+
+
 def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):
     assert toy_paper.train(str(tmp_path), "--epochs", "1", "--weight-decay", "0.05") == 0
     run = only_run(tmp_path)
@@ -160,6 +188,8 @@ def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):
         ("ranks", [{"rng": 3, "sums": []}]),
         ("schedule_state_dict", []),
         ("optimizer_state_dict", {}),
+        ("optimizer_state_dict", 3),
+        ("progress", None),
     ],
 )
 def test_a_checkpoint_with_foreign_values_is_named(tmp_path, capsys, key, value):
@@ -171,6 +201,7 @@ def test_a_checkpoint_with_foreign_values_is_named(tmp_path, capsys, key, value)
     error = capsys.readouterr().err
     assert str(path) in error
     assert error.count("\n") == 1
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1, "no folder is made for a run that cannot begin"
 
 
 def test_resume_takes_flags_from_the_checkpoint_unless_given(tmp_path):

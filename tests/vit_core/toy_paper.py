@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,8 +79,25 @@ def train(folder: str, *argv: str, at: int = -1, what: str = "") -> int:
     return main(["--save-dir", f"{folder}/checkpoints", "--log-dir", f"{folder}/logs", *argv])
 
 
+def _kill_at(name: str, time: int) -> None:
+    """SIGKILL when a file takes the name `name` for the `time`-th time."""
+    replace, times = Path.replace, []
+
+    def watched(self: Path, target: str | Path) -> Path:
+        if Path(target).name == name:
+            times.append(target)
+            if len(times) == time:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = watched  # type: ignore[method-assign]
+
+
 def train_process(folder: str, argv: list[str], at: int, what: str, environment: dict[str, str]) -> None:
     """Target of a process: as `train`, and exit with its code."""
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if what.startswith("kill at "):
+        _kill_at(what.removeprefix("kill at "), at)
+        at = -1
     raise SystemExit(train(folder, *argv, at=at, what=what))

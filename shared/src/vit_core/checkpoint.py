@@ -47,7 +47,13 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
+        try:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as f:
+                os.fsync(f.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     temporary.replace(target)
 
 

@@ -8,10 +8,11 @@ import argparse
 import dataclasses
 import errno
 import functools
+import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,12 @@ def flag(default: Any, help: str, *, choices: Sequence[str] | None = None, bare:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with both spellings of a flag (`--batch-size`, `--batch_size`) and one-line errors, exit code 2."""
+    """argparse with both spellings of a flag (`--batch-size`, `--batch_size`) and one-line errors, exit code 2.
+
+    source: where the words come from, if not from the command line; errors are then UserErrors that name it.
+    """
+
+    source: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -49,6 +55,8 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args([_hyphens(a) for a in args], namespace)
 
     def error(self, message: str) -> NoReturn:
+        if self.source is not None:
+            raise UserError(f"{self.source}: {message}")
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -59,8 +67,10 @@ def _hyphens(arg: str) -> str:
     return name.replace("_", "-") + sep + value
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: Sequence[str] = ()) -> None:
-    """Add one flag for each field of the dataclass `config`.
+def add_flags(
+    parser: argparse.ArgumentParser, config: type, title: str, aliases: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
+    """Add one flag for each field of the dataclass `config`; `aliases`: another name of a flag -> its field.
 
     Flags that are not given are left out of the namespace (`argparse.SUPPRESS`), so that a preset or the
     configuration of a resumed run can supply them; the field's default is shown in the help.
@@ -68,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: S
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(config)
     for f in dataclasses.fields(config):
-        if f.name in skip or "help" not in f.metadata:
+        if "help" not in f.metadata:
             continue
         meta = f.metadata
         default = "" if f.default is None else f" (default: {f.default})"
@@ -90,7 +100,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str, skip: S
                     "--no-" + name[2:], dest=f.name, action="store_const", const="off", default=argparse.SUPPRESS,
                     help=f"{name} off",
                 )  # fmt: skip
-        group.add_argument(name, dest=f.name, **options)
+        others = ["--" + theirs.replace("_", "-") for theirs, ours in aliases.items() if ours == f.name]
+        group.add_argument(name, *others, dest=f.name, **options)
 
 
 def _plain_type(hint: Any) -> Any:
@@ -116,6 +127,8 @@ def output_file(text: str) -> Path:
         raise UserError(f"{path}: {path.parent} is not a folder")
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: permission denied: choose a folder that you may write to")
     return path
 
 

@@ -100,11 +100,11 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails on one rank (UserError, OSError) ends all: the others would wait for it in their next exchange."""
+    """Leave the block on all ranks or on none: after a failure on one, the others would wait for it in vain."""
     problem: Exception | None = None
     try:
         yield
-    except (UserError, OSError) as e:
+    except Exception as e:
         problem = e
     failed = gather(problem is not None)
     if problem is not None:

@@ -1,11 +1,13 @@
 """What a paper tells the shared commands: its models, its presets, its own flags; and how a run is put together.
 
 A value of a run comes from, in rising order: the default of its flag, the paper's preset for this model and dataset,
-the checkpoint that is resumed, the command line.
+the checkpoint that is resumed, the file of --config, the command line.
 """
 
 import argparse
 import dataclasses
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +52,14 @@ class Recipe:
         name = given.pop("config", None)
         if name is None:
             return given
-        return vars(parser.parse_args(self._config_flags(name, {action.dest for action in parser._actions}))) | given
+        words = self._config_flags(name, {action.dest for action in parser._actions})
+        parser.source = f"--config {name}"
+        filed = vars(parser.parse_args(words))
+        typed = given.get("model_kwargs", [])
+        for key in parse_model_kwargs(typed):  # --model-kwargs dropout=0 goes before the file's dropout
+            filed.pop(key, None)
+        joined = {"model_kwargs": filed.get("model_kwargs", []) + typed} if typed else {}
+        return filed | given | joined
 
     def _config_flags(self, name: str, known: set[str]) -> list[str]:
         """The words of a command line that says what the file says."""
@@ -61,7 +70,7 @@ class Recipe:
         except FileNotFoundError:
             names = ", ".join(sorted(f.stem for f in self.configs.glob("*.yaml"))) if self.configs else "none"
             raise UserError(f"--config {name}: no such file, nor a shipped one of that name ({names})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
+        except (yaml.YAMLError, ValueError) as e:  # a date that does not exist is a ValueError
             raise UserError(f"--config {name}: not YAML: {e}") from e
         if not isinstance(values, dict):
             raise UserError(f"--config {name}: needs lines of the form 'flag: value'")
@@ -74,7 +83,7 @@ class Recipe:
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
             elif isinstance(value, dict):
-                words += [flag, *(f"{k}={v}" for k, v in value.items())]
+                words += [flag, *(f"{k}={json.dumps(v)}" for k, v in value.items())] if value else []
             elif value is not None:
                 words += [flag, *map(str, value if isinstance(value, list) else [value])]
         return words
@@ -90,16 +99,9 @@ class Recipe:
             "--config", metavar="FILE", default=argparse.SUPPRESS,
             help="YAML file of flags; those on the command line go before it",
         )  # fmt: skip
-        add_flags(parser, DataConfig, "data")
-        add_flags(parser, TrainConfig, "training")
-        add_flags(parser, AugmentConfig, "augmentation")
-        add_flags(parser, OutputConfig, "output")
-        for theirs, ours in self.aliases.items():
-            flag = "--" + ours.replace("_", "-")
-            parser.add_argument(
-                "--" + theirs.replace("_", "-"), dest=ours, default=argparse.SUPPRESS, metavar="VALUE",
-                help=f"the same as {flag}",
-            )  # fmt: skip
+        groups = {"data": DataConfig, "training": TrainConfig, "augmentation": AugmentConfig, "output": OutputConfig}
+        for title, config in groups.items():
+            add_flags(parser, config, title, self.aliases)
         return parser
 
     def _add_model_flags(self, parser: ArgumentParser) -> None:
@@ -169,8 +171,9 @@ def parse_model_kwargs(words: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--model-kwargs takes NAME=VALUE, got {word!r}")
         try:
-            pairs[name.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as e:
+            number = re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text)  # 1e-6, which YAML takes for a word
+            pairs[name.replace("-", "_")] = float(text) if number else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as e:
             raise UserError(f"--model-kwargs {word}: not a value: {e}") from e
     return pairs
 
@@ -231,8 +234,10 @@ def load_images(config: DataConfig, img_size: int, world: World) -> Dataset:
     with together():
         if not config.download or world.local_rank == 0:
             dataset = load(config.download)
-    if dataset is None:
-        dataset = load(False)
+    with together():
+        if dataset is None:
+            dataset = load(False)
+    assert dataset is not None
     if config.num_classes is not None and config.num_classes != dataset.num_classes:
         raise UserError(
             f"--num-classes {config.num_classes}: the dataset {config.dataset} has {dataset.num_classes} classes"

@@ -9,13 +9,12 @@ import platform
 import shutil
 import subprocess  # only to ask git for the commit
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit_core.checkpoint import copy_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
+from vit_core.checkpoint import remove_leftovers, save_checkpoint
 from vit_core.errors import UserError
 
 METRICS = (
@@ -82,18 +81,6 @@ class RunFolder:
         """Write last.pth, and give the same file the names in `also` (best, epoch_N)."""
         save_checkpoint(self.checkpoint("last"), checkpoint, [self.checkpoint(name) for name in also])
 
-    def take_best(self, candidates: Sequence[Path], epoch: int) -> bool:
-        """Take the best checkpoint over from the run that this one branched off. False where none is of `epoch`."""
-        for file in candidates:
-            try:
-                if load_checkpoint(file)["epoch"] != epoch:
-                    continue
-            except UserError:  # missing or damaged
-                continue
-            copy_checkpoint(file, self.checkpoint("best"))
-            return True
-        return False
-
     def write_config(self, config: dict[str, Any]) -> None:
         """config.json: the settings and what they ran with."""
         text = json.dumps(config | {"environment": environment()}, indent=2)
@@ -108,7 +95,7 @@ class RunFolder:
         if not source.is_file():
             return
         with source.open(newline="") as f:
-            rows = [row for row in csv.DictReader(f) if int(row["epoch"]) <= epoch]
+            rows = [row for row in csv.DictReader(f) if _is_whole(row) and int(row["epoch"]) <= epoch]
         temporary = self.path / ".metrics.csv"
         with temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, METRICS, extrasaction="ignore")
@@ -137,6 +124,11 @@ class RunFolder:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    """Not cut short by a full disk or a power cut."""
+    return (row["epoch"] or "").isdecimal() and all(row.get(name) is not None for name in METRICS)
 
 
 def _check_writable(folder: Path) -> None:

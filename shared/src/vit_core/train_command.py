@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core import distributed
-from vit_core.checkpoint import load_checkpoint
+from vit_core.checkpoint import copy_checkpoint, load_checkpoint
 from vit_core.cli import build
 from vit_core.config import OutputConfig
 from vit_core.data import Augment, BatchLoader, EvalTransform
@@ -24,6 +24,7 @@ from vit_core.recipe import (
 )
 from vit_core.run_folder import RunFolder
 from vit_core.trainer import Stopped, Trainer
+from vit_core.training_state import check_resumable
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,10 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     checkpoint = load_checkpoint(source) if source else None
-    resumed = run_settings(checkpoint, source) if checkpoint is not None and source else None
+    resumed = None
+    if checkpoint is not None and source is not None:
+        resumed = run_settings(checkpoint, source)
+        check_resumable(checkpoint, source)
     planned = settle(recipe, given, resumed)
     world = distributed.start(planned.train.device)
     try:
@@ -46,7 +50,7 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
         distributed.wait_for_all()
     except Stopped as stopped:
         if world.is_main:
-            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped.checkpoint, output)}")
+            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped.checkpoint, output, world)}")
         distributed.wait_for_all()
         return 128 + stopped.signal_number
     finally:
@@ -126,31 +130,48 @@ def _choose_folder(
     name = f"{planned.model}_{planned.data.dataset}"
     if source is None or checkpoint is None:
         return RunFolder.create(output.save_dir, output.log_dir, name), False
-    progress = checkpoint.get("progress", {})
-    last = source.parent / "last.pth"
+    progress = checkpoint["progress"]
+    last, best = source.parent / "last.pth", source.parent / "best.pth"
     if last.is_file() and (source.parent / "config.json").is_file():
-        if _is_latest(last, source, progress):
+        if _is_latest(last, source, checkpoint):
             folder = RunFolder.of_checkpoint(source, output.log_dir)
             folder.keep_metrics_until(checkpoint["epoch"])
-            return folder, True
-        print(f"{source.parent} went on after {source.name}: this run gets a folder of its own")
+            # A run killed between its files' two names has the next epoch's best, which it will find again.
+            return folder, _epoch_of(best) in (progress["best_epoch"], progress["epoch"] + 1)
+        print(f"{source.name} is not the latest state of {source.parent}: this run gets a folder of its own")
     folder = RunFolder.create(output.save_dir, output.log_dir, name)
     folder.keep_metrics_until(checkpoint["epoch"], source.parent / "metrics.csv")
-    has_best = folder.take_best((source.parent / "best.pth", source), progress.get("best_epoch"))
-    if not has_best:
-        print(f"the best weights up to {source.name} are not there any more: best.pth starts anew")
-    return folder, has_best
+    if not progress["best_epoch"]:  # no evaluation yet
+        return folder, True
+    for file in (best, source):
+        if _epoch_of(file) == progress["best_epoch"]:
+            copy_checkpoint(file, folder.checkpoint("best"))
+            return folder, True
+    print(f"the best weights up to {source.name} are not there any more: best.pth starts anew")
+    return folder, False
 
 
-def _is_latest(last: Path, source: Path, progress: dict[str, Any]) -> bool:
+def _is_latest(last: Path, source: Path, checkpoint: dict[str, Any]) -> bool:
     if last.samefile(source):
         return True
     try:
         latest = load_checkpoint(last)
+        check_resumable(latest, last)
     except UserError as e:
         print(f"note: {e}")
         return False
-    return bool(latest.get("progress", {}).get("step", 0) <= progress.get("step", 0))
+    ours, theirs = checkpoint["progress"], latest["progress"]
+    if latest["epoch_plan"] != checkpoint["epoch_plan"] and theirs["batch"]:  # batches of another size
+        return bool(theirs["epoch"] < ours["epoch"])
+    return bool((theirs["epoch"], theirs["batch"]) <= (ours["epoch"], ours["batch"]))
+
+
+def _epoch_of(checkpoint: Path) -> int | None:
+    """None for a file that is missing or damaged."""
+    try:
+        return int(load_checkpoint(checkpoint)["epoch"])
+    except UserError:
+        return None
 
 
 def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], source: Path | None) -> None:
@@ -185,6 +206,9 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     print(f"see its curves: uv run tensorboard --logdir {run.log_dir.parent}")
 
 
-def _resume_command(recipe: Recipe, checkpoint: Path, output: OutputConfig) -> str:
+def _resume_command(recipe: Recipe, checkpoint: Path, output: OutputConfig, world: distributed.World) -> str:
     log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {output.log_dir}"
-    return f"uv run {recipe.command}-train --resume {checkpoint}{log_dir}"
+    start = f"uv run {recipe.command}-train"
+    if world.size > 1:  # with another number of processes the epoch would start anew
+        start = f"the same torchrun command with {recipe.command.replace('-', '_')}.train"
+    return f"{start} --resume {checkpoint}{log_dir}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3, accuracy
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from vit_core.config import TrainConfig
 from vit_core.data import BatchLoader
 from vit_core.distributed import World, all_sum, together
 from vit_core.errors import UserError
-from vit_core.evaluation import EvalResult, StopEvaluation, evaluate
+from vit_core.evaluation import EvalResult, StopEvaluation, count_hits, evaluate
 from vit_core.loss import LossFunction, build_criterion, classification_loss
 from vit_core.optimisation import Schedule, build_optimizer
 from vit_core.precision import choose_precision
@@ -86,7 +86,7 @@ class Trainer:
         self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
         self.mixup, self.criterion = build_criterion(config, num_classes, self.batch_images)
         exact = torch.float32 if world.device.type == "mps" else torch.float64
-        # loss, top-1, top-5 (each times images), images; gradient norm, steps: of the running epoch, on this rank
+        # loss times images, hits of top-1 and top-5, images; gradient norm, steps: of the running epoch, on this rank
         self.sums = torch.zeros(6, dtype=exact, device=world.device)
         self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums)
         self.progress = self.state.progress
@@ -140,14 +140,15 @@ class Trainer:
                 names.append("best")
         p.epoch, p.batch = number, 0
         self.sums.zero_()
-        if self.world.is_main:  # before the checkpoint: a run killed in between drops the row and writes it anew
-            self.run.log(row)
+        with together():
+            if self.world.is_main:  # before the checkpoint: a run killed in between drops the row and writes it anew
+                self.run.log(row)
         self.save(names)
         if self.world.is_main:
             self._say(number, row, best="best" in names)
 
     def _batches(self, bar: "tqdm[Any]") -> Iterator[tuple[Tensor, Tensor]]:
-        """The rest of the epoch. An image that cannot be read ends the run, but not what was done before it."""
+        """The rest of the epoch. Of an image that cannot be read: see `_save_before`."""
         p = self.progress
         first = p.batch
         batches = self.train_loader.epoch(p.epoch, start_batch=first)
@@ -155,16 +156,11 @@ class Trainer:
             try:
                 batch = next(batches, None)
             except UserError as e:
-                between_steps = p.batch % self.config.grad_accum == 0  # else gradients would be lost
-                if self.world.size > 1 or p.batch == first or not between_steps:
-                    raise
-                if self.recent_losses:
-                    self._check(bar)
-                if self.stop.signal is not None:  # it went to the data workers, too
-                    self._stop_here()
-                self.save([])
-                self.run.close()
-                raise UserError(f"{e}; what was done before is in {self.last_saved}") from e
+                if p.batch % self.config.grad_accum == 0:  # else gradients would be lost
+                    if self.recent_losses:
+                        self._check(bar)
+                    self._save_before(e, p.batch > first)
+                raise
             if batch is None:
                 return
             yield batch
@@ -186,8 +182,9 @@ class Trainer:
             self.scaler.scale(loss / group_size).backward()
         p.batch += 1
         with torch.no_grad():
-            acc1, acc5 = accuracy(logits, labels, topk=(1, 5))
-            self.sums[:4] += torch.stack([loss, acc1, acc5, torch.ones_like(acc1)]).to(self.sums) * len(images)
+            self.sums[0] += loss * len(images)
+            self.sums[1:3] += count_hits(logits, labels)
+            self.sums[3] += len(images)
         self.recent_losses.append(loss.detach())
         bar.update()
         if completes:
@@ -241,6 +238,17 @@ class Trainer:
         if any_stop:
             self._stop_here()
 
+    def _save_before(self, error: UserError, anything_new: bool = True) -> None:
+        """The data failed: a lone process keeps what it did since the last checkpoint. Many may each be elsewhere."""
+        if self.world.size > 1:
+            return
+        if self.stop.signal is not None:  # it went to the data workers, too
+            self._stop_here()
+        if anything_new:
+            self.save([])
+            self.run.close()
+            raise UserError(f"{error}; what was done before is in {self.last_saved}") from error
+
     def _stop_here(self) -> None:
         self.save([])
         self.run.close()
@@ -261,6 +269,9 @@ class Trainer:
                 )
             except StopEvaluation:
                 self._stop_here()  # with all batches of the epoch done: a resumed run evaluates first
+                raise
+            except UserError as e:  # an image that cannot be read; a resumed run evaluates first
+                self._save_before(e)
                 raise
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -301,7 +312,7 @@ class Trainer:
         sums = self.sums.clone() if local else all_sum(self.sums.clone())
         loss, acc1, acc5, images, norm, steps = sums.tolist()
         images = max(images, 1.0)
-        return loss / images, acc1 / images, acc5 / images, images, norm / max(steps, 1.0)
+        return loss / images, 100 * acc1 / images, 100 * acc5 / images, images, norm / max(steps, 1.0)
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -32,6 +32,17 @@ class Progress:
     evaluations_without_gain: int = 0
 
 
+def check_resumable(checkpoint: dict[str, Any], source: Path) -> None:
+    """UserError for a checkpoint without what `TrainingState.restore` needs."""
+    types = {"progress": dict, "epoch_plan": dict, "ranks": list, "schedule_state_dict": dict, "epoch": int}
+    wrong = [k for k, kind in types.items() if not isinstance(checkpoint.get(k), kind)]
+    wrong += [k for k in ("ema_state_dict",) if k not in checkpoint]
+    if not wrong:
+        wrong = [f"progress.{f.name}" for f in dataclasses.fields(Progress) if f.name not in checkpoint["progress"]]
+    if wrong:
+        raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(wrong)}")
+
+
 @dataclass
 class TrainingState:
     """The moving parts of a `Trainer`, which holds the same objects: `restore` changes them in place."""
@@ -67,16 +78,12 @@ class TrainingState:
         """Take up the state of `checkpoint`, read from `source`.
 
         Returns what differs in `epoch_plan` ("" for nothing): then the running epoch starts at its beginning, and the
-        caller sets the step. Raises UserError for a checkpoint of something else.
+        caller sets the step. Raises UserError for a checkpoint of something else; `check_resumable` comes first.
         """
-        needed = ("progress", "epoch_plan", "ranks", "schedule_state_dict", "ema_state_dict")
-        missing = [k for k in needed if k not in checkpoint]
-        if missing:
-            raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(missing)}")
         load_weights(self.model, checkpoint["model_state_dict"], source)
         try:
             self._restore_optimizer(checkpoint["optimizer_state_dict"])
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{source}: its optimiser does not fit the --optimizer of this run ({e})") from e
         try:
             return self._restore_rest(checkpoint, epoch_plan, rank)
