@@ -12,7 +12,7 @@ import torch
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # $OMP_NUM_THREADS may want one
+    torch.set_num_threads(1)  # pytest-xdist runs a process a core
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -104,7 +104,7 @@ def test_swin_fused_equals_swin_unfused():
         {"attn_mask": torch.arange(35).view(5, 7) > 10},  # the first query sees no key
         {"enable_gqa": True},
     ],
-    ids=str,
+    ids=("plain", "scale", "causal", "float-mask", "mask", "mask-of-all-keys", "grouped"),
 )
 @pytest.mark.parametrize("keep_graph", [False, True])
 def test_arguments_of_sdpa_are_respected(options, keep_graph):
