@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vit_core import distributed
 from vit_core.checkpoint import load_checkpoint
 from vit_core.cli import build
@@ -60,6 +62,8 @@ def prepare(
     dataset = load_images(planned.data, img_size, world)
     distributed.seed_everything(train.seed)
     model = create_model(planned.model, planned.model_kwargs, dataset.num_classes, planned.data.img_size)
+    if checkpoint is None:
+        _initialise(recipe, planned, model, world)
     distributed.seed_everything(train.seed, world.rank)
     augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
     common: dict[str, Any] = {
@@ -88,6 +92,22 @@ def prepare(
         folder.write_config(trainer.settings | {"processes": world.size})
         _say_what_runs(planned, trainer, dataset.class_names, source)
     return trainer
+
+
+def _initialise(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
+    """The weights that a new run starts from; one process downloads them, the others find them in the cache."""
+    start = recipe.start_options(**planned.start)
+    problem = None
+    if world.is_main:
+        try:
+            recipe.initialise(model, start)
+        except UserError as e:
+            problem = str(e)
+    problem = distributed.broadcast(problem)
+    if problem:
+        raise UserError(problem)
+    if not world.is_main:
+        recipe.initialise(model, start)
 
 
 def _settings_of(checkpoint: dict[str, Any], source: Path) -> dict[str, Any]:

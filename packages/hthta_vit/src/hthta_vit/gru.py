@@ -38,7 +38,7 @@ class BiGRU(nn.GRU):
         super().__init__(input_size, hidden_size, num_layers, batch_first=True, bidirectional=True)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        if x.device.type != "cpu" or self.weight_ih_l0.dtype not in (torch.float32, torch.float64):
+        if x.device.type not in ("cpu", "meta") or self.weight_ih_l0.dtype not in (torch.float32, torch.float64):
             return super().forward(x)[0]
         with torch.autocast("cpu", enabled=False):
             x = x.to(self.weight_ih_l0.dtype)
@@ -82,7 +82,7 @@ def _onednn_packs() -> bool:
     """oneDNN's reordered weights, by the operators that torch's own compiler uses; measured on x86 only."""
     return (
         torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and platform.machine() in ("x86_64", "AMD64")
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
@@ -117,7 +117,17 @@ def _bigru(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]
         gates[..., h : 2 * h].unbind(0), gates[..., 2 * h :].unbind(0), new.unbind(0), states.unbind(0),
         states[1:].unbind(0), strict=False,
     )  # fmt: skip
-    for gate, state, rz, r, z, hn, n, before, after in steps:  # few operations, in place: each costs as much as its work
+    for (
+        gate,
+        state,
+        rz,
+        r,
+        z,
+        hn,
+        n,
+        before,
+        after,
+    ) in steps:  # few operations, in place: each costs as much as its work
         product.add(gate, state)
         rz.sigmoid_()
         n.addcmul_(r, hn).tanh_()

@@ -1,0 +1,18 @@
+"""Evaluate a checkpoint: `uv run hthta-vit-evaluate --checkpoint RUN/best.pth` (original: evaluate.py)."""
+
+import sys
+from collections.abc import Sequence
+
+import hthta_vit  # noqa: F401 -- registers the models with timm
+from hthta_vit.recipe import RECIPE
+from vit_core import evaluate_command
+from vit_core.cli import command
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    return evaluate_command.run(RECIPE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
