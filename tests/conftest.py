@@ -45,7 +45,7 @@ def start_processes() -> Callable[..., list[int]]:
     """start_processes(function, arguments per process) -> exit codes. Fresh interpreters, not forks."""
     context = multiprocessing.get_context("spawn")
 
-    def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 120) -> list[int]:
+    def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 240) -> list[int]:
         processes = [context.Process(target=function, args=a) for a in arguments]
         for p in processes:
             p.start()

@@ -105,7 +105,7 @@ def evaluates_one_image(folder: str, environment: dict[str, str]) -> None:
 
 
 def test_what_fails_on_one_rank_ends_all(tmp_path, start_processes):
-    codes = start_processes(one_rank_fails, [(str(tmp_path), env) for env in two_ranks(free_port())], timeout=60)
+    codes = start_processes(one_rank_fails, [(str(tmp_path), env) for env in two_ranks(free_port())])
     assert codes == [2, 1]  # 1: the UserError, which no @command turned into a line here
 
 
@@ -123,7 +123,7 @@ def its_disk_is_full(folder: str, argv: list[str], environment: dict[str, str]) 
 def test_a_full_disk_of_the_main_process_ends_the_others(tmp_path, start_processes):
     argv = ["--batch-size", "128", "--epochs", "1"]
     work = [(str(tmp_path), argv, env) for env in two_ranks(free_port())]
-    assert start_processes(its_disk_is_full, work, timeout=60) == [2, 2]
+    assert start_processes(its_disk_is_full, work) == [2, 2]
 
 
 def test_a_rank_without_images_evaluates_with_the_others(tmp_path, start_processes):

@@ -57,6 +57,7 @@ RECIPE = Recipe(
 SMALL = (
     "--model-kwargs",
     "patch_size=8",
+    "depth=2",
     "proj_drop_rate=0.1",
     "drop_path_rate=0.1",
 )  # draws masks: resume must too

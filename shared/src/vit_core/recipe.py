@@ -27,7 +27,11 @@ from vit_core.loss import LossFunction, classification_loss
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """Model flags of a paper that has none."""
+    """Flags of a paper that has none."""
+
+
+def start_as_built(model: nn.Module, start: Any) -> None:
+    """A new run of a paper without weights to start from: the model stays as it was initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Recipe:
     models: Mapping[str, str]  # what --model says -> timm's name
     presets: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # given flags -> values, `model` and `dataset` included
     options: type = NoOptions  # dataclass of flags that go to timm.create_model where they are not None
+    start_options: type = NoOptions  # dataclass of flags about where a new run's weights come from
+    initialise: Callable[[nn.Module, Any], None] = start_as_built  # new model, start_options; never on resume
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
     aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
@@ -91,6 +97,7 @@ class Recipe:
     def train_parser(self) -> ArgumentParser:
         parser = ArgumentParser(prog=f"{self.command}-train", description=self.description)
         self._add_model_flags(parser)
+        add_flags(parser, self.start_options, "initial weights")
         parser.add_argument(
             "--preset", choices=self.preset_names, default=argparse.SUPPRESS,
             help=f"hyperparameters that the flags below start from (default: {self.preset_names[0]})",
@@ -121,6 +128,7 @@ class Run:
 
     model: str  # timm's name
     model_kwargs: dict[str, Any]
+    start: dict[str, Any]  # fields of the recipe's start_options
     data: DataConfig
     train: TrainConfig
     augment: AugmentConfig
@@ -128,7 +136,7 @@ class Run:
     def settings(self, dataset: Dataset, img_size: int) -> dict[str, Any]:
         """What a checkpoint's `config` and config.json hold: plain values, enough to build the model and the data."""
         return {
-            "model": self.model, "model_kwargs": self.model_kwargs, "img_size": img_size,
+            "model": self.model, "model_kwargs": self.model_kwargs, "start": self.start, "img_size": img_size,
             "num_classes": dataset.num_classes, "class_names": list(dataset.class_names),
             "mean": list(dataset.mean), "std": list(dataset.std), "data": dataclasses.asdict(self.data),
             "train": dataclasses.asdict(self.train), "augment": dataclasses.asdict(self.augment),
@@ -151,12 +159,19 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
         earlier["model"] = short
         kwargs = {**resumed["model_kwargs"], **kwargs}
     values = {**recipe.presets({**earlier, **given}), **earlier, **given}
+    start = dataclasses.asdict(build(recipe.start_options, values))
+    if resumed is not None:
+        unused = [name for name in start if name in given]
+        if unused:
+            raise UserError(f"--{unused[0].replace('_', '-')} is for a new run: --resume has its weights")
+        start = resumed.get("start", {})
     names = {f.name for f in dataclasses.fields(recipe.options)}
     kwargs |= {k: v for k, v in given.items() if k in names and v is not None}
     build(recipe.options, {k: v for k, v in kwargs.items() if k in names})
     return Run(
         model=recipe.models[values["model"]],
         model_kwargs=kwargs,
+        start=start,
         data=build(DataConfig, values),
         train=build(TrainConfig, values),
         augment=build(AugmentConfig, values),

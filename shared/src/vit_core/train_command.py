@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vit_core import distributed
 from vit_core.checkpoint import copy_checkpoint, load_checkpoint
 from vit_core.cli import build
@@ -73,6 +75,8 @@ def prepare(
     dataset = load_images(planned.data, img_size, world)
     distributed.seed_everything(train.seed)
     model = create_model(planned.model, planned.model_kwargs, dataset.num_classes, planned.data.img_size)
+    if checkpoint is None:
+        _initialise(recipe, planned, model, world)
     distributed.seed_everything(train.seed, world.rank)
     augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
     common: dict[str, Any] = {
@@ -103,6 +107,15 @@ def prepare(
             print(note)
         _say_what_runs(planned, trainer, dataset.class_names, source)
     return trainer
+
+
+def _initialise(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
+    """The weights that a new run starts from; one process of a machine downloads them, the others find them there."""
+    start = recipe.start_options(**planned.start)
+    for is_turn in (world.local_rank == 0, world.local_rank != 0):
+        with distributed.together():
+            if is_turn:
+                recipe.initialise(model, start)
 
 
 def _run_folder(

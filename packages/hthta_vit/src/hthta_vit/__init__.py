@@ -1,0 +1,15 @@
+"""HTHTA-ViT++: ViT with GRU-guided token attention. Importing it registers its models with timm."""
+
+from hthta_vit.gru import BiGRU
+from hthta_vit.model import COMPONENTS, GuidedTokenAttention, HTHTAViT
+from hthta_vit.registry import hthta_vit_base_patch16_224, hthta_vit_base_patch16_224_gru2, hthta_vit_micro
+
+__all__ = [
+    "COMPONENTS",
+    "BiGRU",
+    "GuidedTokenAttention",
+    "HTHTAViT",
+    "hthta_vit_base_patch16_224",
+    "hthta_vit_base_patch16_224_gru2",
+    "hthta_vit_micro",
+]

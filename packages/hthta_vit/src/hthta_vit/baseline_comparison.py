@@ -1,0 +1,94 @@
+"""Plain models of timm beside HTHTA-ViT++, under one recipe (original: baseline_comparison.py).
+
+    uv run hthta-vit-baseline-comparison --models vit_base swin_base hthta_vit_base --dataset cifar100 --data-path DIR
+
+Flags that are not listed below are those of hthta-vit-train, for all models. Writes measurements.csv, table.md and
+comparison.png; the same command given again goes on where it was interrupted.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+import hthta_vit  # noqa: F401 -- registers the models with timm
+from hthta_vit.focus import attention_map
+from hthta_vit.recipe import RECIPE
+from hthta_vit.study import AttentionMaps, Study, picture, table
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.explain import capture_attention
+
+# The original's names -> timm's. Any other name is timm's own.
+MODELS = {
+    "vit_base": "vit_base_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+    "swin_base": "swin_base_patch4_window7_224",
+    "convnext_base": "convnext_base",
+    "hthta_vit_base": "hthta_vit_base_patch16_224",
+}
+# The seed's tables, CIFAR-100: accuracy; and FAP, of which it does not say on which images.
+CLAIMED = {
+    "vit_base": ("84.6", "53.7"), "swin_base": ("—", "61.2"), "convnext_base": ("89.2", "—"),
+    "hthta_vit_base": ("93.3", "78.3"),
+}  # fmt: skip
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(
+        prog="hthta-vit-baseline-comparison",
+        description="Train and measure models of timm beside HTHTA-ViT++. Flags that are not listed here are those of "
+        "hthta-vit-train.",
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), metavar="NAME",
+        help=f"{', '.join(MODELS)}, or any name of timm's (default: all of these)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of each model (default: 0)")
+    parser.add_argument("--output-dir", default="./comparison", help="folder of the study (default: %(default)s)")
+    parser.add_argument("--fap-images", type=int, default=2000, help="images for FAP (default: %(default)s)")
+    args, flags = parser.parse_known_args(argv)
+    names = {name: MODELS.get(name, name) for name in args.models}
+    unknown = [name for name in names.values() if not timm.is_model(name.split(".")[0])]
+    if unknown:
+        raise UserError(f"--models: timm knows no {', '.join(unknown)}")
+    study = Study(
+        recipe=dataclasses.replace(RECIPE, models=dict(RECIPE.models) | names),
+        rows={name: ("--model", name) for name in names},
+        flags=flags, seeds=args.seeds, folder=Path(args.output_dir), fap_images=args.fap_images,
+        attention_maps=maps_of,
+    )  # fmt: skip
+    measurements = study.run()
+    text = table(measurements, list(names), CLAIMED)
+    (study.folder / "table.md").write_text(text)
+    images = study.recipe.parse(flags).get("dataset", "digits")
+    picture(measurements, list(names), study.folder / "comparison.png", f"One recipe on {images}")
+    print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
+    return 0
+
+
+def maps_of(model: nn.Module) -> AttentionMaps | None:
+    """The map that FAP compares: HTHTA's, a class token's, Swin's; None for a model without attention."""
+    if getattr(model, "cls_token", None) is not None:
+        return attention_map
+    return received_attention if type(model).__name__ == "SwinTransformer" else None
+
+
+def received_attention(model: nn.Module, images: Tensor) -> Tensor:
+    """Swin has no class token: what each place gets from all places of the last block, mean over heads. One window."""
+    last = f"layers.{len(model.layers) - 1}.blocks.{len(model.layers[-1].blocks) - 1}."  # type: ignore
+    with capture_attention(model, lambda name: name.startswith(last)) as captured:
+        model(images)
+    weights = captured.calls[-1].weights  # (B · windows, heads, w², w²)
+    if len(weights) != len(images):
+        raise ValueError("the last stage has more than one window: no map of the whole image")
+    side = round(weights.shape[-1] ** 0.5)
+    return weights.mean((1, 2)).view(len(images), side, side)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

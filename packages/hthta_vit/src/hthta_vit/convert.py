@@ -1,0 +1,149 @@
+"""Weights of others: the original's checkpoints, its three modules alone, and timm's ViTs for the backbone."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from hthta_vit.model import GuidedTokenAttention, HTHTAViT
+from vit_core.checkpoint import mismatches
+
+_HEAD_FIELDS = ("dim", "heads", "head_dim", "gru_layers")
+_PARTS = ("bigru.", "attention_pooling.", "cls_fusion.")
+# torchvision's names in an encoder layer -> timm's in a block; mlp.linear_1 and mlp.linear_2 are its older ones.
+_LAYER = {
+    "ln_1": "norm1", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "ln_2": "norm2",
+    "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "mlp.linear_1": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
+}  # fmt: skip
+
+
+def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GuidedTokenAttention:
+    """The three modules: (patch_tokens (B, N, d), cls_token (B, d)) -> (fused (B, d), attention_weights (B, H, N)).
+
+    config: dim, heads, head_dim, gru_layers, as numbers or as text. Raises ValueError that lists wrong keys.
+    """
+    fields: dict[str, Any] = _head_fields(config)
+    head = GuidedTokenAttention(**fields)
+    _load(head, _merge_heads(state_dict, head))
+    return head.eval()
+
+
+def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> HTHTAViT:
+    """An `HTHTAViT` with the weights of a whole checkpoint: torchvision's ViT, the three modules, the classifier.
+
+    state_dict: `vit.*` (its own `vit.heads.*` is left out), `bigru.*`, `attention_pooling.*`, `cls_fusion.*` and
+    `classifier.*`, with or without `module.` in front; sizes of the ViT are read off its weights.
+    config: as for `head_from_original`, and `vit_heads`, the ViT's attention heads (64 wide each where not given).
+    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    """
+    config = dict(config)
+    vit_heads = config.pop("vit_heads", None)
+    fields = _head_fields(config)
+    theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    needed = ("vit.conv_proj.weight", "vit.encoder.pos_embedding")
+    missing = [k for k in needed if k not in theirs]
+    if missing:
+        raise ValueError("not a checkpoint of this HTHTA-ViT: " + "; ".join(f"missing {k}" for k in missing))
+    dim, _, patch_size, _ = theirs[needed[0]].shape
+    depth = len({m[1] for k in theirs if (m := re.match(r"vit\.encoder\.layers\.encoder_layer_(\d+)\.", k))})
+    mlp = next((v.shape[0] for k, v in theirs.items() if re.search(r"_0\.mlp\.(0|linear_1)\.bias$", k)), 4 * dim)
+    classifier = next((v.shape[0] for k, v in theirs.items() if re.fullmatch(r"classifier\.(\d+\.)?bias", k)), 0)
+    model = HTHTAViT(
+        img_size=math.isqrt(theirs[needed[1]].shape[1] - 1) * patch_size, patch_size=patch_size, num_classes=classifier,
+        embed_dim=dim, depth=depth, num_heads=int(vit_heads or max(dim // 64, 1)), mlp_ratio=mlp / dim,
+        gru_layers=fields["gru_layers"], pool_heads=fields["heads"], pool_head_dim=fields["head_dim"],
+    )  # fmt: skip
+    head = {k: v for k, v in theirs.items() if k.startswith(_PARTS)}
+    renamed = {f"guided.{k}": v for k, v in _merge_heads(head, model.guided).items()}
+    renamed |= {_timm_name(k): v for k, v in theirs.items() if k not in head and not k.startswith("vit.heads.")}
+    _load(model, renamed)
+    return model.eval()
+
+
+def load_backbone(model: HTHTAViT, state_dict: Mapping[str, Tensor]) -> None:
+    """Put the weights of one of timm's ViTs into the backbone; the paper's parts and the classifier stay as they are.
+
+    Position embeddings of another grid, and patches of another size, are resized by timm. Raises ValueError that lists
+    what is missing, unexpected or wrongly shaped.
+    """
+    kept = ("guided.", "head.", "head_dist.", "fc_norm.")
+    try:
+        theirs = checkpoint_filter_fn(dict(state_dict), model)
+    except (RuntimeError, ValueError, KeyError, AssertionError) as e:
+        raise ValueError(f"not a ViT of timm's: {' '.join(str(e).split())[:200]}") from e
+    theirs = {k: v for k, v in theirs.items() if not k.startswith(kept)}
+    ours = {k: v for k, v in model.state_dict().items() if k.startswith(kept)}
+    problems = mismatches(model, {**ours, **theirs})
+    if problems:
+        raise ValueError(_listed(problems))
+    model.load_state_dict(theirs, strict=False)
+
+
+def timm_backbone(name: str, tag: str, img_size: int) -> Mapping[str, Tensor]:
+    """The weights of timm's `name.tag`, from its cache or the network. Raises what timm's download raises."""
+    return timm.create_model(f"{name}.{tag}", pretrained=True, num_classes=0, img_size=img_size).state_dict()
+
+
+def _head_fields(config: Mapping[str, Any]) -> dict[str, int]:
+    wrong = [f"missing {k}" for k in _HEAD_FIELDS if k not in config]
+    wrong += [f"unexpected {k}" for k in config if k not in _HEAD_FIELDS]
+    if wrong:
+        raise ValueError("config: " + "; ".join(wrong))
+    return {k: int(config[k]) for k in _HEAD_FIELDS}
+
+
+def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -> dict[str, Tensor]:
+    """The original's pooling has two layers a head, attention_heads.{j}.{0,2}; ours holds those of all heads as one."""
+    theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    pooling = head.attention_pooling
+    assert pooling is not None
+    prefix = "attention_pooling.attention_heads.{}."
+    parts = ("0.weight", "0.bias", "2.weight", "2.bias")
+    names = [[prefix.format(j) + part for j in range(pooling.heads)] for part in parts]
+    missing = [k for part in names for k in part if k not in theirs]
+    c, d = pooling.score.shape[1], pooling.proj.in_features
+    shapes = ((c, d), (c,), (1, c), (1,))
+    wrong = [
+        f"{k} is {tuple(theirs[k].shape)}, expected {shape}"
+        for part, shape in zip(names, shapes, strict=True) for k in part if k in theirs and theirs[k].shape != shape
+    ]  # fmt: skip
+    if missing or wrong:
+        raise ValueError(_listed([f"missing {k}" for k in missing] + wrong))
+    w, b, v, v_bias = ([theirs.pop(k) for k in part] for part in names)
+    merged = {
+        "proj.weight": torch.cat(w),
+        "proj.bias": torch.cat(b),
+        "score": torch.cat(v),
+        "score_bias": torch.cat(v_bias),
+    }
+    return theirs | {f"attention_pooling.{k}": t for k, t in merged.items()}
+
+
+def _timm_name(key: str) -> str:
+    """torchvision's `vit.*` and the original's `classifier.*` -> timm's; others stay, to be listed."""
+    match = re.fullmatch(r"vit\.encoder\.layers\.encoder_layer_(\d+)\.(.+)", key)
+    if match:
+        for theirs, ours in _LAYER.items():
+            if match[2].startswith(theirs):
+                return f"blocks.{match[1]}.{ours}{match[2].removeprefix(theirs)}"
+        return key
+    key = re.sub(r"^classifier\.(\d+\.)?", "head.", key)
+    key = re.sub(r"^vit\.conv_proj\.", "patch_embed.proj.", key)
+    key = re.sub(r"^vit\.encoder\.ln\.", "norm.", key)
+    return {"vit.class_token": "cls_token", "vit.encoder.pos_embedding": "pos_embed"}.get(key, key)
+
+
+def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    problems = mismatches(model, state_dict)
+    if problems:
+        raise ValueError(_listed(problems))
+    model.load_state_dict(state_dict)
+
+
+def _listed(problems: list[str]) -> str:
+    return "not a checkpoint of this HTHTA-ViT: " + "; ".join(problems)

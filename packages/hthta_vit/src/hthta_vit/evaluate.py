@@ -1,0 +1,115 @@
+"""Evaluate an HTHTA-ViT++ (original: evaluate.py): accuracy, precision, recall, F1, FAP, robustness.
+
+    uv run hthta-vit-evaluate --model_path checkpoints/RUN/best.pth [--tta] [--robustness]
+
+Writes report.txt, report.json and confusion_matrix.png.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import hthta_vit  # noqa: F401 -- registers the models with timm
+from hthta_vit.focus import attention_map
+from hthta_vit.recipe import RECIPE
+from hthta_vit.robustness import disturbances, disturbed
+from vit_core.classification import confusion_picture, summarise
+from vit_core.cli import ArgumentParser, command
+from vit_core.distributed import World, pick_device
+from vit_core.explain import measure_focus
+from vit_core.precision import Precision, choose_precision
+from vit_core.run_folder import environment
+from vit_core.trained_model import TrainedModel, add_data_flags, check_data_flags, load_trained
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    check_data_flags(args)
+    world = World(0, 1, pick_device(args.device))
+    trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
+    dataset, data = trained.dataset(args, world)
+    folder = Path(args.output_dir or trained.source.parent / f"evaluation_{data.dataset}")
+    folder.mkdir(parents=True, exist_ok=True)
+    loader = trained.loader(dataset, world, batch_size=args.batch_size, num_workers=args.num_workers)
+    precision = choose_precision(args.amp, world.device)
+
+    def predict(batches: Iterable[tuple[Tensor, Tensor]], what: str) -> tuple[Tensor, Tensor]:
+        shown = tqdm(batches, what, len(loader), leave=False, disable=not sys.stderr.isatty(), unit=" batches")
+        return predictions(trained, shown, precision, tta=args.tta)
+
+    logits, targets = predict(loader.epoch(), "evaluate")
+    names = dataset.class_names
+    summary = summarise(logits, targets, names)
+    record: dict[str, Any] = {
+        "model": trained.settings["model"], "checkpoint": args.checkpoint, "dataset": data.dataset, "tta": args.tta,
+        **summary,
+    }  # fmt: skip
+    lines = [
+        f"{trained.settings['model']} on {data.dataset}, {summary['num_images']:,} images"
+        + (", mean of the image and its mirror image" if args.tta else ""),
+        f"Accuracy:    {summary['acc1']:.2f}% (top-5 {summary['acc5']:.2f}%), loss {summary['loss']:.4f}",
+        f"Precision:   {summary['precision']:.2f}%   Recall: {summary['recall']:.2f}%   F1: {summary['f1']:.2f}%"
+        "   (macro means)",
+    ]
+    if args.fap:
+        focus = measure_focus(trained.model, loader, attention_map)
+        record["fap"] = dataclasses.asdict(focus)
+        lines.append(str(focus))
+    if args.robustness:
+        record["robustness"] = {"none": summary["acc1"]}
+        lines.append(f"{'disturbed by':<28} accuracy")
+        for name, disturb in disturbances(dataset.mean, dataset.std).items():
+            acc1 = summarise(*predict(disturbed(loader, disturb), name), names)["acc1"]
+            record["robustness"][name] = acc1
+            lines.append(f"{name:<28} {acc1:6.2f}%  ({acc1 - summary['acc1']:+.2f})")
+    text = "\n".join(lines)
+    print(text)
+    (folder / "report.txt").write_text(f"{text}\n\n{record.pop('text')}")
+    (folder / "report.json").write_text(json.dumps(record | {"environment": environment()}, indent=2) + "\n")
+    confusion_picture(logits, targets, names, folder / "confusion_matrix.png")
+    print(f"report.txt, report.json and confusion_matrix.png are in {folder}")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="hthta-vit-evaluate", description="Evaluate a checkpoint of HTHTA-ViT++.")
+    parser.add_argument(
+        "--model-path", "--checkpoint", dest="checkpoint", required=True,
+        help="file that training wrote, such as best.pth",
+    )  # fmt: skip
+    add_data_flags(parser)
+    parser.add_argument("--tta", action="store_true", help="mean of the predictions for the image and its mirror image")
+    parser.add_argument("--robustness", action="store_true", help="accuracy under noise and occlusion, too")
+    parser.add_argument("--no-fap", dest="fap", action="store_false", help="leave out the Focused Attention Percentage")
+    parser.add_argument("--output-dir", help="folder of the reports (default: one beside the checkpoint)")
+    return parser
+
+
+@torch.inference_mode()
+def predictions(
+    trained: TrainedModel, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision, *, tta: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (n, C) and classes (n,) of all batches, on the CPU.
+
+    tta: the mean of the probabilities for the image and its mirror image (the original's notebook).
+    """
+    scores, labels = [], []
+    for images, targets in batches:
+        with precision.autocast():
+            views = [images, images.flip(-1)] if tta else [images]
+            probabilities = [trained.model(view).float().log_softmax(1) for view in views]
+        scores.append(torch.stack(probabilities).logsumexp(0).sub(torch.tensor(len(views)).log()).cpu())
+        labels.append(targets.cpu())
+    return torch.cat(scores), torch.cat(labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""HTHTA-ViT's models, flags and hyperparameters, as the shared commands take them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from hthta_vit.convert import load_backbone, timm_backbone
+from hthta_vit.model import COMPONENTS, HTHTAViT
+from hthta_vit.registry import BACKBONE, TAGS
+from vit_core.cli import flag
+from vit_core.errors import UserError
+from vit_core.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Flags that change the model; None leaves the model's own default."""
+
+    components: str | None = flag(
+        None, "which of the paper's parts: a row of its ablation (default: all)", choices=tuple(COMPONENTS)
+    )
+    gru_layers: int | None = flag(None, "layers of the GRU (default: 1; base_gru2 2)")
+    gamma: float | None = flag(None, "where the fusion's weight of the class token starts (default: 0.5)")
+    beta: float | None = flag(None, "where the fusion's weight of the product starts (default: 0.1)")
+    frozen_blocks: int | None = flag(None, "first blocks that do not learn, the embeddings included (default: 0)")
+    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What a new run starts from; a resumed run and an evaluation have their weights from the checkpoint."""
+
+    pretrained: bool = flag(False, "start the backbone from timm's ViT weights (default: base models yes, micro no)")
+    pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
+    weights: str | None = flag(None, "start the backbone from this safetensors file of a timm ViT, without a network")
+
+
+def initialise(model: nn.Module, start: StartOptions) -> None:
+    """Load the backbone's weights into a new model. UserError, in one line, for what cannot be had or does not fit."""
+    assert isinstance(model, HTHTAViT)
+    advice = "give --weights FILE.safetensors, or --no-pretrained to start from random weights"
+    if start.weights is not None:
+        source = start.weights
+        if not Path(source).is_file():
+            raise UserError(f"--weights {source}: no such file")
+        try:
+            state: Mapping[str, Any] = load_file(source)
+        except SafetensorError as e:
+            raise UserError(f"--weights {source} is not a safetensors file, or is damaged ({e})") from e
+    elif start.pretrained:
+        source = f"{BACKBONE}.{start.pretrained_tag}"
+        if model.embed_dim != 768 or len(model.blocks) != 12:
+            raise UserError(f"--pretrained: there are no weights for this size of model; {advice}")
+        try:
+            state = timm_backbone(BACKBONE, start.pretrained_tag, model.patch_embed.img_size[0])
+        except Exception as e:  # whatever the hub's client, its transport or its cache raise
+            reason = " ".join(str(e).split())[:160]
+            raise UserError(f"{source}: the weights could not be downloaded ({reason}); {advice}") from e
+    else:
+        return
+    try:
+        load_backbone(model, state)
+    except ValueError as e:
+        listed = str(e).split("; ")
+        more = f"; and {len(listed) - 3} more" if len(listed) > 3 else ""
+        raise UserError(f"{source} does not fit the backbone: {'; '.join(listed[:3])}{more}") from e
+
+
+def presets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+
+    published: the seed's training details with what its code adds (500 warm-up steps, clipping at 1.0, early stopping
+    after 10). notebook: with label smoothing and mixup, as its notebook. The micro model's values are ours.
+    """
+    model, dataset = given.get("model"), given.get("dataset")
+    model = model or ("micro" if dataset in (None, "digits") else "base")
+    dataset = dataset or ("digits" if model == "micro" else "cifar100")
+    values: dict[str, Any] = {"model": model, "dataset": dataset, "crop": "none", "label_smoothing": 0.0}
+    if model == "micro":
+        values |= {"epochs": 10, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2}
+    else:
+        values |= {
+            "epochs": 30, "batch_size": 32, "lr": 2e-5, "weight_decay": 0.01, "warmup_steps": 500, "min_lr": 0.0,
+            "grad_clip": 1.0, "early_stopping": 10, "pretrained": given.get("weights") is None,
+            "rotation": 10.0, "color_jitter": 0.2,  # the original has both; how strong is ours
+        }  # fmt: skip
+        if given.get("preset") == "notebook":
+            values |= {"label_smoothing": 0.1, "mixup": 0.2}
+    if dataset == "digits":
+        values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+    return values
+
+
+RECIPE = Recipe(
+    paper="HTHTA-ViT++",
+    description="Train an HTHTA-ViT. Without arguments: the micro model on the embedded digits. With --model base or "
+    "base_gru2 alone: CIFAR-100, as published.",
+    command="hthta-vit",
+    models={
+        "micro": "hthta_vit_micro",
+        "base": "hthta_vit_base_patch16_224",
+        "base_gru2": "hthta_vit_base_patch16_224_gru2",
+    },
+    presets=presets,
+    options=ModelOptions,
+    start_options=StartOptions,
+    initialise=initialise,
+    aliases={"data_dir": "data_path", "output_dir": "save_dir"},
+    configs=Path(__file__).parent / "configs",
+    preset_names=("published", "notebook"),
+)

@@ -1,0 +1,99 @@
+"""Pictures of what an HTHTA-ViT++ looks at (original: visualize_attention.py).
+
+    uv run hthta-vit-visualize-attention --model_path checkpoints/RUN/best.pth --image_path FILE_OR_DIR
+
+One picture an image: the attention of each pooling head, their mean, Grad-CAM, and where the two agree.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hthta_vit  # noqa: F401 -- registers the models with timm
+from hthta_vit.focus import attention_map
+from hthta_vit.recipe import RECIPE
+from vit_core.cli import ArgumentParser, command
+from vit_core.data.folder import EXTENSIONS, open_image
+from vit_core.distributed import pick_device
+from vit_core.errors import UserError
+from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
+from vit_core.trained_model import TrainedModel, load_trained
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    device = pick_device(args.device)
+    trained = load_trained(RECIPE, args.checkpoint, device, raw_weights=args.raw_weights)
+    classes = trained.class_names
+    if args.target is not None and args.target not in classes:
+        raise UserError(f"--target {args.target}: the model's classes are {', '.join(classes)}")
+    files = _files(Path(args.image_path), args.max_images)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files, 1):
+        path = folder / f"{number:03d}_{file.stem}.png"
+        print(f"{file} -> {path}: {draw(trained, file, path, device, args.target)}")
+    return 0
+
+
+def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, target: str | None = None) -> str:
+    """Write the picture of one image; returns what the model says, in a line."""
+    pixels = torch.from_numpy(np.array(open_image(str(file)))).permute(2, 0, 1)  # uint8 (3, H, W)
+    images = trained.transform().apply(pixels[None]).to(device)  # (1, 3, S, S), normalised
+    with torch.no_grad():
+        probabilities = trained.model(images)[0].softmax(0)
+    predicted = int(probabilities.argmax())
+    explained = predicted if target is None else trained.class_names.index(target)
+    cam = grad_cam(trained.model, images, explained)[0]  # (rows, columns)
+    mean = attention_map(trained.model, images)[0]
+    with torch.no_grad():
+        alpha = trained.model(images, return_attention=True)[1]
+    maps = {}
+    if alpha is not None:  # (1, heads, N)
+        maps = {f"head {j + 1}": head.view_as(mean) for j, head in enumerate(alpha[0])}
+    name = "mean of the heads" if alpha is not None else "class token, last block"
+    maps |= {name: mean, f"Grad-CAM of {trained.class_names[explained]}": cam}
+    fap = float(focused_attention(mean[None], cam[None]))
+    if fap == fap:  # an empty Grad-CAM has no top places
+        both = (top_places(mean[None])[0] + top_places(cam[None])[0]) / 2
+        maps[f"top 15%: 1 in both, ½ in one (FAP {fap:.0f}%)"] = both
+    says = f"{trained.class_names[predicted]} ({100 * float(probabilities[predicted]):.1f}%)"
+    picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
+    figure_of_maps(picture, maps, path, title=f"{file.name}: {says}")
+    return says + (f", FAP {fap:.1f}%" if fap == fap else ", Grad-CAM is zero everywhere")
+
+
+def _files(path: Path, most: int) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--image-path {path}: no such file or folder")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise UserError(f"--image-path {path}: holds no image ({', '.join(EXTENSIONS)})")
+    if len(files) > most:
+        print(f"the first {most} of {len(files)} images; --max-images for more")
+    return files[:most]
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="hthta-vit-visualize-attention", description="Draw what a model attends to.")
+    parser.add_argument(
+        "--model-path", "--checkpoint", dest="checkpoint", required=True,
+        help="file that training wrote, such as best.pth",
+    )  # fmt: skip
+    parser.add_argument("--image-path", required=True, help="an image, or a folder of images")
+    parser.add_argument("--output-dir", default="./attention", help="folder of the pictures (default: %(default)s)")
+    parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted one)")
+    parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--raw-weights", action="store_true", help="the weights themselves where there is an EMA")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
