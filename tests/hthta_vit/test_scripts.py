@@ -13,7 +13,7 @@ from vit_core.recipe import settle
 
 
 def settled(*flags, resumed=None):
-    return settle(RECIPE, vars(RECIPE.train_parser().parse_args(flags)), resumed)
+    return settle(RECIPE, RECIPE.parse(flags), resumed)
 
 
 def test_the_published_recipe():
@@ -28,6 +28,15 @@ def test_the_published_recipe():
     assert not settled("--model", "base", "--weights", "f").start["pretrained"]
     assert not settled().start["pretrained"]
     assert presets({"model": "base", "preset": "notebook"})["mixup"] > 0
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "intel", "tiny_imagenet"])
+def test_the_shipped_configurations(name):
+    run = settled("--config", name, "--data_dir", "images")
+    assert (run.model, run.data.dataset, run.data.data_path) == ("hthta_vit_base_patch16_224", name, "images")
+    assert (run.train.lr, run.train.warmup_steps, run.train.early_stopping) == (2e-5, 500, 10)
+    assert run.model_kwargs == {"gamma": 0.3, "beta": 0.1}
+    assert run.start["pretrained"]
 
 
 def test_flags_of_the_model_reach_it():
@@ -51,7 +60,7 @@ def test_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     (last,) = tmp_path.glob("c/*/last.pth")
     (tmp_path / "vit.safetensors").unlink()
     assert train([*flags, "--epochs", "2", "--resume", str(last)]) == 0
-    assert evaluate(["--checkpoint", str(last), "--device", "cpu"]) == 0
+    assert evaluate(["--model_path", str(last), "--device", "cpu", "--no-fap"]) == 0
     assert calls == ["loaded"]
     assert torch.load(last, weights_only=True)["config"]["start"]["weights"].endswith("vit.safetensors")
     assert train([*flags, "--epochs", "3", "--resume", str(last), "--pretrained"]) == 2

@@ -199,6 +199,8 @@ def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_siz
     try:
         return timm.create_model(name, **{**kwargs, **size, "num_classes": num_classes})
     except (TypeError, ValueError) as e:
+        if size and isinstance(e, TypeError) and "img_size" in str(e):  # a convolutional network: any size will do
+            return create_model(name, kwargs, num_classes, None)
         raise UserError(f"{name}: {e}") from e
     except RuntimeError as e:
         if "Unknown model" not in str(e):

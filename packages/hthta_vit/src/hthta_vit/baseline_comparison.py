@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+from timm.models import load_pretrained
 from torch import Tensor, nn
 
-import hthta_vit  # noqa: F401 -- registers the models with timm
+from hthta_vit import recipe
 from hthta_vit.focus import attention_map
-from hthta_vit.recipe import RECIPE
+from hthta_vit.model import HTHTAViT
+from hthta_vit.recipe import RECIPE, StartOptions
 from hthta_vit.study import AttentionMaps, Study, picture, table
 from vit_core.cli import ArgumentParser, command
 from vit_core.errors import UserError
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         raise UserError(f"--models: timm knows no {', '.join(unknown)}")
     study = Study(
-        recipe=dataclasses.replace(RECIPE, models=dict(RECIPE.models) | names),
+        recipe=dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise),
         rows={name: ("--model", name) for name in names},
         flags=flags, seeds=args.seeds, folder=Path(args.output_dir), fap_images=args.fap_images,
         attention_maps=maps_of,
@@ -69,6 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture(measurements, list(names), study.folder / "comparison.png", f"One recipe on {images}")
     print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
     return 0
+
+
+def initialise(model: nn.Module, start: StartOptions) -> None:
+    """timm's weights for a plain model; the backbone's for HTHTA-ViT++. UserError where they cannot be had."""
+    if isinstance(model, HTHTAViT):
+        recipe.initialise(model, start)
+    elif start.weights is not None:
+        raise UserError("--weights is a backbone of HTHTA-ViT++: it does not fit the other --models")
+    elif start.pretrained:
+        source = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+        try:
+            load_pretrained(model, num_classes=model.num_classes)  # type: ignore[arg-type]
+        except Exception as e:  # whatever the hub's client, its transport or its cache raise
+            reason = " ".join(str(e).split())[:160]
+            raise UserError(f"{source}: the weights could not be downloaded ({reason}); give --no-pretrained") from e
 
 
 def maps_of(model: nn.Module) -> AttentionMaps | None:

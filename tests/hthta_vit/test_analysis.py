@@ -1,0 +1,147 @@
+"""The scripts that look at trained models: reports, pictures, studies that go on where they were interrupted."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from hthta_vit import ablation_study, baseline_comparison, evaluate, study, visualize_attention
+from hthta_vit.focus import attention_map
+from hthta_vit.registry import hthta_vit_micro
+from hthta_vit.train import main as train
+from vit_core.explain import class_token_attention
+from vit_core.precision import choose_precision
+from vit_core.trained_model import TrainedModel
+
+TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert train(["--save-dir", str(folder / "c"), "--log-dir", str(folder / "l"), *TINY]) == 0
+    (last,) = folder.glob("c/*/last.pth")
+    return last
+
+
+def test_evaluate_writes_its_reports(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "reports"
+    argv = ["--model_path", str(checkpoint), "--robustness", "--output-dir", str(folder), "--device", "cpu"]
+    assert evaluate.main(argv) == 0
+    said = capsys.readouterr().out
+    record = json.loads((folder / "report.json").read_text())
+    trained = torch.load(checkpoint, weights_only=True)
+    assert record["acc1"] == pytest.approx(trained["best_acc1"]), "the accuracy of the run itself"
+    assert f"Accuracy:    {record['acc1']:.2f}%" in said
+    assert len(record["by_class"]) == 10
+    assert next(iter(record["robustness"])) == "none"
+    assert len(record["robustness"]) == 5
+    assert record["fap"]["num_images"] == 360
+    assert record["fap"]["chance"] == pytest.approx(100 * 10 / 64)  # 15% of 64 places are ten
+    assert "macro avg" in (folder / "report.txt").read_text()
+    assert Image.open(folder / "confusion_matrix.png").size[0] > 500
+
+
+def test_tta_is_the_mean_of_the_two_views():
+    model = hthta_vit_micro(num_classes=4, depth=1).eval()
+    trained = TrainedModel(model=model, settings={}, source=None)
+    images, off = torch.randn(3, 3, 32, 32), choose_precision("off", torch.device("cpu"))
+    scores, labels = evaluate.predictions(trained, [(images, torch.arange(3))], off, tta=True)
+    with torch.no_grad():
+        mean = (model(images).softmax(1) + model(images.flip(-1)).softmax(1)) / 2
+    torch.testing.assert_close(scores.exp(), mean)
+    assert labels.tolist() == [0, 1, 2]
+    plain, _ = evaluate.predictions(trained, [(images, torch.arange(3))], off)
+    torch.testing.assert_close(plain, model(images).log_softmax(1).detach())
+
+
+def test_the_map_of_each_row():
+    images = torch.randn(2, 3, 32, 32)
+    pooled = hthta_vit_micro(depth=1).eval()
+    with torch.no_grad():
+        alpha = pooled(images, return_attention=True)[1]
+    torch.testing.assert_close(attention_map(pooled, images), alpha.mean(1).view(2, 8, 8))
+    for row in ("none", "bigru"):
+        plain = hthta_vit_micro(depth=1, components=row).eval()
+        torch.testing.assert_close(attention_map(plain, images), class_token_attention(plain, images))
+
+
+def test_visualize_a_file_and_a_folder(checkpoint, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one.png", "two.jpg"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(images / name)
+    argv = ["--model_path", str(checkpoint), "--device", "cpu", "--output-dir", str(tmp_path / "out")]
+    assert visualize_attention.main([*argv, "--image_path", str(images)]) == 0
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["001_one.png", "002_two.png"]
+    assert visualize_attention.main([*argv, "--image_path", str(images / "one.png"), "--target", "3"]) == 0
+    assert "FAP" in capsys.readouterr().out
+    for wrong, message in (
+        (["--image_path", str(images / "three.png")], "no such file or folder"),
+        (["--image_path", str(images / "one.png"), "--target", "cow"], "--target cow: the model's classes are 0, 1"),
+    ):
+        assert visualize_attention.main([*argv, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def rows(folder):
+    with (folder / "measurements.csv").open() as f:
+        return list(csv.DictReader(f))
+
+
+def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
+    argv = ["--output-dir", str(tmp_path), "--fap-images", "64", "--seeds", "0", *TINY]
+    assert ablation_study.main(["--components", "none", *argv]) == 0
+    first = rows(tmp_path)
+    trainings = []
+    run = study.train_command.run
+
+    def counted(recipe, flags):
+        trainings.append(flags)
+        return run(recipe, flags)
+
+    monkeypatch.setattr(study.train_command, "run", counted)
+    assert ablation_study.main(["--components", "none", "bigru+pooling", *argv]) == 0
+    assert len(trainings) == 1, "what was measured is not trained again"
+    assert rows(tmp_path)[0] == first[0]
+    (tmp_path / "measurements.csv").unlink()
+    assert ablation_study.main(["--components", "none", "bigru+pooling", *argv]) == 0
+    assert len(trainings) == 1, "nor is a run that was finished"
+    table = (tmp_path / "table.md").read_text()
+    assert "| none |" in table
+    assert "| 92.1 | 72.4 |" in table, "the claim stands beside the measurement"
+    assert Image.open(tmp_path / "ablation.png").size[0] > 1000
+    measured = rows(tmp_path)
+    assert [m["row"] for m in measured] == ["none", "bigru+pooling"]
+    assert all(float(m["fap_chance"]) == pytest.approx(15.625) for m in measured)
+    assert "ablation.png" in capsys.readouterr().out
+
+
+def test_baselines_of_timm_beside_ours(tmp_path, capsys):
+    flags = ["--device", "cpu", "--batch-size", "256", "--epochs", "1", "--no-pretrained", "--img-size", "32"]
+    argv = ["--output-dir", str(tmp_path), "--dataset", "digits", "--fap-images", "64", *flags]
+    models = ["hthta_vit_micro", "test_vit", "test_convnext"]
+    assert baseline_comparison.main(["--models", *models, *argv]) == 0
+    measured = {m["row"]: m for m in rows(tmp_path)}
+    assert list(measured) == models
+    assert measured["test_vit"]["fap"]
+    assert not measured["test_convnext"]["fap"], "no attention, no FAP"
+    assert "| test_convnext |" in (tmp_path / "table.md").read_text()
+    assert baseline_comparison.main(["--models", "vit_huge9", *argv]) == 2
+    assert "timm knows no vit_huge9" in capsys.readouterr().err
+
+
+def test_swins_map_is_what_each_place_receives():
+    small = {"num_classes": 5, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+    one_window, four = (timm.create_model("swin_tiny_patch4_window7_224", img_size=s, **small).eval() for s in (32, 64))
+    received = baseline_comparison.maps_of(one_window)
+    maps = received(one_window, torch.randn(2, 3, 32, 32))
+    assert maps.shape == (2, 4, 4)
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(2))  # each gives away 1
+    with pytest.raises(ValueError, match="more than one window"):
+        received(four, torch.randn(2, 3, 64, 64))
