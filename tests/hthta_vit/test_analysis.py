@@ -43,7 +43,7 @@ def test_evaluate_writes_its_reports(checkpoint, tmp_path, capsys):
     assert record["fap"]["num_images"] == 360
     assert record["fap"]["chance"] == pytest.approx(100 * 10 / 64)  # 15% of 64 places are ten
     assert "macro avg" in (folder / "report.txt").read_text()
-    assert Image.open(folder / "confusion_matrix.png").size[0] > 500
+    assert width(folder / "confusion_matrix.png") > 500
 
 
 def test_tta_is_the_mean_of_the_two_views():
@@ -89,6 +89,11 @@ def test_visualize_a_file_and_a_folder(checkpoint, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def width(picture):
+    with Image.open(picture) as image:
+        return image.size[0]
+
+
 def rows(folder):
     with (folder / "measurements.csv").open() as f:
         return list(csv.DictReader(f))
@@ -115,7 +120,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     table = (tmp_path / "table.md").read_text()
     assert "| none |" in table
     assert "| 92.1 | 72.4 |" in table, "the claim stands beside the measurement"
-    assert Image.open(tmp_path / "ablation.png").size[0] > 1000
+    assert width(tmp_path / "ablation.png") > 1000
     measured = rows(tmp_path)
     assert [m["row"] for m in measured] == ["none", "bigru+pooling"]
     assert all(float(m["fap_chance"]) == pytest.approx(15.625) for m in measured)

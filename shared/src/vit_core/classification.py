@@ -58,7 +58,8 @@ def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str
     figure.colorbar(shown, ax=ax, label="% of the true class", fraction=0.046, pad=0.02)
     ax.set(xlabel="predicted", ylabel="true", title=f"{len(targets):,} images, {C} classes")
     if C <= ANNOTATED_CLASSES:
-        ax.set_xticks(range(C), class_names, rotation=45, ha="right")
+        short = max(map(len, class_names)) <= 3
+        ax.set_xticks(range(C), class_names, rotation=0 if short else 45, ha="center" if short else "right")
         ax.set_yticks(range(C), class_names)
         for i in range(C):
             for j in range(C):

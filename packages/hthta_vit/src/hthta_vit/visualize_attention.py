@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, target: str | None = None) -> str:
     """Write the picture of one image; returns what the model says, in a line."""
-    pixels = torch.from_numpy(np.array(open_image(str(file)))).permute(2, 0, 1)  # uint8 (3, H, W)
+    pixels = torch.from_numpy(np.array(open_image(str(file)))).permute(2, 0, 1).contiguous()  # uint8 (3, H, W)
     images = trained.transform().apply(pixels[None]).to(device)  # (1, 3, S, S), normalised
     with torch.no_grad():
         probabilities = trained.model(images)[0].softmax(0)
