@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from PIL import Image
 
 from hthta_vit import ablation_study, baseline_comparison, evaluate, study, visualize_attention
 from hthta_vit.focus import attention_map
+from hthta_vit.model import COMPONENTS
 from hthta_vit.registry import hthta_vit_micro
 from hthta_vit.train import main as train
-from vit_core.explain import class_token_attention
+from vit_core.explain import class_token_attention, default_layer, grad_cam
 from vit_core.precision import choose_precision
+from vit_core.run_folder import RunFolder
 from vit_core.trained_model import TrainedModel
 
 TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1")
@@ -123,8 +127,51 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     assert width(tmp_path / "ablation.png") > 1000
     measured = rows(tmp_path)
     assert [m["row"] for m in measured] == ["none", "bigru+pooling"]
+    assert {m["fap_images"] for m in measured} == {"64"}
+    assert ablation_study.main(["--components", "none", *argv, "--lr", "0.5"]) == 2
+    assert "holds another study: row none differs in train" in capsys.readouterr().err
+    assert ablation_study.main(["--components", "none", *argv]) == 0
     assert all(float(m["fap_chance"]) == pytest.approx(15.625) for m in measured)
     assert "ablation.png" in capsys.readouterr().out
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """With flags about the initial weights, too: the resumed run has its own."""
+    argv = [
+        "--components",
+        "none",
+        "--output-dir",
+        str(tmp_path),
+        "--fap-images",
+        "64",
+        "--seeds",
+        "0",
+        "--no-pretrained",
+    ]
+    argv += ["--device", "cpu", "--batch-size", "256", "--epochs", "2", "--model-kwargs", "depth=1"]
+    log = RunFolder.log
+
+    def stops(self, row):
+        log(self, row)
+        if row["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stops)
+        with pytest.raises(SystemExit, match="143"):
+            ablation_study.main(argv)
+    assert not (tmp_path / "measurements.csv").exists()
+    assert ablation_study.main(argv) == 0
+    (last,) = tmp_path.glob("runs/*/*/last.pth")
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert [m["row"] for m in rows(tmp_path)] == ["none"]
+
+
+def test_one_grad_cam_layer_for_all_rows():
+    for row in COMPONENTS:
+        model = hthta_vit_micro(components=row).eval()
+        assert default_layer(model) is model.blocks[-2]
+        assert grad_cam(model, torch.randn(2, 3, 32, 32), 0).shape == (2, 8, 8)
 
 
 def test_baselines_of_timm_beside_ours(tmp_path, capsys):

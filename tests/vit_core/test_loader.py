@@ -282,3 +282,22 @@ def test_cuda_batches_equal_the_cpus(kind: str, folder: Path) -> None:
     ):
         torch.testing.assert_close(gpu[0].cpu(), cpu[0], rtol=0, atol=1e-5)
         assert torch.equal(gpu[1].cpu(), cpu[1])
+
+
+def test_a_limit_takes_images_from_all_over_a_sorted_source():
+    source = MemorySource(
+        torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).expand(-1, 3, 4, 4), torch.arange(100) // 10
+    )
+    plain = EvalTransform(4, (0.0,) * 3, (1 / 255,) * 3)
+    for world in (1, 2):
+        parts = [
+            BatchLoader(source, batch_size=7, transform=plain, train=False, limit=25, rank=r, world=world)
+            for r in range(world)
+        ]
+        assert sum(loader.num_images for loader in parts) == 25
+        batches = [batch for loader in parts for batch in loader.epoch()]
+        labels = torch.cat([y for _, y in batches])
+        assert labels.bincount(minlength=10).tolist() == [3, 2] * 5
+        assert torch.cat([x[:, 0, 0, 0] for x, _ in batches]).round().long().unique().numel() == 25
+    whole = BatchLoader(source, batch_size=7, transform=plain, train=False, limit=1000)
+    assert whole.num_images == 100

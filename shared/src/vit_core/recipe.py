@@ -161,10 +161,11 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
     values = {**recipe.presets({**earlier, **given}), **earlier, **given}
     start = dataclasses.asdict(build(recipe.start_options, values))
     if resumed is not None:
-        unused = [name for name in start if name in given]
+        earlier_start = resumed.get("start", {})
+        unused = [name for name in start if name in given and given[name] != earlier_start.get(name)]
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is for a new run: --resume has its weights")
-        start = resumed.get("start", {})
+        start = earlier_start
     names = {f.name for f in dataclasses.fields(recipe.options)}
     kwargs |= {k: v for k, v in given.items() if k in names and v is not None}
     build(recipe.options, {k: v for k, v in kwargs.items() if k in names})

@@ -51,8 +51,10 @@ class TrainedModel:
             print(note)
         return dataset, config
 
-    def loader(self, dataset: Dataset, world: World, *, batch_size: int, num_workers: int) -> BatchLoader:
-        """The evaluation split, in its order."""
+    def loader(
+        self, dataset: Dataset, world: World, *, batch_size: int, num_workers: int, limit: int | None = None
+    ) -> BatchLoader:
+        """The evaluation split, in its order; of it `limit` images, evenly spread."""
         return BatchLoader(
             dataset.val,
             batch_size=batch_size,
@@ -62,13 +64,14 @@ class TrainedModel:
             world=world.size,
             device=world.device,
             num_workers=num_workers,
+            limit=limit,
         )
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
     """Flags of a script that evaluates: which images, how many at a time, where."""
     parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")
-    parser.add_argument("--data-path", help="folder of the dataset (default: the one it was trained on)")
+    parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: the one it was trained on)")
     parser.add_argument("--download", action="store_true", help="download the dataset where it is missing")
     parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")

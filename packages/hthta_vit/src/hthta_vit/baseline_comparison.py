@@ -12,17 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
-from timm.models import load_pretrained
+import torch
 from torch import Tensor, nn
 
 from hthta_vit import recipe
 from hthta_vit.focus import attention_map
 from hthta_vit.model import HTHTAViT
 from hthta_vit.recipe import RECIPE, StartOptions
+from hthta_vit.registry import TAGS
 from hthta_vit.study import AttentionMaps, Study, picture, table
+from vit_core.checkpoint import load_weights
 from vit_core.cli import ArgumentParser, command
 from vit_core.errors import UserError
 from vit_core.explain import capture_attention
+from vit_core.explain.evaluation_mode import evaluation_mode
+from vit_core.recipe import create_model, input_size
 
 # The original's names -> timm's. Any other name is timm's own.
 MODELS = {
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measurements = study.run()
     text = table(measurements, list(names), CLAIMED)
     (study.folder / "table.md").write_text(text)
-    images = study.recipe.parse(flags).get("dataset", "digits")
+    images = study.settled(next(iter(names))).data.dataset
     picture(measurements, list(names), study.folder / "comparison.png", f"One recipe on {images}")
     print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
     return 0
@@ -80,12 +84,17 @@ def initialise(model: nn.Module, start: StartOptions) -> None:
     elif start.weights is not None:
         raise UserError("--weights is a backbone of HTHTA-ViT++: it does not fit the other --models")
     elif start.pretrained:
+        if start.pretrained_tag != TAGS[0]:
+            raise UserError(
+                "--pretrained-tag chooses HTHTA-ViT++'s backbone: plain models start from timm's own choice"
+            )
         source = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
         try:
-            load_pretrained(model, num_classes=model.num_classes)  # type: ignore[arg-type]
+            like = create_model(source, {"pretrained": True}, model.num_classes, input_size(model))  # type: ignore
         except Exception as e:  # whatever the hub's client, its transport or its cache raise
             reason = " ".join(str(e).split())[:160]
             raise UserError(f"{source}: the weights could not be downloaded ({reason}); give --no-pretrained") from e
+        load_weights(model, like.state_dict(), source)
 
 
 def maps_of(model: nn.Module) -> AttentionMaps | None:
@@ -98,7 +107,7 @@ def maps_of(model: nn.Module) -> AttentionMaps | None:
 def received_attention(model: nn.Module, images: Tensor) -> Tensor:
     """Swin has no class token: what each place gets from all places of the last block, mean over heads. One window."""
     last = f"layers.{len(model.layers) - 1}.blocks.{len(model.layers[-1].blocks) - 1}."  # type: ignore
-    with capture_attention(model, lambda name: name.startswith(last)) as captured:
+    with torch.no_grad(), evaluation_mode(model), capture_attention(model, lambda n: n.startswith(last)) as captured:
         model(images)
     weights = captured.calls[-1].weights  # (B · windows, heads, w², w²)
     if len(weights) != len(images):

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     if args.fap:
         focus = measure_focus(trained.model, loader, attention_map)
-        record["fap"] = dataclasses.asdict(focus)
+        record["fap"] = {k: None if v != v else v for k, v in dataclasses.asdict(focus).items()}  # NaN is no JSON
         lines.append(str(focus))
     if args.robustness:
         record["robustness"] = {"none": summary["acc1"]}

@@ -117,17 +117,8 @@ def _bigru(x: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]
         gates[..., h : 2 * h].unbind(0), gates[..., 2 * h :].unbind(0), new.unbind(0), states.unbind(0),
         states[1:].unbind(0), strict=False,
     )  # fmt: skip
-    for (
-        gate,
-        state,
-        rz,
-        r,
-        z,
-        hn,
-        n,
-        before,
-        after,
-    ) in steps:  # few operations, in place: each costs as much as its work
+    # Few operations, in place: each costs as much to start as its work takes.
+    for gate, state, rz, r, z, hn, n, before, after in steps:
         product.add(gate, state)
         rz.sigmoid_()
         n.addcmul_(r, hn).tanh_()

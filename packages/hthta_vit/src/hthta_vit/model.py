@@ -175,6 +175,13 @@ class HTHTAViT(VisionTransformer):
         alpha = self.read(self.forward_features(x))[1]
         return None if alpha is None else alpha.mean(1).unflatten(1, self.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
+    def grad_cam_layer(self) -> nn.Module:
+        """Whose output is the last block's input: the last place that the patches of every row of the ablation pass on
+        their way to the logits, whether these read the patches themselves or the class token alone. One layer for all
+        rows, since the layer changes what Grad-CAM shows.
+        """
+        return self.blocks[-2] if len(self.blocks) > 1 else self.norm_pre
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's, with the paper's parts in the last group, beside the final norm."""
         groups = super().group_matcher(coarse)

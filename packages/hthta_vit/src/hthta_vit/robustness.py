@@ -1,6 +1,6 @@
 """Accuracy on disturbed images: Gaussian noise, and a rectangle cut out of each image.
 
-What a model sees stays the same for every model and every run: all is drawn from (seed, number of the batch).
+All is drawn from (seed, number of the batch): every model sees the same, given the same --batch-size.
 Shapes: images (B, 3, S, S), normalised by mean and std.
 """
 

@@ -5,11 +5,11 @@ Measured is the model after its last epoch: to take the best epoch would be to c
 """
 
 import csv
-import math
+import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vit_core.errors import UserError
 from vit_core.evaluation import evaluate
 from vit_core.explain import measure_focus
 from vit_core.precision import choose_precision
-from vit_core.recipe import Recipe, load_images, settle
+from vit_core.recipe import Recipe, Run, check_classes, load_images, settle
 from vit_core.run_folder import git_commit
 from vit_core.trained_model import load_trained
 
@@ -49,6 +49,7 @@ class Study:
     def run(self) -> list[Measurement]:
         """Train and measure what is missing in measurements.csv. UserError where a training does not end well."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_identity()
         done = self._read()
         for seed in self.seeds:
             for row in self.rows:
@@ -59,6 +60,29 @@ class Study:
                 done.append(self._measure(row, seed))
                 self._write(done)
         return [m for m in done if m["row"] in self.rows and int(m["seed"]) in self.seeds]
+
+    def settled(self, row: str) -> Run:
+        """The run of a row, as its flags say. Without early stopping: all rows have the same budget."""
+        run = settle(self.recipe, self.recipe.parse([*self.flags, *self.rows[row]]), None)
+        return dataclasses.replace(run, train=dataclasses.replace(run.train, early_stopping=None))
+
+    def _check_identity(self) -> None:
+        """study.json: what each row is. UserError where the folder's study has a row of that name that is another."""
+        file = self.folder / "study.json"
+        earlier = json.loads(file.read_text()) if file.is_file() else {}
+        for row in self.rows:
+            settings = json.loads(json.dumps({**dataclasses.asdict(self.settled(row)), "fap_images": self.fap_images}))
+            for part in ("train", "data"):  # where it ran is not what it is
+                for name in ("device", "num_workers", "seed"):
+                    settings[part].pop(name, None)
+            known = earlier.setdefault(row, settings)
+            if known != settings:
+                other = [k for k in settings if known.get(k) != settings[k]]
+                raise UserError(
+                    f"{self.folder} holds another study: row {row} differs in {', '.join(other)}; "
+                    "choose another --output-dir"
+                )
+        file.write_text(json.dumps(earlier, indent=2) + "\n")
 
     def _place(self, row: str, seed: int) -> Path:
         return self.folder / "runs" / f"{row.replace(' ', '')}_seed{seed}"
@@ -72,9 +96,10 @@ class Study:
         place = self._place(row, seed)
         flags = [*self.flags, *self.rows[row], "--seed", str(seed), "--save-dir", str(place)]
         flags += ["--log-dir", str(place / "events")]
+        epochs = self.settled(row).train.epochs
+        flags += ["--early-stopping", str(epochs)]  # never
         last = self._checkpoint(row, seed)
         if last is not None:
-            epochs = settle(self.recipe, self.recipe.parse(flags), None).train.epochs
             if load_checkpoint(last)["epoch"] >= epochs:
                 return
             flags += ["--resume", str(last)]
@@ -86,25 +111,31 @@ class Study:
         last = self._checkpoint(row, seed)
         if last is None:
             raise UserError(f"{self._place(row, seed)} holds no run")
-        run = settle(self.recipe, self.recipe.parse([*self.flags, *self.rows[row]]), None)
+        run = self.settled(row)
         world = World(0, 1, pick_device(run.train.device))
         trained = load_trained(self.recipe, last, world.device)
         dataset = load_images(run.data, trained.settings["img_size"], world)
-        loader = trained.loader(dataset, world, batch_size=256, num_workers=run.data.num_workers)
-        result = evaluate(trained.model, loader, choose_precision(run.train.amp, world.device))
+        check_classes(trained.settings, last, dataset, run.data.dataset)
+        size = {"batch_size": run.train.batch_size, "num_workers": run.data.num_workers}
+        precision = choose_precision(run.train.amp, world.device)
+        result = evaluate(trained.model, trained.loader(dataset, world, **size), precision)
         row_of: Measurement = {
             "row": row, "seed": seed, "epochs": run.train.epochs, "acc1": result.acc1,
             "parameters": sum(p.numel() for p in trained.model.parameters()), "git_commit": git_commit(),
         }  # fmt: skip
         maps = self.attention_maps(trained.model)
-        if maps is not None:
-            batches = islice(loader.epoch(), math.ceil(self.fap_images / loader.batch_size))
-            focus = measure_focus(trained.model, batches, maps)
-            row_of |= {
-                "fap": focus.fap, "fap_chance": focus.chance, "fap_random": focus.random,
-                "fap_images": focus.num_images, "empty_cams": focus.empty_cams,
-            }  # fmt: skip
-            print(focus)
+        if maps is None:
+            return row_of
+        try:
+            focus = measure_focus(trained.model, trained.loader(dataset, world, limit=self.fap_images, **size), maps)
+        except ValueError as e:  # this architecture has no such map: its accuracy stands
+            print(f"note: no FAP for {row}: {e}")
+            return row_of
+        print(focus)
+        row_of |= {
+            "fap": focus.fap, "fap_chance": focus.chance, "fap_random": focus.random,
+            "fap_images": focus.num_images, "empty_cams": focus.empty_cams,
+        }  # fmt: skip
         return row_of
 
     def _read(self) -> list[Measurement]:
@@ -162,17 +193,25 @@ def picture(measurements: Sequence[Measurement], rows: Sequence[str], path: Path
         for place, row in enumerate(rows):
             values = column(measurements, row, name)
             if not values:
-                ax.text(0, place, " none: no attention map", va="center", fontsize=9)
+                ax.text(0, place, " no map to compare", va="center", fontsize=9)
                 continue
             ax.barh(place, statistics.fmean(values), color="#9db8d2", height=0.6)
             ax.plot(values, [place] * len(values), "o", color="#1f3b57", markersize=5)
         ax.set(xlabel=label, xlim=(0, None))
     left.set_yticks(range(len(rows)), rows)
     left.invert_yaxis()
-    chance = [float(m["fap_chance"]) for m in measurements if "fap_chance" in m]
-    if chance:
-        right.axvline(statistics.fmean(chance), color="#b03a2e", linestyle="--", linewidth=1.2, label="chance")
-        right.legend(loc="lower right")
+    for place, row in enumerate(rows):
+        chance = column(measurements, row, "fap_chance")
+        if chance:
+            right.vlines(
+                chance[0],
+                place - 0.4,
+                place + 0.4,
+                color="#b03a2e",
+                linestyle="--",
+                label="chance" if not place else None,
+            )
+    right.legend(loc="lower right")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     return path

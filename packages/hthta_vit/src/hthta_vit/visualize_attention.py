@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = trained.class_names
     if args.target is not None and args.target not in classes:
         raise UserError(f"--target {args.target}: the model's classes are {', '.join(classes)}")
+    if args.max_images < 1:
+        raise UserError("--max-images must be at least 1")
     files = _files(Path(args.image_path), args.max_images)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

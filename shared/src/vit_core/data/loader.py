@@ -38,6 +38,7 @@ class BatchLoader:
         transform: `Augment` or `EvalTransform`; its img_size is S.
         seed: of the order and of the augmentation; the same on all ranks.
         num_workers: processes that decode a `DiskSource`; other sources need none.
+        limit: evaluate on so many images only, spread evenly over the source: files are often sorted by class.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class BatchLoader:
         world: int = 1,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
+        limit: int | None = None,
     ) -> None:
+        if limit is not None and (train or limit < 1):
+            raise ValueError("limit is for evaluation, and at least 1")
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world:
             raise ValueError(
                 f"batch_size must be at least 1, num_workers at least 0 and rank in 0 … world − 1, "
@@ -74,7 +78,9 @@ class BatchLoader:
                 )
             self.num_images = self._batches * self._share
         else:
-            self.num_images = len(range(rank, self._images, world))
+            limit = min(limit or self._images, self._images)
+            self._evaluated = torch.arange(limit) * self._images // limit
+            self.num_images = len(range(rank, limit, world))
             self._batches = math.ceil(self.num_images / batch_size)
         if isinstance(source, MemorySource) and self.device.type == "cuda" and source.images.nbytes <= _DEVICE_BYTES:
             source = source.to(self.device)
@@ -115,7 +121,7 @@ class BatchLoader:
     def _order(self, epoch: int) -> Tensor:
         if self.train:
             return torch.randperm(self._images, generator=generator("order", self.seed, epoch))
-        return torch.arange(self.rank, self._images, self.world)
+        return self._evaluated[self.rank :: self.world]
 
     def _part(self, order: Tensor, batch: int) -> Tensor:
         """Which images this rank has in `batch`."""
