@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measurements = study.run()
     text = table(measurements, args.components, CLAIMED)
     (study.folder / "table.md").write_text(text)
-    images = study.settled(args.components[0]).data.dataset
-    picture(measurements, args.components, study.folder / "ablation.png", f"Ablation of HTHTA-ViT++ on {images}")
+    picture(measurements, args.components, study.folder / "ablation.png", study.title("Ablation of HTHTA-ViT++"))
     print(f"\n{text}\nmeasurements.csv, table.md and ablation.png are in {study.folder}")
     return 0
 

@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measurements = study.run()
     text = table(measurements, list(names), CLAIMED)
     (study.folder / "table.md").write_text(text)
-    images = study.settled(next(iter(names))).data.dataset
-    picture(measurements, list(names), study.folder / "comparison.png", f"One recipe on {images}")
+    picture(measurements, list(names), study.folder / "comparison.png", study.title("One recipe"))
     print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
     return 0
 

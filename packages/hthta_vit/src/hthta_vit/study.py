@@ -66,6 +66,13 @@ class Study:
         run = settle(self.recipe, self.recipe.parse([*self.flags, *self.rows[row]]), None)
         return dataclasses.replace(run, train=dataclasses.replace(run.train, early_stopping=None))
 
+    def title(self, what: str) -> str:
+        """what: "Ablation of …"; with the images and the budget of the first row."""
+        run = self.settled(next(iter(self.rows)))
+        named = run.data.dataset == "imagefolder" and run.data.data_path
+        images = Path(run.data.data_path or "").name if named else run.data.dataset
+        return f"{what}: {images}, {run.train.epochs} epochs"
+
     def _check_identity(self) -> None:
         """study.json: what each row is. UserError where the folder's study has a row of that name that is another."""
         file = self.folder / "study.json"
@@ -200,18 +207,10 @@ def picture(measurements: Sequence[Measurement], rows: Sequence[str], path: Path
         ax.set(xlabel=label, xlim=(0, None))
     left.set_yticks(range(len(rows)), rows)
     left.invert_yaxis()
-    for place, row in enumerate(rows):
-        chance = column(measurements, row, "fap_chance")
-        if chance:
-            right.vlines(
-                chance[0],
-                place - 0.4,
-                place + 0.4,
-                color="#b03a2e",
-                linestyle="--",
-                label="chance" if not place else None,
-            )
-    right.legend(loc="lower right")
+    for place, row in enumerate(rows):  # a row of its own grid has a chance level of its own
+        for chance in column(measurements, row, "fap_chance")[:1]:
+            right.vlines(chance, place - 0.4, place + 0.4, color="#b03a2e", linestyle="--")
+            right.text(chance, place - 0.4, "chance", color="#b03a2e", fontsize=7, ha="center", va="bottom")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     return path
