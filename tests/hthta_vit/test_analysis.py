@@ -2,8 +2,7 @@
 
 import csv
 import json
-import os
-import signal
+import math
 
 import numpy as np
 import pytest
@@ -11,14 +10,13 @@ import timm
 import torch
 from PIL import Image
 
-from hthta_vit import ablation_study, baseline_comparison, evaluate, study, visualize_attention
+from hthta_vit import ablation_study, baseline_comparison, evaluate, visualize_attention
 from hthta_vit.focus import attention_map
 from hthta_vit.model import COMPONENTS
 from hthta_vit.registry import hthta_vit_micro
 from hthta_vit.train import main as train
 from vit_core.explain import class_token_attention, default_layer, grad_cam
 from vit_core.precision import choose_precision
-from vit_core.run_folder import RunFolder
 from vit_core.trained_model import TrainedModel
 
 TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1")
@@ -103,24 +101,9 @@ def rows(folder):
         return list(csv.DictReader(f))
 
 
-def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
+def test_the_ablation_writes_its_table_and_picture(tmp_path, capsys):
     argv = ["--output-dir", str(tmp_path), "--fap-images", "64", "--seeds", "0", *TINY]
-    assert ablation_study.main(["--components", "none", *argv]) == 0
-    first = rows(tmp_path)
-    trainings = []
-    run = study.train_command.run
-
-    def counted(recipe, flags):
-        trainings.append(flags)
-        return run(recipe, flags)
-
-    monkeypatch.setattr(study.train_command, "run", counted)
     assert ablation_study.main(["--components", "none", "bigru+pooling", *argv]) == 0
-    assert len(trainings) == 1, "what was measured is not trained again"
-    assert rows(tmp_path)[0] == first[0]
-    (tmp_path / "measurements.csv").unlink()
-    assert ablation_study.main(["--components", "none", "bigru+pooling", *argv]) == 0
-    assert len(trainings) == 1, "nor is a run that was finished"
     table = (tmp_path / "table.md").read_text()
     assert "| none |" in table
     assert "| 92.1 | 72.4 |" in table, "the claim stands beside the measurement"
@@ -128,43 +111,12 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     measured = rows(tmp_path)
     assert [m["row"] for m in measured] == ["none", "bigru+pooling"]
     assert {m["fap_images"] for m in measured} == {"64"}
-    assert ablation_study.main(["--components", "none", *argv, "--lr", "0.5"]) == 2
-    assert "holds another study: row none differs in train" in capsys.readouterr().err
-    assert ablation_study.main(["--components", "none", *argv]) == 0
     assert all(float(m["fap_chance"]) == pytest.approx(15.625) for m in measured)
     assert "ablation.png" in capsys.readouterr().out
-
-
-def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    """With flags about the initial weights, too: the resumed run has its own."""
-    argv = [
-        "--components",
-        "none",
-        "--output-dir",
-        str(tmp_path),
-        "--fap-images",
-        "64",
-        "--seeds",
-        "0",
-        "--no-pretrained",
-    ]
-    argv += ["--device", "cpu", "--batch-size", "256", "--epochs", "2", "--model-kwargs", "depth=1"]
-    log = RunFolder.log
-
-    def stops(self, row):
-        log(self, row)
-        if row["epoch"] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", stops)
-        with pytest.raises(SystemExit, match="143"):
-            ablation_study.main(argv)
-    assert not (tmp_path / "measurements.csv").exists()
-    assert ablation_study.main(argv) == 0
-    (last,) = tmp_path.glob("runs/*/*/last.pth")
-    assert torch.load(last, weights_only=True)["epoch"] == 2
-    assert [m["row"] for m in rows(tmp_path)] == ["none"]
+    assert ablation_study.main(["--components", "none", *argv, "--lr", "0.5"]) == 2
+    assert "holds another study: row none differs in train" in capsys.readouterr().err
+    assert ablation_study.main([*argv[:2], "--fap-images", "0"]) == 2
+    assert "--fap-images must be at least 1" in capsys.readouterr().err
 
 
 def test_one_grad_cam_layer_for_all_rows():
@@ -178,7 +130,14 @@ def test_baselines_of_timm_beside_ours(tmp_path, capsys):
     flags = ["--device", "cpu", "--batch-size", "256", "--epochs", "1", "--no-pretrained", "--img-size", "32"]
     argv = ["--output-dir", str(tmp_path), "--dataset", "digits", "--fap-images", "64", *flags]
     models = ["hthta_vit_micro", "test_vit", "test_convnext"]
-    assert baseline_comparison.main(["--models", *models, *argv]) == 0
+    file = tmp_path / "gamma.yaml"  # as the shipped files have it: for ours alone
+    file.write_text("gamma: 0.3\n")
+    assert baseline_comparison.main(["--models", *models, *argv, "--config", str(file)]) == 0
+    assert {f: gamma_of(tmp_path, f) for f in models} == {
+        "hthta_vit_micro": 0.3,
+        "test_vit": None,
+        "test_convnext": None,
+    }
     measured = {m["row"]: m for m in rows(tmp_path)}
     assert list(measured) == models
     assert measured["test_vit"]["fap"]
@@ -186,6 +145,58 @@ def test_baselines_of_timm_beside_ours(tmp_path, capsys):
     assert "| test_convnext |" in (tmp_path / "table.md").read_text()
     assert baseline_comparison.main(["--models", "vit_huge9", *argv]) == 2
     assert "timm knows no vit_huge9" in capsys.readouterr().err
+
+
+def gamma_of(study, row):
+    (last,) = study.glob(f"runs/{row}_seed0/*/last.pth")
+    return torch.load(last, weights_only=True)["config"]["model_kwargs"].get("gamma")
+
+
+def brightness_reader(img_size):
+    """A model that looks at the brightest patch: every part passes on channel 0, which is a patch's brightness."""
+    model = hthta_vit_micro(img_size=img_size, num_classes=2, depth=2).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.norm = torch.nn.Identity()  # the blocks add nothing: their weights are zero
+        model.patch_embed.proj.weight[0] = 1 / (3 * 4 * 4)
+        gru, projection = model.guided.bigru.bigru, model.guided.bigru.projection
+        gru.bias_ih_l0[64:128] = -50  # z = 0: a step's state is its n = tanh(x)
+        gru.weight_ih_l0[128, 0] = 1
+        projection.weight[0, 0] = 1
+        model.guided.attention_pooling.proj.weight[::16, 0] = 1
+        model.guided.attention_pooling.score[:, 0] = 1
+        model.guided.cls_fusion.projection.weight[0, 0] = 1  # gamma and beta are zero: the pooled vector alone
+        model.head.weight[1, 0] = 1
+    return model
+
+
+@pytest.mark.parametrize(("size", "row", "column"), [((32, 32), 1, 6), ((32, 48), 6, 9), ((48, 32), 10, 0)])
+def test_a_planted_patch_is_found_where_it_lies(size, row, column):
+    model = brightness_reader(size)
+    images = torch.zeros(2, 3, *size)
+    images[1, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 2.0
+    for maps in (attention_map(model, images), grad_cam(model, images, 1)):
+        assert maps.shape == (2, size[0] // 4, size[1] // 4)
+        assert maps[1].flatten().argmax() == row * (size[1] // 4) + column
+    torch.testing.assert_close(
+        attention_map(model, images)[0], torch.full((size[0] // 4, size[1] // 4), 16 / math.prod(size))
+    )
+
+
+def test_the_drawn_maps_show_the_planted_patch(tmp_path, monkeypatch):
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[8:16, 40:48] = 255  # patch row 1, column 5 of the 8 x 8 grid
+    Image.fromarray(pixels).save(tmp_path / "patch.png")
+    settings = {"img_size": 32, "mean": [0.0] * 3, "std": [0.5] * 3, "augment": {}, "class_names": ["no", "yes"]}
+    trained = TrainedModel(model=brightness_reader((32, 32)), settings=settings, source=None)
+    drawn = {}
+    monkeypatch.setattr(visualize_attention, "figure_of_maps", lambda image, maps, *_, **__: drawn.update(maps))
+    says = visualize_attention.draw(trained, tmp_path / "patch.png", tmp_path / "p.png", torch.device("cpu"), "yes")
+    assert len(drawn) == 4 + 3, "four heads, their mean, Grad-CAM, and where the two agree"
+    for name, heat in drawn.items():
+        assert heat[1, 5] == heat.max(), name
+    assert says.startswith("yes")
 
 
 def test_swins_map_is_what_each_place_receives():

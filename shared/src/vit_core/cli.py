@@ -111,7 +111,7 @@ def _plain_type(hint: Any) -> Any:
     return str if typing.get_origin(hint) is typing.Literal else hint
 
 
-def build(config: type, values: dict[str, Any]) -> Any:
+def build(config: type, values: Mapping[str, Any]) -> Any:
     """Construct the dataclass from those of `values` that it has; its ValueErrors become UserErrors."""
     names = {f.name for f in dataclasses.fields(config)}
     try:

@@ -13,12 +13,12 @@ from vit_core.evaluation import evaluate, format_result
 from vit_core.precision import choose_precision
 from vit_core.recipe import Recipe
 from vit_core.run_folder import environment
-from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
 
 
 def parser(recipe: Recipe) -> ArgumentParser:
     p = ArgumentParser(prog=f"{recipe.command}-evaluate", description=f"Evaluate a checkpoint of {recipe.paper}.")
-    p.add_argument("--checkpoint", required=True, help="file that training wrote, such as best.pth")
+    add_checkpoint_flag(p)
     p.add_argument("--model", choices=tuple(recipe.models), help="check that the checkpoint is of this model")
     add_data_flags(p)
     p.add_argument("--json", metavar="FILE", type=output_file, help="write the result there too")

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,21 @@ from vit_core.training_state import check_resumable
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` and train. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C."""
+    """Parse `argv`, train, and say what to do next. Returns the exit code: 0, or 128 + signal after a signal."""
     given = recipe.parse(argv)
+    try:
+        trainer = train(recipe, given)
+    except Stopped as stopped:
+        if stopped.world.is_main:
+            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped, build(OutputConfig, given))}")
+        return 128 + stopped.signal_number
+    if trainer.world.is_main:
+        _say_what_next(recipe, trainer)
+    return 0
+
+
+def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
+    """Train as the flags say that `Recipe.parse` gave, anew or from `resume`. Raises Stopped on SIGTERM or Ctrl-C."""
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     checkpoint = load_checkpoint(source) if source else None
@@ -46,18 +59,15 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
         )
         trainer = prepare(recipe, planned, world, output, checkpoint, source)
-        trainer.fit()
-        if world.is_main:
-            _say_what_next(recipe, trainer)
+        try:
+            trainer.fit()
+        except Stopped:
+            distributed.wait_for_all()
+            raise
         distributed.wait_for_all()
-    except Stopped as stopped:
-        if world.is_main:
-            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped.checkpoint, output, world)}")
-        distributed.wait_for_all()
-        return 128 + stopped.signal_number
     finally:
         distributed.stop()
-    return 0
+    return trainer
 
 
 def prepare(
@@ -219,9 +229,9 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     print(f"see its curves: uv run tensorboard --logdir {run.log_dir.parent}")
 
 
-def _resume_command(recipe: Recipe, checkpoint: Path, output: OutputConfig, world: distributed.World) -> str:
+def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> str:
     log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {output.log_dir}"
     start = f"uv run {recipe.command}-train"
-    if world.size > 1:  # with another number of processes the epoch would start anew
+    if stopped.world.size > 1:  # with another number of processes the epoch would start anew
         start = f"the same torchrun command with {recipe.command.replace('-', '_')}.train"
-    return f"{start} --resume {checkpoint}{log_dir}"
+    return f"{start} --resume {stopped.checkpoint}{log_dir}"

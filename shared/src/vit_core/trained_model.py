@@ -68,6 +68,13 @@ class TrainedModel:
         )
 
 
+def add_checkpoint_flag(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", "--model-path", dest="checkpoint", required=True,
+        help="file that training wrote, such as best.pth",
+    )  # fmt: skip
+
+
 def add_data_flags(parser: ArgumentParser) -> None:
     """Flags of a script that evaluates: which images, how many at a time, where."""
     parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")

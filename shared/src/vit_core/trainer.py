@@ -35,9 +35,9 @@ from vit_core.training_state import Progress, TrainingState
 class Stopped(Exception):
     """SIGTERM or Ctrl-C ended the run; `checkpoint` holds everything."""
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+    def __init__(self, signal_number: int, checkpoint: Path, world: World) -> None:
         super().__init__(f"stopped by {StopRequest.name(signal_number)}; state saved in {checkpoint}")
-        self.signal_number, self.checkpoint = signal_number, checkpoint
+        self.signal_number, self.checkpoint, self.world = signal_number, checkpoint, world
 
 
 class Trainer:
@@ -252,7 +252,7 @@ class Trainer:
     def _stop_here(self) -> None:
         self.save([])
         self.run.close()
-        raise Stopped(self.stop.signal or StopRequest.default, self.run.checkpoint("last"))
+        raise Stopped(self.stop.signal or StopRequest.default, self.run.checkpoint("last"), self.world)
 
     def _evaluate(self) -> EvalResult:
         model = self.ema.module if self.ema is not None else self.raw_model

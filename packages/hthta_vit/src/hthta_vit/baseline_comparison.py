@@ -8,8 +8,8 @@ comparison.png; the same command given again goes on where it was interrupted.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from hthta_vit import recipe
 from hthta_vit.focus import attention_map
 from hthta_vit.model import HTHTAViT
-from hthta_vit.recipe import RECIPE, StartOptions
+from hthta_vit.recipe import RECIPE, ModelOptions, StartOptions
 from hthta_vit.registry import TAGS
-from hthta_vit.study import AttentionMaps, Study, picture, table
+from hthta_vit.study import AttentionMaps, run_study, study_parser
 from vit_core.checkpoint import load_weights
-from vit_core.cli import ArgumentParser, command
+from vit_core.cli import command
 from vit_core.errors import UserError
 from vit_core.explain import capture_attention
 from vit_core.explain.evaluation_mode import evaluation_mode
@@ -45,35 +45,31 @@ CLAIMED = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="hthta-vit-baseline-comparison",
-        description="Train and measure models of timm beside HTHTA-ViT++. Flags that are not listed here are those of "
-        "hthta-vit-train.",
+    parser = study_parser(
+        "baseline-comparison", "Train and measure models of timm beside HTHTA-ViT++.", seeds=(0,), folder="./comparison"
     )
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), metavar="NAME",
         help=f"{', '.join(MODELS)}, or any name of timm's (default: all of these)",
     )  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of each model (default: 0)")
-    parser.add_argument("--output-dir", default="./comparison", help="folder of the study (default: %(default)s)")
-    parser.add_argument("--fap-images", type=int, default=2000, help="images for FAP (default: %(default)s)")
     args, flags = parser.parse_known_args(argv)
     names = {name: MODELS.get(name, name) for name in args.models}
     unknown = [name for name in names.values() if not timm.is_model(name.split(".")[0])]
     if unknown:
         raise UserError(f"--models: timm knows no {', '.join(unknown)}")
-    study = Study(
-        recipe=dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise),
-        rows={name: ("--model", name) for name in names},
-        flags=flags, seeds=args.seeds, folder=Path(args.output_dir), fap_images=args.fap_images,
-        attention_maps=maps_of,
-    )  # fmt: skip
-    measurements = study.run()
-    text = table(measurements, list(names), CLAIMED)
-    (study.folder / "table.md").write_text(text)
-    picture(measurements, list(names), study.folder / "comparison.png", study.title("One recipe"))
-    print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
+    shared = RECIPE.parse(flags)
+    rows = {name: {**flags_for(source, shared), "model": name} for name, source in names.items()}
+    compared = dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise)
+    run_study(args, rows, maps_of, CLAIMED, "One recipe", name="comparison", recipe=compared)
     return 0
+
+
+def flags_for(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared flags that a model of timm takes: a plain one has no γ, which the shipped files of --config set."""
+    if model.split(".")[0] in RECIPE.models.values():
+        return dict(given)
+    ours = {f.name for f in dataclasses.fields(ModelOptions)} - {"drop_path_rate"}
+    return {k: v for k, v in given.items() if k not in ours}
 
 
 def initialise(model: nn.Module, start: StartOptions) -> None:

@@ -26,7 +26,7 @@ from vit_core.distributed import World, pick_device
 from vit_core.explain import measure_focus
 from vit_core.precision import Precision, choose_precision
 from vit_core.run_folder import environment
-from vit_core.trained_model import TrainedModel, add_data_flags, check_data_flags, load_trained
+from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
 
 
 @command
@@ -81,10 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hthta-vit-evaluate", description="Evaluate a checkpoint of HTHTA-ViT++.")
-    parser.add_argument(
-        "--model-path", "--checkpoint", dest="checkpoint", required=True,
-        help="file that training wrote, such as best.pth",
-    )  # fmt: skip
+    add_checkpoint_flag(parser)
     add_data_flags(parser)
     parser.add_argument("--tta", action="store_true", help="mean of the predictions for the image and its mirror image")
     parser.add_argument("--robustness", action="store_true", help="accuracy under noise and occlusion, too")

@@ -20,7 +20,7 @@ from vit_core.data.folder import EXTENSIONS, open_image
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
-from vit_core.trained_model import TrainedModel, load_trained
+from vit_core.trained_model import TrainedModel, add_checkpoint_flag, load_trained
 
 
 @command
@@ -84,10 +84,7 @@ def _files(path: Path, most: int) -> list[Path]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hthta-vit-visualize-attention", description="Draw what a model attends to.")
-    parser.add_argument(
-        "--model-path", "--checkpoint", dest="checkpoint", required=True,
-        help="file that training wrote, such as best.pth",
-    )  # fmt: skip
+    add_checkpoint_flag(parser)
     parser.add_argument("--image-path", required=True, help="an image, or a folder of images")
     parser.add_argument("--output-dir", default="./attention", help="folder of the pictures (default: %(default)s)")
     parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted one)")

@@ -1,0 +1,210 @@
+"""Several models under one recipe: train each with each seed, measure each, keep a table of what came out.
+
+A study is a folder. What is finished in it is not done again, what was interrupted is resumed: give the same command.
+Measured is the model after its last epoch: to take the best epoch would be to choose by the images that are tested on.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vit_core import train_command
+from vit_core.checkpoint import load_checkpoint
+from vit_core.cli import ArgumentParser
+from vit_core.data import BatchLoader, Dataset
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.evaluation import evaluate
+from vit_core.precision import choose_precision
+from vit_core.recipe import Recipe, Run, check_classes, load_images, settle
+from vit_core.run_folder import git_commit
+from vit_core.trained_model import TrainedModel, load_trained
+from vit_core.trainer import Stopped
+
+Measurement = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A trained row as `measure` gets it: the model after its last epoch, and the images that it was validated on."""
+
+    trained: TrainedModel
+    dataset: Dataset
+    world: World
+    run: Run
+
+    def loader(self, limit: int | None = None) -> BatchLoader:
+        """The evaluation split in batches as in training; of it `limit` images, evenly spread."""
+        return self.trained.loader(
+            self.dataset, self.world, batch_size=self.run.train.batch_size, num_workers=self.run.data.num_workers,
+            limit=limit,
+        )  # fmt: skip
+
+
+def nothing_more(subject: Subject) -> Measurement:
+    """Accuracy and parameters, which every study has, are all that is measured."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """rows: label -> what the flags of its training say, as `Recipe.parse` gives them. measure: further columns of a
+    row. measured_by: what those depend on; a folder holds measurements of one kind.
+    """
+
+    recipe: Recipe
+    rows: Mapping[str, Mapping[str, Any]]
+    seeds: Sequence[int]
+    folder: Path
+    measure: Callable[[Subject], Measurement] = nothing_more
+    measured_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> list[Measurement]:
+        """Train and measure what is missing in measurements.csv. UserError where a training does not end well."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("a study trains model by model in one process: start it without torchrun")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_identity()
+        done = self._read()
+        for seed in self.seeds:
+            for row in self.rows:
+                if any(m["row"] == row and int(m["seed"]) == seed for m in done):
+                    continue
+                print(f"\n{row}, seed {seed}", flush=True)
+                self._train(row, seed)
+                done.append(self._measure(row, seed))
+                self._write(done)
+        return [m for m in done if m["row"] in self.rows and int(m["seed"]) in self.seeds]
+
+    def settled(self, row: str) -> Run:
+        """The run of a row, as its flags say. Without early stopping: all rows have the same budget."""
+        run = settle(self.recipe, self.rows[row], None)
+        return dataclasses.replace(run, train=dataclasses.replace(run.train, early_stopping=None))
+
+    def title(self, what: str) -> str:
+        """what: "Ablation of …"; with the images and the budget of the first row."""
+        run = self.settled(next(iter(self.rows)))
+        named = run.data.dataset == "imagefolder" and run.data.data_path
+        images = Path(run.data.data_path or "").name if named else run.data.dataset
+        return f"{what}: {images}, {run.train.epochs} epochs"
+
+    def _check_identity(self) -> None:
+        """study.json: what each row is. UserError where the folder's study has a row of that name that is another."""
+        file = self.folder / "study.json"
+        earlier = json.loads(file.read_text()) if file.is_file() else {}
+        for row in self.rows:
+            settings = json.loads(json.dumps({**dataclasses.asdict(self.settled(row)), **self.measured_by}))
+            for part in ("train", "data"):  # where it ran is not what it is
+                for name in ("device", "num_workers", "seed"):
+                    settings[part].pop(name, None)
+            known = earlier.setdefault(row, settings)
+            if known != settings:
+                other = [k for k in settings if known.get(k) != settings[k]]
+                raise UserError(
+                    f"{self.folder} holds another study: row {row} differs in {', '.join(other)}; "
+                    "choose another --output-dir"
+                )
+        file.write_text(json.dumps(earlier, indent=2) + "\n")
+
+    def _place(self, row: str, seed: int) -> Path:
+        return self.folder / "runs" / f"{row.replace(' ', '')}_seed{seed}"
+
+    def checkpoint(self, row: str, seed: int) -> Path | None:
+        """last.pth of the row's run, if there is one."""
+        found = sorted(self._place(row, seed).glob("*/last.pth"))
+        return found[-1] if found else None
+
+    def _train(self, row: str, seed: int) -> None:
+        place = self._place(row, seed)
+        epochs = self.settled(row).train.epochs
+        given = {**self.rows[row], "seed": seed, "save_dir": str(place), "log_dir": str(place / "events")}
+        given["early_stopping"] = epochs  # never
+        last = self.checkpoint(row, seed)
+        if last is not None:
+            if load_checkpoint(last)["epoch"] >= epochs:
+                return
+            given["resume"] = str(last)
+        try:
+            train_command.train(self.recipe, given)
+        except Stopped as stopped:
+            print(f"{stopped}\ngo on with: the same command")
+            raise SystemExit(128 + stopped.signal_number) from None
+
+    def _measure(self, row: str, seed: int) -> Measurement:
+        last = self.checkpoint(row, seed)
+        if last is None:
+            raise UserError(f"{self._place(row, seed)} holds no run")
+        run = self.settled(row)
+        world = World(0, 1, pick_device(run.train.device))
+        trained = load_trained(self.recipe, last, world.device)
+        dataset = load_images(run.data, trained.settings["img_size"], world)
+        check_classes(trained.settings, last, dataset, run.data.dataset)
+        subject = Subject(trained=trained, dataset=dataset, world=world, run=run)
+        result = evaluate(trained.model, subject.loader(), choose_precision(run.train.amp, world.device))
+        row_of: Measurement = {
+            "row": row, "seed": seed, "epochs": run.train.epochs, "acc1": result.acc1, "acc5": result.acc5,
+            "parameters": sum(p.numel() for p in trained.model.parameters()),
+        }  # fmt: skip
+        return row_of | self.measure(subject) | {"git_commit": git_commit()}
+
+    def _read(self) -> list[Measurement]:
+        file = self.folder / "measurements.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="") as f:
+            return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(f)]
+
+    def _write(self, measurements: Sequence[Measurement]) -> None:
+        temporary = self.folder / ".measurements.csv"
+        with temporary.open("w", newline="") as f:
+            writer = csv.DictWriter(f, list(dict.fromkeys(name for m in measurements for name in m)))
+            writer.writeheader()
+            for m in measurements:
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in m.items()})
+        temporary.replace(self.folder / "measurements.csv")
+
+
+def add_study_flags(parser: ArgumentParser, seeds: Sequence[int], folder: str) -> None:
+    """The flags that every study has beside those of its trainings; seeds, folder: the defaults."""
+    default = " ".join(map(str, seeds))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help=f"of each row (default: {default})")
+    parser.add_argument("--output-dir", default=folder, help="folder of the study (default: %(default)s)")
+
+
+def column(measurements: Sequence[Measurement], row: str, name: str) -> list[float]:
+    """The values of one row, a seed each."""
+    return [float(m[name]) for m in measurements if m["row"] == row and name in m]
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """ "62.1 ± 0.4": mean and standard deviation over the seeds; "—" for no value."""
+    if not values:
+        return "—"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
+def bars(ax: Any, measurements: Sequence[Measurement], rows: Sequence[str], name: str, label: str) -> None:
+    """Draw one column on a matplotlib axis, rows from top to bottom: bars are means, dots are seeds."""
+    for place, row in enumerate(rows):
+        values = column(measurements, row, name)
+        if not values:
+            ax.text(0, place, " not measured", va="center", fontsize=9)
+            continue
+        ax.barh(place, statistics.fmean(values), color="#9db8d2", height=0.6)
+        ax.plot(values, [place] * len(values), "o", color="#1f3b57", markersize=5)
+    ax.set(xlabel=label, xlim=(0, None))
+    ax.set_yticks(range(len(rows)), rows)
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
