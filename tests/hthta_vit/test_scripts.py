@@ -57,7 +57,8 @@ def test_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     assert calls == ["loaded"]
     (last,) = tmp_path.glob("c/*/last.pth")
     (tmp_path / "vit.safetensors").unlink()
-    assert train([*flags, "--epochs", "2", "--resume", str(last)]) == 0
+    same = ["--weights", str(tmp_path / "vit.safetensors")]  # what the run was started with: no longer needed
+    assert train([*flags, "--epochs", "2", "--resume", str(last), *same]) == 0
     assert evaluate(["--model_path", str(last), "--device", "cpu", "--no-fap"]) == 0
     assert calls == ["loaded"]
     assert torch.load(last, weights_only=True)["config"]["start"]["weights"].endswith("vit.safetensors")
