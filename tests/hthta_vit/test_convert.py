@@ -8,10 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from hthta_vit import hthta_vit_micro
-from hthta_vit import recipe as hthta_recipe
-from hthta_vit.convert import head_from_original, load_backbone, model_from_original
-from hthta_vit.recipe import StartOptions, initialise
+from hthta_vit.convert import head_from_original, model_from_original
+from hthta_vit.recipe import OWN, initialise
+from vit_core import timm_weights
 from vit_core.errors import UserError
+from vit_core.timm_weights import StartOptions, load_backbone
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -154,7 +155,7 @@ def test_a_timm_file_fills_the_backbone_and_nothing_else(tmp_path):
 
 def test_position_embeddings_of_another_grid_are_resized():
     model = hthta_vit_micro()
-    load_backbone(model, timm_vit(img_size=48).state_dict())
+    load_backbone(model, timm_vit(img_size=48).state_dict(), OWN)
     assert model.pos_embed.shape == (1, 65, 64)
 
 
@@ -180,7 +181,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
     def refuse(*args):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(hthta_recipe, "timm_backbone", refuse)
+    monkeypatch.setattr(timm_weights, "download", refuse)
     with torch.device("meta"):
         model = timm.create_model("hthta_vit_base_patch16_224")
     with pytest.raises(UserError, match=r"no route to host\); give --weights FILE.safetensors, or --no-pretrained"):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hthta_vit import recipe
 from hthta_vit.evaluate import main as evaluate
 from hthta_vit.recipe import RECIPE, presets
 from hthta_vit.train import main as train
+from vit_core import timm_weights
 from vit_core.recipe import settle
 
 
@@ -45,8 +45,8 @@ def test_flags_of_the_model_reach_it():
 def test_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     """Weights are looked for once, in the new run; a resumed run and an evaluation never ask for them."""
     calls = []
-    monkeypatch.setattr(recipe, "timm_backbone", lambda *a: calls.append(a))
-    monkeypatch.setattr(recipe, "load_backbone", lambda *a: calls.append("loaded"))
+    monkeypatch.setattr(timm_weights, "download", lambda *a: calls.append(a))
+    monkeypatch.setattr(timm_weights, "load_backbone", lambda *a: calls.append("loaded"))
     monkeypatch.setitem(RECIPE.models, "micro", "hthta_vit_micro")  # as a base model in all but size
     flags = ["--save-dir", str(tmp_path / "c"), "--log-dir", str(tmp_path / "l"), "--device", "cpu"]
     tiny = ["--model-kwargs", "depth=1", "--batch-size", "256", "--components", "bigru+pooling"]

@@ -53,6 +53,21 @@ def observed(weights: Tensor) -> Tensor:
     return weights
 
 
+def masked_softmax(scores: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Softmax of scores (…, N, M) over the keys that the mask lets through: boolean, or added as SDPA's float masks.
+
+    A query whose keys are all masked gets zeros, as in torch, not NaN.
+    """
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return scores.softmax(-1)
+    is_bool = attn_mask.dtype == torch.bool
+    scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+    blind = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+
+
 def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0) -> str:
     """The implementation that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA"."""
     half = dtype in (torch.float16, torch.bfloat16)

@@ -34,6 +34,10 @@ def start_as_built(model: nn.Module, start: Any) -> None:
     """A new run of a paper without weights to start from: the model stays as it was initialised."""
 
 
+def nothing_to_do(model: nn.Module, progress: float) -> None:
+    """Before each step, of a paper whose model stays as it is but for its weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A paper, as `train_command.run` and `evaluate_command.run` need to know it."""
@@ -42,12 +46,14 @@ class Recipe:
     description: str
     command: str  # console scripts are `<command>-train` and `<command>-evaluate`
     models: Mapping[str, str]  # what --model says -> timm's name
+    model_groups: tuple[str, ...] = ()  # other words for --model, which the paper's own script turns into some of these
     presets: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # given flags -> values, `model` and `dataset` included
     options: type = NoOptions  # dataclass of flags that go to timm.create_model where they are not None
     start_options: type = NoOptions  # dataclass of flags about where a new run's weights come from
     initialise: Callable[[nn.Module, Any], None] = start_as_built  # new model, start_options; never on resume
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
+    before_step: Callable[[nn.Module, float], None] = nothing_to_do  # the model, share of the training done (0 to 1)
     aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
     configs: Path | None = None  # folder of the YAML files that --config knows by name
 
@@ -114,8 +120,9 @@ class Recipe:
     def _add_model_flags(self, parser: ArgumentParser) -> None:
         add_flags(parser, self.options, "model")
         parser.add_argument(
-            "--model", choices=tuple(self.models), default=argparse.SUPPRESS, help="which of the paper's models"
-        )
+            "--model", choices=(*self.models, *self.model_groups), default=argparse.SUPPRESS,
+            help="which of the paper's models",
+        )  # fmt: skip
         parser.add_argument(
             "--model-kwargs", nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS,
             help="further arguments of the model, such as depth=2",

@@ -31,16 +31,20 @@ from vit_core.training_state import check_resumable
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, train, and say what to do next. Returns the exit code: 0, or 128 + signal after a signal."""
-    given = recipe.parse(argv)
+    return run_given(recipe, recipe.parse(argv))[0]
+
+
+def run_given(recipe: Recipe, given: Mapping[str, Any]) -> tuple[int, RunFolder | None]:
+    """As `run`, for what `Recipe.parse` gave. Returns the run's folder, too, where the training came to its end."""
     try:
         trainer = train(recipe, given)
     except Stopped as stopped:
         if stopped.world.is_main:
             print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped, build(OutputConfig, given))}")
-        return 128 + stopped.signal_number
+        return 128 + stopped.signal_number, None
     if trainer.world.is_main:
         _say_what_next(recipe, trainer)
-    return 0
+    return 0, trainer.run
 
 
 def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
@@ -105,7 +109,7 @@ def prepare(
     trainer = Trainer(
         model, train_loader, val_loader, train, world, folder,
         num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
-        loss_function=recipe.loss_function,
+        loss_function=recipe.loss_function, before_step=recipe.before_step,
     )  # fmt: skip
     if checkpoint is not None and source is not None:
         trainer.restore(checkpoint, source)

@@ -8,7 +8,7 @@ for bit on a CPU: see `training_state`.
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Trainer:
         model: on the CPU or the device; registered parameters are all trained unless they say otherwise.
         train_loader, val_loader: over the ranks of `world`, on its device.
         settings: plain values that a checkpoint's `config` shall hold (model name and arguments, data, flags).
+        before_step: called with the model and the share of the training that is done, before each optimiser step's
+            first batch. What it changes in the model must follow from that share, or lie in a buffer.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Trainer:
         num_classes: int,
         settings: dict[str, Any],
         loss_function: LossFunction = classification_loss,
+        before_step: Callable[[nn.Module, float], None] = lambda model, progress: None,
     ) -> None:
         self.config, self.world, self.run, self.settings = config, world, run, settings
-        self.num_classes, self.loss_function = num_classes, loss_function
+        self.num_classes, self.loss_function, self.before_step = num_classes, loss_function, before_step
         self.train_loader, self.val_loader = train_loader, val_loader
         self.precision = choose_precision(config.amp, world.device)
         self.scaler = self.precision.scaler()
@@ -170,6 +173,8 @@ class Trainer:
         p, c = self.progress, self.config
         group = p.batch // c.grad_accum
         group_size = min(c.grad_accum, len(self.train_loader) - group * c.grad_accum)  # the last may be short
+        if p.batch == group * c.grad_accum:
+            self.before_step(self.raw_model, p.step / (c.epochs * self.steps_per_epoch))
         completes = p.batch + 1 == group * c.grad_accum + group_size
         if c.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

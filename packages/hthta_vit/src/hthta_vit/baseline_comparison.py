@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from hthta_vit import recipe
 from hthta_vit.focus import attention_map
 from hthta_vit.model import HTHTAViT
-from hthta_vit.recipe import RECIPE, ModelOptions, StartOptions
-from hthta_vit.registry import TAGS
+from hthta_vit.recipe import RECIPE, ModelOptions
 from hthta_vit.study import AttentionMaps, run_study, study_parser
 from vit_core.checkpoint import load_weights
 from vit_core.cli import command
@@ -27,6 +26,7 @@ from vit_core.errors import UserError
 from vit_core.explain import capture_attention
 from vit_core.explain.evaluation_mode import evaluation_mode
 from vit_core.recipe import create_model, input_size
+from vit_core.timm_weights import TAGS, StartOptions
 
 # The original's names -> timm's. Any other name is timm's own.
 MODELS = {

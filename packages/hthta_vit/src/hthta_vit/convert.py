@@ -1,13 +1,11 @@
-"""Weights of others: the original's checkpoints, its three modules alone, and timm's ViTs for the backbone."""
+"""Weights of the original: its checkpoints, and its three modules alone."""
 
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from hthta_vit.model import GuidedTokenAttention, HTHTAViT
@@ -63,30 +61,6 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     renamed |= {_timm_name(k): v for k, v in theirs.items() if k not in head and not k.startswith("vit.heads.")}
     _load(model, renamed)
     return model.eval()
-
-
-def load_backbone(model: HTHTAViT, state_dict: Mapping[str, Tensor]) -> None:
-    """Put the weights of one of timm's ViTs into the backbone; the paper's parts and the classifier stay as they are.
-
-    Position embeddings of another grid, and patches of another size, are resized by timm. Raises ValueError that lists
-    what is missing, unexpected or wrongly shaped.
-    """
-    kept = ("guided.", "head.", "head_dist.", "fc_norm.")
-    try:
-        theirs = checkpoint_filter_fn(dict(state_dict), model)
-    except (RuntimeError, ValueError, KeyError, AssertionError) as e:
-        raise ValueError(f"not a ViT of timm's: {' '.join(str(e).split())[:200]}") from e
-    theirs = {k: v for k, v in theirs.items() if not k.startswith(kept)}
-    ours = {k: v for k, v in model.state_dict().items() if k.startswith(kept)}
-    problems = mismatches(model, {**ours, **theirs})
-    if problems:
-        raise ValueError(_listed(problems))
-    model.load_state_dict(theirs, strict=False)
-
-
-def timm_backbone(name: str, tag: str, img_size: int) -> Mapping[str, Tensor]:
-    """The weights of timm's `name.tag`, from its cache or the network. Raises what timm's download raises."""
-    return timm.create_model(f"{name}.{tag}", pretrained=True, num_classes=0, img_size=img_size).state_dict()
 
 
 def _head_fields(config: Mapping[str, Any]) -> dict[str, int]:

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from hthta_vit.convert import load_backbone, timm_backbone
-from hthta_vit.model import COMPONENTS, HTHTAViT
-from hthta_vit.registry import BACKBONE, TAGS
+from hthta_vit.model import COMPONENTS
+from vit_core import timm_weights
 from vit_core.cli import flag
-from vit_core.errors import UserError
 from vit_core.recipe import Recipe
+from vit_core.timm_weights import OWN_HEAD, StartOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,44 +28,12 @@ class ModelOptions:
     drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartOptions:
-    """What a new run starts from; a resumed run and an evaluation have their weights from the checkpoint."""
-
-    pretrained: bool = flag(False, "start the backbone from timm's ViT weights (default: base models yes, micro no)")
-    pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
-    weights: str | None = flag(None, "start the backbone from this safetensors file of a timm ViT, without a network")
+OWN = rf"guided\.|{OWN_HEAD}"  # what no ViT's file has: the paper's parts and the classifier
 
 
 def initialise(model: nn.Module, start: StartOptions) -> None:
     """Load the backbone's weights into a new model. UserError, in one line, for what cannot be had or does not fit."""
-    assert isinstance(model, HTHTAViT)
-    advice = "give --weights FILE.safetensors, or --no-pretrained to start from random weights"
-    if start.weights is not None:
-        source = start.weights
-        if not Path(source).is_file():
-            raise UserError(f"--weights {source}: no such file")
-        try:
-            state: Mapping[str, Any] = load_file(source)
-        except SafetensorError as e:
-            raise UserError(f"--weights {source} is not a safetensors file, or is damaged ({e})") from e
-    elif start.pretrained:
-        source = f"{BACKBONE}.{start.pretrained_tag}"
-        if model.embed_dim != 768 or len(model.blocks) != 12:
-            raise UserError(f"--pretrained: there are no weights for this size of model; {advice}")
-        try:
-            state = timm_backbone(BACKBONE, start.pretrained_tag, model.patch_embed.img_size[0])
-        except Exception as e:  # whatever the hub's client, its transport or its cache raise
-            reason = " ".join(str(e).split())[:160]
-            raise UserError(f"{source}: the weights could not be downloaded ({reason}); {advice}") from e
-    else:
-        return
-    try:
-        load_backbone(model, state)
-    except ValueError as e:
-        listed = str(e).split("; ")
-        more = f"; and {len(listed) - 3} more" if len(listed) > 3 else ""
-        raise UserError(f"{source} does not fit the backbone: {'; '.join(listed[:3])}{more}") from e
+    timm_weights.initialise(model, start, OWN)
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,33 +6,20 @@ With `pretrained=True` the backbone gets the weights of timm's `vit_base_patch16
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from hthta_vit.model import HTHTAViT
-
-BACKBONE = "vit_base_patch16_224"
-TAGS = ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in21k", "augreg_in1k", "orig_in21k_ft_in1k", "dino",
-        "mae")  # fmt: skip
-
-
-def _backbone_cfg(tag: str) -> dict[str, Any]:
-    cfg = get_pretrained_cfg(f"{BACKBONE}.{tag}", allow_unregistered=False)
-    return {} if cfg is None else cfg.to_dict()
-
+from vit_core.timm_weights import backbone_cfgs
 
 _MICRO = {
     "input_size": (3, 32, 32), "fixed_input_size": True, "num_classes": 100, "pool_size": None, "crop_pct": 1.0,
     "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
     "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
 }  # fmt: skip
-_BASE = {tag: cfg for tag in TAGS if (cfg := _backbone_cfg(tag))}  # a tag that this version of timm lacks is left out
-
 _CFGS: dict[str, Any] = {
-    f"{name}.{tag}": cfg
-    for name in ("hthta_vit_base_patch16_224", "hthta_vit_base_patch16_224_gru2")
-    for tag, cfg in _BASE.items()
-}
+    **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2")
+}  # fmt: skip
 default_cfgs = generate_default_cfgs(_CFGS | {"hthta_vit_micro": _MICRO})
 
 

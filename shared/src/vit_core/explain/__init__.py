@@ -1,7 +1,9 @@
-"""What a model looks at: attention weights as it runs, Grad-CAM, how far the two agree, and pictures of them."""
+"""What a model looks at: attention as it runs, rollout, sparsity, Grad-CAM; how good such maps are; pictures."""
 
 from vit_core.explain.attention_capture import AttentionCall, CapturedAttention, capture_attention
+from vit_core.explain.captum_grad_cam import captum_grad_cam
 from vit_core.explain.class_token import class_token_attention
+from vit_core.explain.deletion import Curves, deletion_insertion
 from vit_core.explain.focused_attention import (
     FocusSummary,
     chance_level,
@@ -13,20 +15,29 @@ from vit_core.explain.focused_attention import (
 from vit_core.explain.grad_cam import default_layer, grad_cam
 from vit_core.explain.grids import token_grid
 from vit_core.explain.overlay import denormalise, figure_of_maps, overlay
+from vit_core.explain.rollout import attention_rollout
+from vit_core.explain.sparsity import LayerSparsity, SparsityTracker, measure_sparsity
 
 __all__ = [
     "AttentionCall",
     "CapturedAttention",
+    "Curves",
     "FocusSummary",
+    "LayerSparsity",
+    "SparsityTracker",
+    "attention_rollout",
+    "captum_grad_cam",
     "capture_attention",
     "chance_level",
     "class_token_attention",
     "default_layer",
+    "deletion_insertion",
     "denormalise",
     "figure_of_maps",
     "focused_attention",
     "grad_cam",
     "measure_focus",
+    "measure_sparsity",
     "overlay",
     "random_control",
     "token_grid",

@@ -2,7 +2,7 @@
 
 Seen are: `F.scaled_dot_product_attention` (timm's fused attention, Swin's windows, `nn.MultiheadAttention`),
 `vit_core.attention.attention` whatever its backend, weights that a model hands to `vit_core.attention.observed`, and
-the input of each module called `attn_drop` (timm's attention when it is not fused). Unseen is a softmax that meets
+the input of each dropout called `attn_drop` (timm's attention when it is not fused). Unseen is a softmax that meets
 none of these, and a model under `torch.compile`.
 
 Shapes: B batch (for Swin: images × windows), h heads, N queries, M keys, d head_dim.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vit_core.attention import attention, observed
+from vit_core.attention import attention, masked_softmax, observed
 
 Where = Callable[[str], bool] | Iterable[str]
 
@@ -87,7 +87,7 @@ def capture_attention(
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             running.append(name)
-            if last == "attn_drop" and wanted(owner):
+            if last == "attn_drop" and isinstance(module, nn.Dropout | nn.Identity) and wanted(owner):
                 record(owner, args[0])
 
         return hook
@@ -166,15 +166,7 @@ def _softmax_weights(
     with torch.autocast(query.device.type, enabled=False):
         q, k = query.to(kind), _for_each_head(key.to(kind), query)
         scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        # A query whose keys are all masked: zeros, as in torch, not NaN.
-        blind = (scores == -torch.inf).all(-1, keepdim=True)
-        return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0), dropout_p
+        return masked_softmax(scores, attn_mask, is_causal), dropout_p
 
 
 def _for_each_head(t: Tensor, query: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""The paper's attention: softmax weights that do not pass a threshold are removed, the rest sums to one again.
+
+    P = softmax(Q Kᵀ / √d)
+    w = ReLU(P − τ)      "relu", the paper's formula
+    w = P · [P > τ]      "hard", the original's notebook
+    out = w V / (Σ w + ε)
+
+A row in which nothing passes gives zero, as published (empty_row="zero"), or its strongest key alone ("argmax").
+Dropout acts on the normalised weights. `selective_attention` decides where this is computed:
+
+chunked   on a CPU: a few heads at a time, never all N × M weights (`chunked.py`)
+flex      on a GPU, where asked for: two passes of FlexAttention without N × M weights (`flex.py`)
+weights   everywhere else, and where somebody looks on: the formulas as they stand above
+
+Shapes: B batch, h heads, N queries, M keys, d head_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from selective_vit.chunked import ChunkedSelectiveAttention
+from selective_vit.flex import flex_selective_attention
+from vit_core.attention import masked_softmax, observed
+
+MODES = ("relu", "hard")
+EMPTY_ROWS = ("argmax", "zero")
+KERNELS = ("auto", "weights", "flex")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How weights are selected once the threshold is known."""
+
+    mode: str = "relu"
+    empty_row: str = "argmax"  # new work's choice; "zero" is the published one
+    eps: float = 1e-6
+    kernel: str = "auto"  # "weights" and "flex" insist on one way to compute
+
+    def __post_init__(self) -> None:
+        for name, values in (("mode", MODES), ("empty_row", EMPTY_ROWS), ("kernel", KERNELS)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}; got {getattr(self, name)!r}")
+        if self.eps <= 0:
+            raise ValueError(f"eps must be positive, got {self.eps}")
+
+
+def selective_attention(
+    q: Tensor, k: Tensor, v: Tensor, tau: float | Tensor, selection: Selection, *,
+    attn_mask: Tensor | None = None, is_causal: bool = False, dropout_p: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d).
+
+    tau: the threshold, a number, or a tensor that (h, 1, 1) broadcasts to, which then gets a gradient.
+    attn_mask, is_causal: as for torch's `scaled_dot_product_attention`.
+    Raises ValueError where kernel="flex" cannot compute what is asked for.
+    """
+    if selection.kernel == "flex":
+        if attn_mask is not None or is_causal or dropout_p or isinstance(tau, Tensor):
+            raise ValueError('kernel="flex" takes one fixed threshold, no mask and no attention dropout')
+        return flex_selective_attention(q, k, v, tau, selection.mode, selection.empty_row, selection.eps)
+    plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor)
+    if selection.kernel == "auto" and plain and _chunks_pay(q, k, v):
+        relu, argmax = selection.mode == "relu", selection.empty_row == "argmax"
+        return ChunkedSelectiveAttention.apply(q, k, v, float(tau), relu, argmax, selection.eps, dropout_p)
+    kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.to(kind) @ k.to(kind).transpose(-2, -1)) * q.shape[-1] ** -0.5
+        w = select(masked_softmax(scores, attn_mask, is_causal), tau, selection)
+        weights = observed(w / (w.sum(-1, keepdim=True) + selection.eps))
+        return F.dropout(weights, dropout_p).to(v.dtype) @ v
+
+
+def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
+    """Softmax weights P (…, N, M) -> what is left of them, not normalised.
+
+    A tensor `tau` gets a gradient: in the ReLU form its own, −1 for each weight that passes. The hard gate is a step,
+    flat on both sides; there the gradient is that of a sigmoid of width τ / 4 in its place (straight-through), so that
+    the weights near the threshold say where it should move.
+    """
+    if selection.mode == "relu":
+        w = (P - tau).relu()
+    else:
+        gate = torch.gt(P, tau).to(P.dtype)
+        if isinstance(tau, Tensor) and tau.requires_grad:
+            near = torch.sigmoid((P.detach() - tau) / (tau.detach() / 4).clamp_min(1e-12))
+            gate = gate + (near - near.detach())
+        w = P * gate
+    if selection.empty_row == "argmax":
+        empty = (w <= 0).all(-1, keepdim=True)
+        strongest = torch.zeros_like(P).scatter_(-1, P.argmax(-1, keepdim=True), 1.0)
+        w = torch.where(empty, P * strongest, w)
+    return w
+
+
+def _chunks_pay(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
+    return (
+        q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not has_torch_function_variadic(q, k, v)
+    )

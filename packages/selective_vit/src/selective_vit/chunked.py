@@ -1,0 +1,140 @@
+"""Selective attention on a CPU: a few heads at a time, in buffers that stay in the cache.
+
+The weights of all heads at once, 15 MB for ViT-B/16 with batch 8, cost more in page faults and memory traffic than in
+arithmetic; torch's fused kernel has no place for a threshold. So each chunk goes through all steps before the next.
+The backward pass computes the weights again, and draws its dropout mask again from the same seed.
+
+Shapes: B batch, h heads, N queries, M keys, d head_dim; c = images × heads of one chunk.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vit_core.dropout import fill_keep_mask, keep_probability
+
+# Weights of one chunk: an image of ViT-B/16, 12 × 197 × 197, and so a chunk whose heads need no copy.
+_CHUNK_WEIGHTS = 480_000
+_softshrink = torch.ops.aten.softshrink.out  # P − τ where P > τ, else 0, in one pass: P is not negative
+
+
+class ChunkedSelectiveAttention(torch.autograd.Function):
+    """(q (B, h, N, d), k, v (B, h, M, d), τ, relu, argmax, ε, dropout) -> (B, h, N, d), in memory (B, N, h, d)."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, q: Tensor, k: Tensor, v: Tensor, tau: float, relu: bool, argmax: bool, eps: float, dropout_p: float
+    ) -> Tensor:
+        seed = int(torch.randint(2**62, ())) if dropout_p > 0.0 else None  # from torch's generator: resume is exact
+        B, h, N, _ = q.shape
+        size = _chunk_size(q, k)
+        sums, totals = q.new_empty(B, h, N, v.shape[-1]), q.new_empty(B, h, N, 1)  # w V and Σ w
+        parts = _parts(size, v, sums, totals)
+        selected = _selected(size, q, k, tau, relu, argmax, dropout_p, seed, keep_softmax=False)
+        for (v_part, sum_part, total_part), (_, w, total, mask) in zip(parts, selected, strict=True):
+            total_part.copy_(total)
+            torch.bmm(w if mask is None else w.mul_(mask), v_part, out=sum_part)
+        keep = keep_probability(dropout_p) or 1.0  # of nothing kept the sum is zero
+        out = q.new_empty(B, N, h, v.shape[-1]).transpose(1, 2)
+        torch.div(sums, totals.add_(eps).mul_(keep), out=out)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.settings = (tau, relu, argmax, dropout_p, seed)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
+        """With S = Σ w + ε and A = w / S: dw = (dA − Σ A dA) / S where w passed, ds = P (dw − Σ P dw)."""
+        q, k, v, out = ctx.saved_tensors
+        size = _chunk_size(q, k)
+        dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
+        keep = keep_probability(ctx.settings[3]) or 1.0
+        delta = (grad_out * out).sum(-1, keepdim=True)  # Σ A dA = dO · O, with dropout too
+        dw_buffer = None
+        parts = _parts(size, q, k, v, grad_out, delta, dq, dk, dv)
+        for part, (P, w, total, mask) in zip(parts, _selected(size, q, k, *ctx.settings), strict=True):
+            q_part, k_part, v_part, g, d, dq_part, dk_part, dv_part = part
+            dw_buffer = torch.empty_like(P) if dw_buffer is None else dw_buffer
+            dw = dw_buffer[: len(P)]
+            total.add_(ctx.eps)
+            d_out, d_delta = g / (total * keep), d / total
+            torch.bmm(d_out, v_part.transpose(1, 2), out=dw)
+            if mask is not None:
+                dw.mul_(mask)
+            dw.sub_(d_delta).mul_(P).mul_(w > 0)  # P dw
+            torch.bmm((w if mask is None else w.mul_(mask)).transpose(1, 2), d_out, out=dv_part)
+            d_scores = dw.addcmul_(P, dw.sum(-1, keepdim=True), value=-1)
+            _scaled_product(d_scores, k_part, q.shape[-1], dq_part)
+            _scaled_product(d_scores.transpose(1, 2), q_part, q.shape[-1], dk_part)
+        return dq, dk, dv, None, None, None, None, None
+
+
+def _chunk_size(q: Tensor, k: Tensor) -> tuple[int, int]:
+    """(images, heads) of a chunk: several whole images, or a part of one."""
+    weights = q.shape[2] * k.shape[2]
+    return max(1, _CHUNK_WEIGHTS // (q.shape[1] * weights)), min(q.shape[1], max(1, _CHUNK_WEIGHTS // weights))
+
+
+def _parts(size: tuple[int, int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The chunks of each (B, h, N, d) as (c, N, d): views where a chunk is of one image, or the tensor contiguous."""
+    images, heads = size
+
+    def of(t: Tensor) -> list[Tensor]:
+        if heads < t.shape[1]:
+            return [part for image in t.unbind(0) for part in image.split(heads)]
+        return list(t.unbind(0)) if images == 1 else [part.flatten(0, 1) for part in t.split(images)]
+
+    return zip(*map(of, tensors), strict=True)
+
+
+def _selected(
+    size: tuple[int, int], q: Tensor, k: Tensor, tau: float, relu: bool, argmax: bool, dropout_p: float,
+    seed: int | None, *, keep_softmax: bool = True,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:  # fmt: skip
+    """Yield for each chunk P (c, N, M), w (c, N, M), Σ w (c, N, 1) and the keep mask or None; the buffers are reused.
+
+    Without `keep_softmax` w takes the place of P: half of the memory to pass through the cache.
+    """
+    generator = torch.Generator().manual_seed(seed) if seed is not None else None
+    P_buffer = q.new_empty(min(size[0], len(q)) * size[1], q.shape[2], k.shape[2])
+    totals = P_buffer.new_empty(*P_buffer.shape[:2], 1)
+    w_buffer = torch.empty_like(P_buffer) if keep_softmax else P_buffer
+    masks = torch.empty_like(P_buffer) if seed is not None else None
+    for q_part, k_part in _parts(size, q, k.transpose(-2, -1)):
+        n = len(q_part)
+        P, w, total = P_buffer, w_buffer, totals
+        if n < len(P_buffer):
+            P, w, total = P[:n], w[:n], total[:n]
+        _softmax_weights(q_part, k_part, P)
+        if relu:
+            _softshrink(P, tau, out=w)
+        else:
+            torch.threshold(P, tau, 0.0, out=w)
+        torch.sum(w, -1, keepdim=True, out=total)
+        if argmax and not total.min() > 0:
+            whole = P if keep_softmax else _softmax_weights(q_part, k_part, torch.empty_like(P))
+            _keep_strongest(whole, w, total)
+        mask = None if masks is None else fill_keep_mask(masks[:n], dropout_p, generator)
+        yield P, w, total, mask
+
+
+def _softmax_weights(q: Tensor, k_transposed: Tensor, out: Tensor) -> Tensor:
+    _scaled_product(q, k_transposed, q.shape[-1], out)
+    return torch.softmax(out, -1, out=out)
+
+
+def _keep_strongest(P: Tensor, w: Tensor, total: Tensor) -> None:
+    """In the rows of w in which nothing passed: the largest of P, in place."""
+    i, r, _ = (total == 0).nonzero(as_tuple=True)
+    most, where = P[i, r].max(-1)
+    w[i, r, where] = most
+    total[i, r, 0] = most
+
+
+def _scaled_product(a: Tensor, b: Tensor, d: int, out: Tensor) -> None:
+    """out = a b / √d, batch by batch."""
+    torch.baddbmm(out, a, b, beta=0, alpha=d**-0.5, out=out)

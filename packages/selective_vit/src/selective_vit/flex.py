@@ -1,0 +1,87 @@
+"""Selective attention on a GPU without N × M weights in memory: two passes of FlexAttention.
+
+The first pass gives each row's log-sum-exp L, so that P = exp(s − L) is known for any score s. The second is softmax
+attention over other scores, whose exponentials are the selected weights:
+
+    hard    s            where s > L + log τ, else −∞
+    relu    log(P − τ)   where P > τ, else −∞;  L keeps its gradient here, since w depends on it
+
+Rows in which nothing passes come out as zero; with empty_row="argmax" the largest score of the first pass is kept, and
+so are all that equal it up to rounding. What FlexAttention divides by is Σ w; the factor Σ w / (Σ w + ε) comes after.
+
+A choice (`Selection(kernel="flex")`), not the default, until it was measured to win. It has no backward on a CPU.
+
+Shapes: B batch, h heads, N queries, M keys, d head_dim.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+
+def flex_selective_attention(
+    q: Tensor, k: Tensor, v: Tensor, tau: float, mode: str, empty_row: str, eps: float
+) -> Tensor:
+    """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d). Raises ValueError where torch is too old for "argmax"."""
+    argmax = empty_row == "argmax" and tau > 0
+    _, lse, most = _attend(q, k, v, None, with_max=argmax)
+    threshold = lse + (math.log(tau) if tau > 0 else -math.inf)  # of s
+    empty = most <= threshold if argmax else None  # (B, h, N)
+    kept_threshold = threshold.detach()
+    tau_there = lse.new_tensor(tau)  # a number would be compiled in, and each new one compile again
+    if argmax:
+        most = most - 2e-6 * (1 + most.abs())  # the second pass may round another way
+
+    def passes(s: Tensor, b: Tensor, head: Tensor, i: Tensor) -> Tensor:
+        through = s > kept_threshold[b, head, i]
+        return through if empty is None else through | (empty[b, head, i] & (s >= most[b, head, i]))
+
+    if mode == "hard":
+
+        def score(s: Tensor, b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return torch.where(passes(s, b, head, i), s, -math.inf)
+
+    else:
+
+        def score(s: Tensor, b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            through = passes(s, b, head, i)
+            p = torch.exp(s - lse[b, head, i])
+            w = p - tau_there if empty is None else torch.where(empty[b, head, i], p, p - tau_there)
+            # Where it does not pass the logarithm's argument is 1, so that its gradient there is 0 and not NaN.
+            return torch.where(through, torch.log(torch.where(through, w, 1.0)), -math.inf)
+
+    out, log_sum, _ = _attend(q, k, v, score)
+    # relu: log Σ w. hard: the scores are not normalised, so log Σ w + L.
+    total = torch.exp(log_sum if mode == "relu" else log_sum - lse)
+    return out * (total / (total + eps)).unsqueeze(-1).to(out.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, score: Any, with_max: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, log-sum-exp, largest score or an empty tensor) of FlexAttention, compiled on a GPU."""
+    on_gpu = q.device.type == "cuda"
+    flex = _compiled() if on_gpu else flex_attention
+    try:
+        from torch.nn.attention.flex_attention import AuxRequest
+    except ImportError:  # torch before 2.10
+        if with_max and on_gpu:
+            raise ValueError(
+                'this torch\'s FlexAttention does not tell the largest score: use empty_row="zero"'
+            ) from None
+        out, lse = flex(q, k, v, score_mod=score, return_lse=True)
+    else:
+        out, aux = flex(q, k, v, score_mod=score, return_aux=AuxRequest(lse=True, max_scores=with_max and on_gpu))
+        lse = aux.lse
+        if with_max and on_gpu:
+            return out, lse, aux.max_scores.detach()
+    if with_max:  # on a CPU FlexAttention does not tell it
+        return out, lse, (q @ k.transpose(-2, -1)).detach().amax(-1) * q.shape[-1] ** -0.5
+    return out, lse, lse.new_empty(0)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=False)

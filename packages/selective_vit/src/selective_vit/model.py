@@ -1,0 +1,207 @@
+"""SelectiveViT: Improving Vision Transformer Interpretability via Sparse Attention (original: timm's ViT-Base).
+
+A ViT in which every attention layer drops the weights below a threshold, after the softmax (`attention.py` has the
+formulas). There is no other difference, and no new parameter while the threshold is fixed:
+
+    model = timm.create_model("vit_base_patch16_224", pretrained=True)
+    make_selective(model, threshold=0.01)
+
+    uv run selective-vit-train                                                     both micro models on the digits
+    uv run selective-vit-train --model both --dataset cifar10 --data-path DIR      claimed 85.47% and 89.11% (not run)
+
+Shapes: B batch, N tokens, D embed_dim, h heads, d head_dim.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+
+from selective_vit.attention import Selection, select, selective_attention
+from vit_core.attention import observed
+
+LEARNED = ("layer", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdForm:
+    """Which threshold an attention layer has.
+
+    threshold: τ, or where a learned one starts. relative: in units of 1/N, the weight of a row without preferences.
+    learned: one for each "layer" or "head". growth: the share of the training in which it rises from zero, in a line
+    (`grow_threshold`); 0 for a threshold that is there from the start.
+    """
+
+    threshold: float = 0.01
+    relative: bool = False
+    learned: str | None = None
+    growth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
+        if not self.relative and self.threshold >= 1:
+            raise ValueError(f"threshold must be below 1, the largest weight there is; got {self.threshold}")
+        if self.learned not in (None, *LEARNED):
+            raise ValueError(f"learned_threshold must be one of {', '.join(LEARNED)}; got {self.learned!r}")
+        if not 0 <= self.growth <= 1:
+            raise ValueError(f"threshold_growth must lie in [0, 1], got {self.growth}")
+        if self.learned and self.threshold == 0:
+            raise ValueError("a learned threshold must start above 0: softplus does not reach it")
+
+
+class Threshold(nn.Module):
+    """τ of one attention layer, for rows of N keys: a number, or where it is learned a tensor (h or 1, 1, 1)."""
+
+    def __init__(self, form: ThresholdForm, num_heads: int) -> None:
+        super().__init__()
+        self.form = form
+        if form.learned:
+            raw = math.log(math.expm1(form.threshold))  # softplus(raw) = threshold
+            self.raw = nn.Parameter(torch.full((num_heads if form.learned == "head" else 1,), raw))
+        if form.growth:
+            self.register_buffer("share", torch.zeros(()))  # of the threshold, from 0 to 1
+            self.share: Tensor
+
+    def forward(self, keys: int) -> float | Tensor:
+        tau: float | Tensor = F.softplus(self.raw)[:, None, None] if self.form.learned else self.form.threshold
+        if self.form.relative:
+            tau = tau / keys
+        if not self.form.growth:
+            return tau
+        on_cpu = self.share.device.type == "cpu" and not torch.compiler.is_compiling()
+        return tau * (float(self.share) if on_cpu and not self.form.learned else self.share)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in vars(self.form).items() if v)
+
+
+class SelectiveAttention(nn.Module):
+    """timm's `Attention` with the weights selected; it takes over the given layer's own modules, weights and all."""
+
+    def __init__(self, attn: Attention, form: ThresholdForm, selection: Selection) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = attn.num_heads, attn.head_dim, attn.attn_dim
+        self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
+        self.attn_drop, self.proj, self.proj_drop = attn.attn_drop, attn.proj, attn.proj_drop
+        self.norm = getattr(attn, "norm", nn.Identity())
+        self.gate = getattr(attn, "gate", None)  # of newer timm
+        self.selection = selection
+        self.threshold = Threshold(form, attn.num_heads)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        out = selective_attention(
+            self.q_norm(q), self.k_norm(k), v, self.threshold(N), self.selection, attn_mask=attn_mask,
+            is_causal=is_causal, dropout_p=self.attn_drop.p if self.training else 0.0,
+        )  # fmt: skip
+        out = self.norm(out.transpose(1, 2).reshape(B, N, self.attn_dim))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+class SelectedWeights(nn.Module):
+    """In the place of `attn_drop` of an attention layer that computes its weights openly: select, then drop.
+
+    So the EVA-style layers, with their rotary embeddings and separate biases, need no copy of their forward pass.
+    """
+
+    def __init__(self, drop: nn.Module, form: ThresholdForm, selection: Selection, num_heads: int) -> None:
+        super().__init__()
+        self.drop = drop
+        self.selection = selection
+        self.threshold = Threshold(form, num_heads)
+
+    def forward(self, P: Tensor) -> Tensor:
+        """Softmax weights (B, h, N, N) -> what the values are multiplied by."""
+        w = select(P.float(), self.threshold(P.shape[-1]), self.selection)
+        return self.drop(observed(w / (w.sum(-1, keepdim=True) + self.selection.eps)).to(P.dtype))
+
+
+def make_selective(
+    vit: nn.Module, threshold: float = 0.01, mode: str = "relu", empty_row: str = "argmax", *,
+    blocks: Iterable[int] | None = None, relative_threshold: bool = False, learned_threshold: str | None = None,
+    threshold_growth: float = 0.0, eps: float = 1e-6, kernel: str = "auto", reinit_attention: bool = False,
+) -> nn.Module:  # fmt: skip
+    """Make the attention layers of one of timm's ViTs selective, in place, with the weights that they have.
+
+    Args:
+        vit: a model with `blocks` whose `attn` is timm's `Attention`, `AttentionRope` or `EvaAttention`. A selective
+            one takes the new settings.
+        threshold, relative_threshold, learned_threshold, threshold_growth: see `ThresholdForm`.
+        mode, empty_row, eps, kernel: see `Selection`.
+        blocks: numbers of the blocks that change, negative ones from the end. Default: all.
+        reinit_attention: give those layers new random weights, as the original did by accident.
+    Returns: the same model.
+    Raises: ValueError for a model of another kind, for blocks that it does not have, and for settings that cannot be.
+    """
+    form = ThresholdForm(
+        threshold=threshold, relative=relative_threshold, learned=learned_threshold, growth=threshold_growth
+    )  # fmt: skip
+    selection = Selection(mode=mode, empty_row=empty_row, eps=eps, kernel=kernel)
+    layers: Any = getattr(vit, "blocks", None)
+    if not isinstance(layers, nn.Sequential | nn.ModuleList):
+        raise ValueError(f"{type(vit).__name__} has no blocks: make_selective takes timm's ViTs")
+    chosen = range(len(layers)) if blocks is None else [_index(b, len(layers)) for b in blocks]
+    for i in chosen:
+        block: Any = layers[i]
+        attn: Any = getattr(block, "attn", None)
+        if isinstance(attn, SelectiveAttention):
+            attn.selection, attn.threshold = selection, Threshold(form, attn.num_heads)
+        elif isinstance(attn, AttentionRope | EvaAttention):
+            if kernel == "flex":
+                raise ValueError(f'kernel="flex" is for plain attention layers, not for {type(attn).__name__}')
+            eva: Any = attn
+            drop = eva.attn_drop.drop if isinstance(eva.attn_drop, SelectedWeights) else eva.attn_drop
+            eva.attn_drop = SelectedWeights(drop, form, selection, eva.num_heads)
+            eva.fused_attn = False  # the way on which timm calls attn_drop
+        elif type(attn) is Attention:
+            block.attn = SelectiveAttention(attn, form, selection)
+        else:
+            raise ValueError(f"block {i} of {type(vit).__name__} has no attention of timm's: {type(attn).__name__}")
+        weights = next(vit.parameters())
+        block.attn.to(device=weights.device)
+        block.attn.train(block.training)
+        if reinit_attention:
+            for linear in (m for m in block.attn.modules() if isinstance(m, nn.Linear)):
+                linear.reset_parameters()
+    return vit
+
+
+def _index(block: int, depth: int) -> int:
+    if not -depth <= block < depth:
+        raise ValueError(f"blocks: there is no block {block} in {depth}")
+    return block % depth
+
+
+def thresholds(model: nn.Module) -> dict[str, Threshold]:
+    """The thresholds of a model by the name of their attention layer: "blocks.0.attn"."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Threshold)}
+    return {name.removesuffix(".threshold").removesuffix(".attn_drop"): t for name, t in found.items()}
+
+
+def set_threshold(model: nn.Module, threshold: float) -> None:
+    """Another fixed τ for all selective layers, in the unit that they have. ValueError for a model without any."""
+    found = thresholds(model)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no selective attention: call make_selective first")
+    for t in found.values():
+        if t.form.learned:
+            raise ValueError("the thresholds of this model are learned: they are what they are")
+        t.form = ThresholdForm(**{**vars(t.form), "threshold": threshold})
+
+
+def grow_threshold(model: nn.Module, progress: float) -> None:
+    """Set growing thresholds to where they are at `progress`, the share of the training that is done (0 to 1)."""
+    for t in thresholds(model).values():
+        if t.form.growth:
+            t.share.fill_(min(progress / t.form.growth, 1.0))

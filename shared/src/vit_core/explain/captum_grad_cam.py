@@ -1,0 +1,74 @@
+"""Captum's LayerGradCam for models of tokens.
+
+Captum takes what follows the first two dimensions for places: α is the mean over them, and Σ over dim 1 makes the map.
+Of tokens (B, N, C) it thus returns (B, 1, C), a map over channels, whatever its picture looks like. Here the layer's
+tokens pass through a module that presents them as (B, C, H, W), and it is this module that Captum looks at.
+
+Shapes: B images of h × w pixels, N tokens, C channels, (H, W) the grid of patches.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_core.explain.evaluation_mode import evaluation_mode
+from vit_core.explain.grad_cam import default_layer
+from vit_core.explain.grids import Grid, token_grid
+
+
+class PlacesAsImage(nn.Module):
+    """The identity: a place for Captum to hook, where tokens are (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def captum_grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | int | None = None,
+    layer: nn.Module | str | None = None,
+    *,
+    grid: Grid | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """Captum's map (B, H, W) of a layer that gives tokens (B, N, C), or a map (B, C, H, W).
+
+    Arguments as for `grad_cam`, of which this is the slower second opinion. The model is left as it was.
+    Raises: ValueError for tokens that make no grid, and where Captum's gradient is zero everywhere.
+    """
+    from captum.attr import LayerGradCam
+
+    if isinstance(layer, str):
+        layer = model.get_submodule(layer)
+    layer = default_layer(model) if layer is None else layer
+    places = PlacesAsImage()
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+
+    def present(module: nn.Module, args: Any, output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        if first.ndim == 3:
+            H, W = token_grid(model, first.shape[1] - prefix, grid, images.shape[-2:])
+            seen = places(first[:, prefix:].transpose(1, 2).unflatten(2, (H, W)))
+            first = torch.cat([first[:, :prefix], seen.flatten(2).transpose(1, 2)], 1)
+        else:
+            first = places(first)
+        return (first, *rest) if isinstance(output, tuple) else first
+
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+        if targets is None:
+            with torch.no_grad():
+                targets = model(images).argmax(1)
+        handle = layer.register_forward_hook(present)
+        try:
+            cam = LayerGradCam(model, places).attribute(images.clone(), target=targets, relu_attributions=relu)
+        finally:
+            handle.remove()
+    assert isinstance(cam, Tensor)
+    if not cam.any():
+        raise ValueError(
+            "Captum's map is zero everywhere: no gradient reaches the places of this layer, or all of it speaks "
+            "against the class; give a layer= before the last attention, such as model.blocks[-1].norm1"
+        )
+    return cam.detach()[:, 0]

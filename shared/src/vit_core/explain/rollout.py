@@ -1,0 +1,64 @@
+"""Attention rollout (Abnar and Zuidema, ACL 2020, https://arxiv.org/abs/2005.00928): attention through all layers.
+
+Each block passes on a token itself (the residual) and what it attends to, in equal parts: Ā = (A + I) / 2, rows scaled
+to sum to one. The product of all blocks' Ā says how much of each input token is in each output token.
+
+Shapes: B images, h heads, N tokens, (H, W) the grid of patches.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_core.explain.attention_capture import capture_attention
+from vit_core.explain.evaluation_mode import evaluation_mode
+from vit_core.explain.grids import Grid, token_grid
+
+FUSIONS = ("mean", "max", "min")
+
+
+def attention_rollout(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    fusion: str = "mean",
+    discard: float = 0.0,
+    residual: float = 0.5,
+    grid: Grid | None = None,
+) -> Tensor:
+    """What the class token has of each patch, after all blocks: (B, H, W); without a class token, the patches' mean.
+
+    The model runs in evaluation mode without gradients and is left as it was.
+
+    Args:
+        fusion: of the heads, "mean" (as published), "max" or "min".
+        discard: share of the weights of each block, over all its pairs of tokens, that is set to zero: the smallest.
+        residual: the part of the identity in Ā.
+    Raises: ValueError for a model in which not every block shows one square attention matrix.
+    """
+    if fusion not in FUSIONS or not 0 <= discard < 1 or not 0 <= residual < 1:
+        raise ValueError(f"need fusion of {', '.join(FUSIONS)}; discard and residual in [0, 1)")
+    blocks: Any = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ValueError(f"{type(model).__name__} has no blocks: attention rollout is for plain ViTs")
+    with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
+        model(images)
+    layers = [c.weights for c in captured.calls if c.module.startswith("blocks.")]
+    if len(layers) != len(blocks) or any(w.shape != layers[0].shape or w.shape[-1] != w.shape[-2] for w in layers):
+        raise ValueError(f"{type(model).__name__}: not every block has one attention among all tokens")
+    rolled: Tensor | None = None
+    for weights in layers:  # (B, h, N, N)
+        fused = weights.mean(1) if fusion == "mean" else getattr(weights, f"a{fusion}")(1)
+        if discard:
+            count = int(fused[0].numel() * discard)
+            smallest = fused.flatten(1).topk(count, largest=False).indices
+            fused = fused.flatten(1).scatter(1, smallest, 0.0).view_as(fused)
+        mixed = (1 - residual) * fused + residual * torch.eye(fused.shape[-1], device=fused.device)
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        rolled = mixed if rolled is None else mixed @ rolled
+    assert rolled is not None
+    prefix = int(getattr(model, "num_prefix_tokens", 1))
+    has_class = getattr(model, "cls_token", None) is not None
+    row = rolled[:, 0, prefix:] if has_class else rolled[:, prefix:, prefix:].mean(1)
+    return row.unflatten(1, token_grid(model, row.shape[1], grid, images.shape[-2:]))

@@ -1,0 +1,87 @@
+"""How sparse attention is: active tokens of each head, the share of weights that are zero, rows that are empty.
+
+A weight is active where it is above `threshold`, of the weights as the model applies them: 0 for a model that removes
+weights itself; more asks of a dense model what it would lose.
+
+Shapes: B images, h heads, N queries, M keys.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vit_core.data import BatchLoader
+from vit_core.explain.attention_capture import capture_attention
+from vit_core.explain.evaluation_mode import evaluation_mode
+
+
+@dataclass
+class LayerSparsity:
+    """One attention layer over the images so far; tensors hold one value a head."""
+
+    active: Tensor  # Σ over rows of the active tokens
+    empty: Tensor  # rows without any
+    rows: int = 0
+    keys: int = 0
+
+    @property
+    def active_tokens(self) -> Tensor:
+        """(h,): keys that a query attends to, mean over images and queries."""
+        return self.active / self.rows
+
+    @property
+    def sparsity(self) -> Tensor:
+        """(h,): share of the weights that are not active, from 0 to 1."""
+        return 1 - self.active_tokens / self.keys
+
+    @property
+    def empty_rows(self) -> Tensor:
+        """(h,): share of the queries that attend to nothing."""
+        return self.empty / self.rows
+
+
+@dataclass
+class SparsityTracker:
+    """Counts over batches: `update(model, images)`, then `layers["blocks.0.attn"]` and the means over all."""
+
+    threshold: float = 0.0
+    layers: dict[str, LayerSparsity] = field(default_factory=dict)
+
+    def update(self, model: nn.Module, images: Tensor) -> None:
+        """Run the model in evaluation mode on images (B, 3, H, W) and count. ValueError where it shows nothing."""
+        with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
+            model(images)
+        if not captured.calls:
+            raise ValueError(f"no attention was seen in {type(model).__name__}")
+        for name, weights in captured.calls:
+            self.add(name, weights)
+
+    def add(self, layer: str, weights: Tensor) -> None:
+        """Count the weights (B, h, N, M) of one call. ValueError for a layer that had other heads or keys before."""
+        active = (weights > self.threshold).sum(-1)  # (B, h, N)
+        heads, keys = weights.shape[1], weights.shape[3]
+        known = self.layers.setdefault(layer, LayerSparsity(torch.zeros(heads), torch.zeros(heads), keys=keys))
+        if (len(known.active), known.keys) != (heads, keys):
+            raise ValueError(f"{layer}: {heads} heads of {keys} keys, after {len(known.active)} of {known.keys}")
+        known.active += active.sum((0, 2)).cpu()
+        known.empty += (active == 0).sum((0, 2)).cpu()
+        known.rows += active.shape[0] * active.shape[2]
+
+    @property
+    def sparsity(self) -> float:
+        """Mean over layers and heads."""
+        return float(torch.stack([layer.sparsity.mean() for layer in self.layers.values()]).mean())
+
+    @property
+    def empty_rows(self) -> float:
+        """Mean over layers and heads."""
+        return float(torch.stack([layer.empty_rows.mean() for layer in self.layers.values()]).mean())
+
+
+def measure_sparsity(model: nn.Module, loader: BatchLoader, threshold: float = 0.0) -> SparsityTracker:
+    """All images of the loader, once."""
+    tracker = SparsityTracker(threshold)
+    for images, _ in loader.epoch():
+        tracker.update(model, images)
+    return tracker

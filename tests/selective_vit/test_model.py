@@ -1,0 +1,249 @@
+"""`make_selective` on timm's ViTs: nothing lost, nothing added, every form of threshold; and the registered models."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch.testing import assert_close
+
+import selective_vit
+from selective_vit import SelectiveAttention, grow_threshold, make_selective, set_threshold, thresholds
+from selective_vit.convert import model_from_original
+from selective_vit.model import SelectedWeights
+from vit_core.config import TrainConfig
+from vit_core.explain import capture_attention
+from vit_core.optimisation import build_optimizer
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def vit(**fields):
+    torch.manual_seed(0)
+    return VisionTransformer(**{**SMALL, **fields}).eval()
+
+
+def images(size=32, batch=2):
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, size, size)
+
+
+# ── in place, with the weights ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_weights_are_kept_and_none_are_added():
+    dense = vit()
+    before = copy.deepcopy(dense.state_dict())
+    selective = make_selective(dense, threshold=0.05)
+    assert selective is dense
+    assert list(selective.state_dict()) == list(before)
+    assert all(torch.equal(v, before[k]) for k, v in selective.state_dict().items())
+    assert all(isinstance(b.attn, SelectiveAttention) for b in selective.blocks)
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"qkv_bias": False}, {"qk_norm": True}, {"scale_attn_norm": True}, {"reg_tokens": 2},
+    {"global_pool": "avg", "class_token": False}, {"init_values": 0.1},
+])  # fmt: skip
+def test_a_threshold_of_zero_is_the_dense_model(fields):
+    dense = vit(**fields)
+    expected = dense(images())
+    assert_close(make_selective(dense, threshold=0.0)(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "vit_tiny_patch16_rope_224", "test_vit3", "eva_giant_patch14_224"]
+)
+def test_other_vits_of_timm(name):
+    """EVA-style attention with rotary embeddings, separate biases, fused and unfused products."""
+    size = {"img_size": 56} if "patch14" in name else {"img_size": 64} if "224" in name else {}
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 4} if name.startswith(("eva", "vit_tiny")) else {}
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **size, **small).eval()
+    with torch.no_grad():  # weights large enough for attention to matter
+        for p in model.parameters():
+            p.mul_(4 if p.ndim > 1 else 1)
+    x = images(size.get("img_size", 160))
+    dense = model(x)
+    names = list(model.state_dict())
+    assert_close(make_selective(model, threshold=0.0)(x), dense, rtol=1e-4, atol=1e-5)
+    make_selective(model, threshold=0.2, mode="hard")
+    assert list(model.state_dict()) == names
+    with torch.no_grad(), capture_attention(model) as captured:
+        sparse = model(x)
+    assert not torch.allclose(sparse, dense, rtol=1e-2)
+    assert len(captured) == len(model.blocks), "one call a block: the weights after the selection"
+    for call in captured.calls:
+        assert (call.weights == 0).any()
+        assert_close(call.weights.sum(-1), torch.ones_like(call.weights.sum(-1)), rtol=0, atol=1e-4)
+
+
+def test_only_the_blocks_that_are_named():
+    model = make_selective(vit(depth=4), blocks=[0, -1])
+    assert [type(b.attn) for b in model.blocks] == [SelectiveAttention, Attention, Attention, SelectiveAttention]
+    assert list(thresholds(model)) == ["blocks.0.attn", "blocks.3.attn"]
+
+
+def test_a_selective_model_takes_new_settings():
+    model = make_selective(vit(), threshold=0.3)
+    again = make_selective(model, threshold=0.02, mode="hard", empty_row="zero")
+    assert_close(again(images()), make_selective(vit(), 0.02, "hard", "zero")(images()))
+    set_threshold(again, 0.1)
+    assert_close(again(images()), make_selective(vit(), 0.1, "hard", "zero")(images()))
+    eva = timm.create_model("eva02_tiny_patch14_224", img_size=56, depth=1)
+    make_selective(make_selective(eva))
+    assert not isinstance(eva.blocks[0].attn.attn_drop.drop, SelectedWeights)
+
+
+def test_the_originals_accident():
+    """Its attention modules were built anew, so that the pretrained ones were lost; all else was kept."""
+    dense = vit()
+    before = copy.deepcopy(dense.state_dict())
+    kept = {
+        k for k, v in make_selective(dense, reinit_attention=True).state_dict().items() if torch.equal(v, before[k])
+    }
+    assert {k for k in before if k not in kept} == {k for k in before if ".attn." in k}
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="has no blocks"):
+        make_selective(timm.create_model("test_convnext"))
+    with pytest.raises(ValueError, match=r"no attention of timm's: DiffAttention"):
+        make_selective(timm.create_model("test_vit", attn_layer="diff"))
+    with pytest.raises(ValueError, match="there is no block 7 in 2"):
+        make_selective(vit(), blocks=[7])
+    with pytest.raises(ValueError, match="has no selective attention"):
+        set_threshold(vit(), 0.1)
+    for wrong, message in (
+        ({"threshold": -0.1}, "0 or more"), ({"threshold": math.nan}, "0 or more"), ({"threshold": 1.0}, "below 1"),
+        ({"learned_threshold": "block"}, "one of layer, head"), ({"threshold_growth": 2.0}, r"in \[0, 1\]"),
+        ({"threshold": 0.0, "learned_threshold": "head"}, "must start above 0"),
+        ({"mode": "soft"}, "one of relu, hard"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            make_selective(vit(), **wrong)
+
+
+# ── thresholds ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_relative_thresholds_follow_the_number_of_tokens():
+    relative = make_selective(vit(dynamic_img_size=True), threshold=0.85, relative_threshold=True)
+    for size, tokens in ((32, 17), (64, 65)):
+        fixed = make_selective(vit(dynamic_img_size=True), threshold=0.85 / tokens)
+        assert_close(relative(images(size)), fixed(images(size)))
+
+
+@pytest.mark.parametrize("mode", ["relu", "hard"])
+@pytest.mark.parametrize(("scope", "count"), [("layer", 1), ("head", 2)])
+def test_learned_thresholds_start_where_they_should_and_move(scope, count, mode):
+    fixed = make_selective(vit(), threshold=0.055, mode=mode)
+    model = make_selective(vit(), threshold=0.055, mode=mode, learned_threshold=scope)
+    assert_close(model(images()), fixed(images()), rtol=1e-4, atol=1e-5)
+    added = set(model.state_dict()) - set(fixed.state_dict())
+    assert added == {f"blocks.{i}.attn.threshold.raw" for i in (0, 1)}
+    assert all(model.state_dict()[k].shape == (count,) for k in added)
+    model(images()).square().sum().backward()
+    for t in thresholds(model).values():
+        assert t.raw.grad.isfinite().all()
+        assert t.raw.grad.any()
+        assert (t(17) > 0).all(), "softplus keeps it positive"
+    with pytest.raises(ValueError, match="learned"):
+        set_threshold(model, 0.1)
+
+
+def test_weight_decay_leaves_thresholds_alone():
+    """Decay would pull softplus towards 0.69."""
+    model = make_selective(vit(), learned_threshold="head")
+    raw = {id(t.raw) for t in thresholds(model).values()}
+    for group in build_optimizer(model, TrainConfig(weight_decay=0.05)).param_groups:
+        if group["weight_decay"]:
+            assert not raw & {id(p) for p in group["params"]}
+
+
+def test_a_growing_threshold():
+    model = make_selective(vit(), threshold=0.08, threshold_growth=0.5)
+    dense, full = vit()(images()), make_selective(vit(), threshold=0.08)(images())
+    assert_close(model(images()), dense, rtol=1e-4, atol=1e-5)
+    grow_threshold(model, 0.25)
+    assert_close(model(images()), make_selective(vit(), threshold=0.04)(images()))
+    state = copy.deepcopy(model.state_dict())
+    grow_threshold(model, 0.9)
+    assert_close(model(images()), full)
+    model.load_state_dict(state)  # what a checkpoint of the middle holds
+    assert_close(model(images()), make_selective(vit(), threshold=0.04)(images()))
+    other = make_selective(vit(), threshold=0.08, threshold_growth=0.5, learned_threshold="layer")
+    assert_close(other(images()), dense, rtol=1e-4, atol=1e-5)
+
+
+# ── the registered models ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_as_many_parameters_as_the_dense_models():
+    with torch.device("meta"):
+        base = timm.create_model("selective_vit_base_patch16_224", num_classes=10)
+        plain = timm.create_model("vit_base_patch16_224", num_classes=10)
+    assert sum(p.numel() for p in base.parameters()) == sum(p.numel() for p in plain.parameters()) == 85_806_346
+    assert list(base.state_dict()) == list(plain.state_dict())
+    micro, dense = (timm.create_model(f"{n}_vit_micro", num_classes=10) for n in ("selective", "dense"))
+    assert list(micro.state_dict()) == list(dense.state_dict())
+    with pytest.raises(ValueError, match="has plain attention: it takes no threshold"):
+        timm.create_model("dense_vit_micro", threshold=0.1)
+
+
+def test_timms_own_use_of_a_model():
+    model = timm.create_model("selective_vit_micro", num_classes=7, threshold=0.02, mode="hard").eval()
+    x = images(batch=3)
+    features = model.forward_features(x)
+    assert features.shape == (3, 65, 64)
+    assert_close(model.forward_head(features), model(x))
+    final, maps = model.forward_intermediates(x, indices=2)
+    assert [m.shape for m in maps] == [(3, 64, 8, 8)] * 2
+    assert_close(final, features)
+    assert model.get_classifier().out_features == 7
+    model.reset_classifier(4)
+    assert model(x).shape == (3, 4)
+    assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
+    assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
+    twin = pickle.loads(pickle.dumps(model))
+    assert_close(twin(x), model(x))
+    expected = model(x)
+    model.set_grad_checkpointing()
+    model.train()(x).sum().backward()
+    assert model.blocks[0].attn.qkv.weight.grad.isfinite().all()
+    assert_close(model.eval()(x), expected)
+
+
+def test_two_images_sizes_through_timm():
+    model = timm.create_model("selective_vit_micro", num_classes=3, img_size=(32, 48), relative_threshold=True).eval()
+    assert model(torch.randn(1, 3, 32, 48)).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_compiled_and_exported():
+    model = timm.create_model("selective_vit_micro", num_classes=3, threshold=0.02, depth=1).eval()
+    x = images()
+    assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
+    assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_checkpoint_of_the_original():
+    torch.manual_seed(0)
+    theirs = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=10)
+    state = {f"model.{k}": v for k, v in theirs.state_dict().items()}
+    ours = model_from_original(state, {"threshold": 0.05})
+    expected = make_selective(theirs.eval(), 0.05, "hard", "zero")
+    assert torch.equal(ours(images()), expected(images()))
+    state["model.more"] = state.pop("model.norm.bias")
+    with pytest.raises(ValueError, match=r"missing norm.bias; unexpected more"):
+        model_from_original(state, {})
+    with pytest.raises(ValueError, match=r"missing model.patch_embed.proj.weight"):
+        model_from_original({}, {})
+
+
+def test_the_package_names_what_it_has():
+    assert all(hasattr(selective_vit, name) for name in selective_vit.__all__)
