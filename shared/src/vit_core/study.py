@@ -79,7 +79,7 @@ class Study:
                 print(f"\n{row}, seed {seed}", flush=True)
                 self._train(row, seed)
                 done.append(self._measure(row, seed))
-                self._write(done)
+                write_measurements(self.folder, done)
         return [m for m in done if m["row"] in self.rows and int(m["seed"]) in self.seeds]
 
     def settled(self, row: str) -> Run:
@@ -160,14 +160,16 @@ class Study:
         with file.open(newline="") as f:
             return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(f)]
 
-    def _write(self, measurements: Sequence[Measurement]) -> None:
-        temporary = self.folder / ".measurements.csv"
-        with temporary.open("w", newline="") as f:
-            writer = csv.DictWriter(f, list(dict.fromkeys(name for m in measurements for name in m)))
-            writer.writeheader()
-            for m in measurements:
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in m.items()})
-        temporary.replace(self.folder / "measurements.csv")
+
+def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> None:
+    """measurements.csv: a line a measurement, a column for whatever any of them has."""
+    temporary = folder / ".measurements.csv"
+    with temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys(name for m in measurements for name in m)))
+        writer.writeheader()
+        for m in measurements:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in m.items()})
+    temporary.replace(folder / "measurements.csv")
 
 
 def add_study_flags(parser: ArgumentParser, seeds: Sequence[int], folder: str) -> None:

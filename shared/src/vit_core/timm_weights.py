@@ -1,4 +1,4 @@
-"""Where a new run's ViT gets its weights: timm's ViT-B/16 from the hub, or a safetensors file of one of timm's ViTs."""
+"""Where a new run's ViT gets its weights: timm's ViT-B/16 from the hub, or a file."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vit_core.checkpoint import mismatches
+from vit_core.checkpoint import load_checkpoint, mismatches
 from vit_core.cli import flag
 from vit_core.errors import UserError
 
@@ -29,7 +29,9 @@ class StartOptions:
 
     pretrained: bool = flag(False, "start the backbone from timm's ViT weights (default: base models yes, micro no)")
     pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
-    weights: str | None = flag(None, "start the backbone from this safetensors file of a timm ViT, without a network")
+    weights: str | None = flag(
+        None, "start the backbone from this file, without a network: safetensors of a timm ViT, or a run's checkpoint"
+    )
 
 
 def backbone_cfgs(name: str) -> dict[str, Any]:
@@ -52,10 +54,7 @@ def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> No
         source = start.weights
         if not Path(source).is_file():
             raise UserError(f"--weights {source}: no such file")
-        try:
-            state: Mapping[str, Any] = load_file(source)
-        except SafetensorError as e:
-            raise UserError(f"--weights {source} is not a safetensors file, or is damaged ({e})") from e
+        state = _read(source)
     elif start.pretrained:
         source = f"{BACKBONE}.{start.pretrained_tag}"
         if vit.embed_dim != 768 or len(vit.blocks) != 12:
@@ -73,6 +72,17 @@ def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> No
         listed = str(e).split("; ")
         more = f"; and {len(listed) - 3} more" if len(listed) > 3 else ""
         raise UserError(f"{source} does not fit the backbone: {'; '.join(listed[:3])}{more}") from e
+
+
+def _read(file: str) -> Mapping[str, Any]:
+    if Path(file).suffix == ".pth":
+        checkpoint = load_checkpoint(file)
+        state: Mapping[str, Any] = checkpoint.get("ema_state_dict") or checkpoint["model_state_dict"]
+        return state
+    try:
+        return load_file(file)
+    except SafetensorError as e:
+        raise UserError(f"--weights {file} is not a safetensors file, or is damaged ({e})") from e
 
 
 def download(tag: str, img_size: int) -> Mapping[str, Tensor]:

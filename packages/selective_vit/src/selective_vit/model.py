@@ -171,6 +171,7 @@ def make_selective(
         weights = next(vit.parameters())
         block.attn.to(device=weights.device)
         block.attn.train(block.training)
+        block.attn.reinitialised = reinit_attention
         if reinit_attention:
             for linear in (m for m in block.attn.modules() if isinstance(m, nn.Linear)):
                 linear.reset_parameters()

@@ -41,7 +41,10 @@ class ModelOptions:
 
 def initialise(model: nn.Module, start: StartOptions) -> None:
     """Load timm's weights into a new model. UserError, in one line, for what cannot be had or does not fit."""
-    timm_weights.initialise(model, start, rf"{OWN_HEAD}|.*\.threshold\.")
+    own = rf"{OWN_HEAD}|.*\.threshold\."
+    if any(getattr(m, "reinitialised", False) for m in model.modules()):
+        own += r"|.*\.attn\."
+    timm_weights.initialise(model, start, own)
 
 
 def for_plain(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def overlay(
 
 def figure_of_maps(
     image: Tensor,
-    maps: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor | None],
     path: str | Path,
     *,
     title: str | None = None,
@@ -71,7 +71,7 @@ def figure_of_maps(
 
     Args:
         image: (3, H, W) as for `overlay`.
-        maps: title -> (h, w).
+        maps: title -> (h, w); None shows the image once more, as at the start of a second row.
         path: its folder is made.
         shared_scale: one colour bar for all maps, so that panels compare; else each has its own.
     """
@@ -88,14 +88,18 @@ def figure_of_maps(
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for ax in axes:
         ax.axis("off")
-    common = _limits(list(maps.values())) if shared_scale and maps else None
+    heats = [heat for heat in maps.values() if heat is not None]
+    common = _limits(heats) if shared_scale and heats else None
     axes[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[0].set_title(image_title, fontsize=10)
     for ax, (name, heat) in zip(axes[1:], maps.items(), strict=False):
+        ax.set_title(textwrap.fill(name, 32), fontsize=10)
+        if heat is None:
+            ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            continue
         low, high = common or _limits([heat])
         shown = overlay(picture, heat, alpha=alpha, colours=colours, limits=(low, high), grey=True)
         ax.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
-        ax.set_title(textwrap.fill(name, 32), fontsize=10)
         if not common:  # a bar as tall as the picture
             scale = ScalarMappable(Normalize(low, high), colours)
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), format="%.3g")

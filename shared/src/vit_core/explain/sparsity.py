@@ -20,10 +20,11 @@ from vit_core.explain.evaluation_mode import evaluation_mode
 class LayerSparsity:
     """One attention layer over the images so far; tensors hold one value a head."""
 
+    keys: int
     active: Tensor  # Σ over rows of the active tokens
     empty: Tensor  # rows without any
+    single: Tensor  # rows with one or none
     rows: int = 0
-    keys: int = 0
 
     @property
     def active_tokens(self) -> Tensor:
@@ -39,6 +40,11 @@ class LayerSparsity:
     def empty_rows(self) -> Tensor:
         """(h,): share of the queries that attend to nothing."""
         return self.empty / self.rows
+
+    @property
+    def single_rows(self) -> Tensor:
+        """(h,): share of the queries that attend to one token alone, or to nothing."""
+        return self.single / self.rows
 
 
 @dataclass
@@ -61,22 +67,19 @@ class SparsityTracker:
         """Count the weights (B, h, N, M) of one call. ValueError for a layer that had other heads or keys before."""
         active = (weights > self.threshold).sum(-1)  # (B, h, N)
         heads, keys = weights.shape[1], weights.shape[3]
-        known = self.layers.setdefault(layer, LayerSparsity(torch.zeros(heads), torch.zeros(heads), keys=keys))
+        known = self.layers.get(layer)
+        if known is None:
+            known = self.layers[layer] = LayerSparsity(keys, *(torch.zeros(heads) for _ in range(3)))
         if (len(known.active), known.keys) != (heads, keys):
             raise ValueError(f"{layer}: {heads} heads of {keys} keys, after {len(known.active)} of {known.keys}")
         known.active += active.sum((0, 2)).cpu()
         known.empty += (active == 0).sum((0, 2)).cpu()
+        known.single += (active <= 1).sum((0, 2)).cpu()
         known.rows += active.shape[0] * active.shape[2]
 
-    @property
-    def sparsity(self) -> float:
-        """Mean over layers and heads."""
-        return float(torch.stack([layer.sparsity.mean() for layer in self.layers.values()]).mean())
-
-    @property
-    def empty_rows(self) -> float:
-        """Mean over layers and heads."""
-        return float(torch.stack([layer.empty_rows.mean() for layer in self.layers.values()]).mean())
+    def mean(self, name: str) -> float:
+        """Mean over layers and heads of a property of `LayerSparsity`: "sparsity", "active_tokens", …"""
+        return float(torch.stack([getattr(layer, name).mean() for layer in self.layers.values()]).mean())
 
 
 def measure_sparsity(model: nn.Module, loader: BatchLoader, threshold: float = 0.0) -> SparsityTracker:

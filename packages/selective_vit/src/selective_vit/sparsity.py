@@ -1,0 +1,132 @@
+"""How sparse a model's attention is: active tokens of each head in every block, and how that went in training.
+
+    uv run selective-vit-sparsity --checkpoint checkpoints/RUN/best.pth
+    uv run selective-vit-sparsity --checkpoint checkpoints/RUN/epoch_*.pth      a line through the epochs, too
+    uv run selective-vit-sparsity --checkpoint DENSE.pth --threshold 0.01       what a dense model would lose
+
+Writes sparsity.csv, active_tokens.png (of the last checkpoint), and with several checkpoints sparsity_by_epoch.png.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.recipe import RECIPE
+from vit_core.checkpoint import load_checkpoint
+from vit_core.cli import ArgumentParser, command
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.explain import SparsityTracker, measure_sparsity
+from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+
+FIELDS = ("checkpoint", "epoch", "block", "head", "active_tokens", "keys", "sparsity", "empty_rows", "single_rows")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    check_data_flags(args)
+    if args.max_images < 1 or not 0 <= args.threshold < 1:
+        raise UserError("--max-images must be at least 1, and --threshold lie in [0, 1)")
+    world = World(0, 1, pick_device(args.device))
+    rows: list[dict[str, Any]] = []
+    means = []
+    for file in args.checkpoint:
+        trained = load_trained(RECIPE, file, world.device, raw_weights=args.raw_weights)
+        dataset, _ = trained.dataset(args, world)
+        size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+        tracker = measure_sparsity(
+            trained.model, trained.loader(dataset, world, limit=args.max_images, **size), args.threshold
+        )
+        epoch = int(load_checkpoint(file)["epoch"])
+        rows += table(tracker, file, epoch)
+        means.append((epoch, tracker))
+        print(
+            f"{file}: epoch {epoch}, {100 * tracker.mean('sparsity'):.2f}% of the weights are zero, "
+            f"{100 * tracker.mean('empty_rows'):.2f}% of the rows are empty"
+        )
+    folder = Path(args.output_dir or Path(args.checkpoint[-1]).parent / "sparsity")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "sparsity.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    draw_heads(means[-1][1], folder / "active_tokens.png", f"{Path(args.checkpoint[-1]).parent.name}, epoch {epoch}")
+    written = "sparsity.csv and active_tokens.png"
+    if len(means) > 1:
+        draw_epochs(sorted(means, key=lambda m: m[0]), folder / "sparsity_by_epoch.png")
+        written = "sparsity.csv, active_tokens.png and sparsity_by_epoch.png"
+    print(f"{written} are in {folder}")
+    return 0
+
+
+def table(tracker: SparsityTracker, checkpoint: str, epoch: int) -> list[dict[str, Any]]:
+    """A row a head of each block."""
+    return [
+        {
+            "checkpoint": checkpoint, "epoch": epoch, "block": block, "head": head, "keys": layer.keys,
+            "active_tokens": f"{layer.active_tokens[head]:.4f}", "sparsity": f"{layer.sparsity[head]:.6f}",
+            "empty_rows": f"{layer.empty_rows[head]:.6f}", "single_rows": f"{layer.single_rows[head]:.6f}",
+        }
+        for block, layer in enumerate(tracker.layers.values())
+        for head in range(len(layer.active))
+    ]  # fmt: skip
+
+
+def draw_heads(tracker: SparsityTracker, path: Path, title: str) -> None:
+    """Active tokens of each head (columns) in every block (rows, the first on top)."""
+    from matplotlib.figure import Figure
+
+    layers = list(tracker.layers.values())
+    heads = max(len(layer.active) for layer in layers)
+    figure = Figure(figsize=(2.2 + 0.55 * heads, 1.5 + 0.42 * len(layers)), layout="constrained")
+    ax = figure.subplots()
+    values = [layer.active_tokens.tolist() for layer in layers]
+    image = ax.imshow(values, cmap="viridis", aspect="auto", vmin=0, vmax=max(layer.keys for layer in layers))
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            light = value > 0.6 * layers[i].keys
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="black" if light else "white")
+    ax.set(xlabel="head", ylabel="block", xticks=range(heads), yticks=range(len(layers)))
+    figure.colorbar(image, ax=ax, label=f"active tokens of {layers[0].keys}")
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> None:
+    """Sparsity of each block, and their mean, by epoch."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    ax = figure.subplots()
+    epochs = [epoch for epoch, _ in means]
+    for block, name in enumerate(means[0][1].layers):
+        ax.plot(
+            epochs, [100 * float(t.layers[name].sparsity.mean()) for _, t in means], "--", label=f"block {block}", lw=1
+        )
+    ax.plot(epochs, [100 * t.mean("sparsity") for _, t in means], "k-o", markersize=4, label="mean")
+    ax.set(xlabel="epoch", ylabel="weights that are zero, %", ylim=(0, 100))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=150)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="selective-vit-sparsity", description="Measure how sparse a model's attention is.")
+    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="files that training wrote")
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="a weight is active above this (default: 0, what the model keeps)"
+    )
+    parser.add_argument("--max-images", type=int, default=500, help="of the evaluation split (default: %(default)s)")
+    parser.add_argument("--output-dir", help="folder of the results (default: one beside the last checkpoint)")
+    add_data_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Accuracy and sparsity by threshold: trained with each τ, or one trained model under each τ.
+
+    uv run selective-vit-threshold-sweep --seeds 0 1 --dataset imagefolder --data-path DIR --model selective_micro
+    uv run selective-vit-threshold-sweep --checkpoint checkpoints/RUN/best.pth
+
+With trainings, flags that are not listed below are those of selective-vit-train, for all of them, and the same command
+given again goes on where it was interrupted. Writes measurements.csv, table.md and sweep.png.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.model import make_selective, set_threshold, thresholds
+from selective_vit.recipe import RECIPE
+from vit_core.cli import ArgumentParser, command
+from vit_core.data import BatchLoader
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.evaluation import evaluate
+from vit_core.explain import measure_sparsity
+from vit_core.precision import choose_precision
+from vit_core.study import (
+    Measurement,
+    Study,
+    add_study_flags,
+    column,
+    markdown_table,
+    mean_and_spread,
+    write_measurements,
+)
+from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+
+THRESHOLDS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(
+        prog="selective-vit-threshold-sweep",
+        description="Accuracy and sparsity by threshold. Flags that are not listed here are those of "
+        "selective-vit-train, or with --checkpoint those of selective-vit-evaluate.",
+    )
+    parser.add_argument("--thresholds", nargs="+", type=float, default=list(THRESHOLDS), metavar="τ", help="the values")
+    parser.add_argument("--checkpoint", help="try each τ on this trained model, dense or selective: no training")
+    parser.add_argument("--sparsity-images", type=int, default=500, help="images for sparsity (default: %(default)s)")
+    add_study_flags(parser, seeds=(0, 1), folder="./sweep")
+    args, flags = parser.parse_known_args(argv)
+    if args.sparsity_images < 1 or not all(0 <= t < 1 for t in args.thresholds):
+        raise UserError("--sparsity-images must be at least 1, and --thresholds lie in [0, 1)")
+    folder = Path(args.output_dir)
+    rows = {f"{t:g}": t for t in args.thresholds}
+    if args.checkpoint:
+        measurements, title = _one_model(args, flags, rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_measurements(folder, measurements)
+    else:
+        shared = {"model": "selective_micro", **RECIPE.parse(flags)}
+        if not RECIPE.models.get(shared["model"], "").startswith("selective"):
+            raise UserError(f"--model {shared['model']}: a sweep trains one selective model")
+        study = Study(
+            recipe=RECIPE, rows={row: {**shared, "threshold": t} for row, t in rows.items()}, seeds=args.seeds,
+            folder=folder, measure=lambda s: sparsity_of(s.trained.model, s.loader(args.sparsity_images)),
+            measured_by={"sparsity_images": args.sparsity_images},
+        )  # fmt: skip
+        measurements, title = study.run(), study.title("Trained with each τ")
+    text = table(measurements, list(rows))
+    (folder / "table.md").write_text(text)
+    draw(measurements, list(rows), folder / "sweep.png", title)
+    print(f"\n{text}\nmeasurements.csv, table.md and sweep.png are in {folder}")
+    return 0
+
+
+def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
+    """Of the weights as the model applies them, means over blocks, heads and images."""
+    tracker = measure_sparsity(model, images)
+    first = next(iter(tracker.layers.values()))
+    return {
+        "sparsity": 100 * tracker.mean("sparsity"), "active_tokens": tracker.mean("active_tokens"),
+        "single_rows": 100 * tracker.mean("single_rows"), "keys": first.keys,
+        "sparsity_images": first.rows // first.keys,
+    }  # fmt: skip
+
+
+def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple[list[Measurement], str]:
+    parser = ArgumentParser(prog="selective-vit-threshold-sweep --checkpoint")
+    add_data_flags(parser)
+    given = parser.parse_args(flags)
+    check_data_flags(given)
+    world = World(0, 1, pick_device(given.device))
+    trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=given.raw_weights)
+    dataset, data = trained.dataset(given, world)
+    size = {"batch_size": given.batch_size, "num_workers": given.num_workers}
+    if not thresholds(trained.model):
+        make_selective(trained.model)
+    measurements = []
+    for row, tau in rows.items():
+        set_threshold(trained.model, tau)
+        result = evaluate(
+            trained.model, trained.loader(dataset, world, **size), choose_precision(given.amp, world.device)
+        )
+        seed = trained.settings["train"]["seed"]
+        measured: Measurement = {"row": row, "seed": seed, "acc1": result.acc1, "acc5": result.acc5}
+        measured |= sparsity_of(trained.model, trained.loader(dataset, world, limit=args.sparsity_images, **size))
+        measurements.append(measured)
+        print(f"τ {row}: top-1 {result.acc1:.2f}%, {measured['sparsity']:.2f}% of the weights are zero", flush=True)
+    return measurements, f"{trained.source.parent.name} under each τ: {data.dataset}"
+
+
+def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
+    """Markdown: a line a τ."""
+    seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
+    heads = ["τ", "τ N", f"top-1 % (seeds {seeds})", "weights that are zero, %", "rows of one token, %"]
+    lines = []
+    for row in rows:
+        relative = float(row) * column(measurements, row, "keys")[0]
+        shown = (mean_and_spread(column(measurements, row, name)) for name in ("sparsity", "single_rows"))
+        lines.append([row, f"{relative:.2f}", mean_and_spread(column(measurements, row, "acc1"), 2), *shown])
+    return markdown_table(heads, lines)
+
+
+def draw(measurements: Sequence[Measurement], rows: Sequence[str], path: Path, title: str) -> None:
+    """Accuracy and sparsity by τ; dots are seeds, the line is their mean; the dashed line is where τ is 1/N."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    keys = int(column(measurements, rows[0], "keys")[0])
+    places = range(len(rows))
+    values = [float(row) for row in rows]
+    pairs = (("acc1", "top-1 accuracy, %"), ("sparsity", "weights that are zero, %"))
+    for ax, (name, label) in zip(figure.subplots(1, 2), pairs, strict=True):
+        columns = [column(measurements, row, name) for row in rows]
+        ax.plot(places, [sum(c) / len(c) for c in columns], "-", color="#9db8d2")
+        for place, seeds in zip(places, columns, strict=True):
+            ax.plot([place] * len(seeds), seeds, "o", color="#1f3b57", markersize=5)
+        between = sum(v < 1 / keys for v in values) - 0.5  # τ's lie at equal distances
+        if 0 < between < len(rows) - 1 and values == sorted(values):
+            ax.axvline(between, color="#b03a2e", linestyle="--", lw=1)
+            ax.text(
+                between, 0.02, f" 1/N = {1 / keys:.4f}", color="#b03a2e", fontsize=8, transform=ax.get_xaxis_transform()
+            )
+        ax.set(xlabel="threshold τ", ylabel=label, xticks=places, xticklabels=rows)
+        ax.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
