@@ -9,14 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
-from vit_core.data.folder import EXTENSIONS, open_image
+from vit_core.data.folder import find_images, read_pixels
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--target {args.target}: the model's classes are {', '.join(classes)}")
     if args.max_images < 1:
         raise UserError("--max-images must be at least 1")
-    files = _files(Path(args.image_path), args.max_images)
+    files = find_images(Path(args.image_path), args.max_images)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
@@ -44,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, target: str | None = None) -> str:
     """Write the picture of one image; returns what the model says, in a line."""
-    pixels = torch.from_numpy(np.array(open_image(str(file)))).permute(2, 0, 1).contiguous()  # uint8 (3, H, W)
-    images = trained.transform().apply(pixels[None]).to(device)  # (1, 3, S, S), normalised
+    images = trained.transform().apply(read_pixels(file)[None]).to(device)  # (1, 3, S, S), normalised
     with torch.no_grad():
         probabilities = trained.model(images)[0].softmax(0)
     predicted = int(probabilities.argmax())
@@ -67,19 +65,6 @@ def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, ta
     picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
     figure_of_maps(picture, maps, path, title=f"{file.name}: {says}")
     return says + (f", FAP {fap:.1f}%" if fap == fap else ", Grad-CAM is zero everywhere")
-
-
-def _files(path: Path, most: int) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"--image-path {path}: no such file or folder")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS)
-    if not files:
-        raise UserError(f"--image-path {path}: holds no image ({', '.join(EXTENSIONS)})")
-    if len(files) > most:
-        print(f"the first {most} of {len(files)} images; --max-images for more")
-    return files[:most]
 
 
 def _parser() -> ArgumentParser:

@@ -81,6 +81,25 @@ def open_image(path: str) -> Image.Image:
         raise _unreadable(path, e) from e
 
 
+def read_pixels(path: Path) -> Tensor:
+    """One image as uint8 (3, H, W). UserError as for `open_image`."""
+    return torch.from_numpy(np.array(open_image(str(path)))).permute(2, 0, 1).contiguous()
+
+
+def find_images(path: Path, most: int) -> list[Path]:
+    """The image itself, or the first `most` images of the folder and those in it. UserError where there is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)})")
+    if len(files) > most:
+        print(f"the first {most} of {len(files)} images; --max-images for more")
+    return files[:most]
+
+
 def _unreadable(path: str, error: Exception) -> UserError:
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image"

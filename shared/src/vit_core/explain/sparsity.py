@@ -69,7 +69,7 @@ class SparsityTracker:
         heads, keys = weights.shape[1], weights.shape[3]
         known = self.layers.get(layer)
         if known is None:
-            known = self.layers[layer] = LayerSparsity(keys, *(torch.zeros(heads) for _ in range(3)))
+            known = self.layers[layer] = LayerSparsity(keys, torch.zeros(heads), torch.zeros(heads), torch.zeros(heads))
         if (len(known.active), known.keys) != (heads, keys):
             raise ValueError(f"{layer}: {heads} heads of {keys} keys, after {len(known.active)} of {known.keys}")
         known.active += active.sum((0, 2)).cpu()

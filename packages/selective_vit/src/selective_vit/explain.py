@@ -1,0 +1,130 @@
+"""What a ViT and its selective form look at, side by side: Grad-CAM, Captum's LayerGradCam, attention rollout.
+
+    uv run selective-vit-explain --checkpoint DENSE.pth SELECTIVE.pth --image FILE_OR_DIR
+
+One picture an image, a row a model. `--captum-raw` adds what Captum gives without the adapter that presents tokens as a
+grid: the original published such a map, which lies over channels and not over places.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.recipe import RECIPE
+from vit_core.cli import ArgumentParser, command
+from vit_core.data.folder import find_images, read_pixels
+from vit_core.distributed import pick_device
+from vit_core.errors import UserError
+from vit_core.explain import (
+    attention_rollout,
+    captum_grad_cam,
+    default_layer,
+    denormalise,
+    figure_of_maps,
+    grad_cam,
+)
+from vit_core.trained_model import TrainedModel, load_trained
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.max_images < 1:
+        raise UserError("--max-images must be at least 1")
+    device = pick_device(args.device)
+    models = [load_trained(RECIPE, file, device, raw_weights=args.raw_weights) for file in args.checkpoint]
+    for other in models[1:]:
+        if other.class_names != models[0].class_names:
+            raise UserError(f"{other.source} and {models[0].source} know other classes: they cannot explain one image")
+    classes = models[0].class_names
+    if args.target is not None and args.target not in classes:
+        raise UserError(f"--target {args.target}: the models' classes are {', '.join(classes)}")
+    files = find_images(Path(args.image), args.max_images)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files, 1):
+        path = folder / f"{number:03d}_{file.stem}.png"
+        print(f"{file} -> {path}: {draw(models, file, path, args.target, captum_raw=args.captum_raw)}")
+    return 0
+
+
+def draw(
+    models: Sequence[TrainedModel], file: Path, path: Path, target: str | None = None, *, captum_raw: bool = False
+) -> str:
+    """Write the picture of one image; returns what the models say, in a line."""
+    pixels = read_pixels(file)
+    maps: dict[str, Tensor | None] = {}
+    says = []
+    for row, trained in enumerate(models):
+        device = next(trained.model.parameters()).device
+        images = trained.transform().apply(pixels[None]).to(device)
+        with torch.no_grad():
+            probabilities = trained.model(images)[0].softmax(0)
+        best = int(probabilities.argmax())
+        explained = best if target is None else trained.class_names.index(target)
+        name = trained.source.parent.name if len(models) > 2 else trained.settings["model"]
+        says.append(f"{name}: {trained.class_names[best]} ({100 * float(probabilities[best]):.1f}%)")
+        if row == 0:
+            picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
+        else:
+            maps[says[-1]] = None  # the image once more, at the start of the row
+        for method, heat in maps_of(trained.model, images, explained, captum_raw=captum_raw).items():
+            maps[f"{method}{' ' * row}"] = heat  # titles are keys: a blank makes them different
+    figure_of_maps(picture, maps, path, title=file.name, image_title=says[0], columns=4 + captum_raw)
+    return "; ".join(says)
+
+
+def maps_of(model: nn.Module, images: Tensor, target: int, *, captum_raw: bool = False) -> dict[str, Tensor]:
+    """The maps of one image (1, 3, h, w); one that is zero everywhere is shown as such."""
+    maps = {"Grad-CAM": grad_cam(model, images, target)[0].cpu()}
+    try:
+        maps["Captum LayerGradCam, as a grid"] = captum_grad_cam(model, images, target)[0].cpu()
+    except ValueError:
+        maps["Captum LayerGradCam: zero"] = torch.zeros_like(maps["Grad-CAM"])
+    maps["attention rollout"] = attention_rollout(model, images)[0].cpu()
+    if captum_raw:
+        raw = raw_captum_map(model, images, target)[0]
+        maps[f"raw Captum: {raw.shape[1]} channels as {'×'.join(map(str, as_square(raw).shape))} pixels"] = as_square(
+            raw
+        )
+    return maps
+
+
+def raw_captum_map(model: nn.Module, images: Tensor, target: Tensor | int, layer: nn.Module | None = None) -> Tensor:
+    """What Captum's LayerGradCam gives for the tokens (B, N, C) of a layer: (B, 1, C), a value a channel."""
+    from captum.attr import LayerGradCam
+
+    with torch.enable_grad():
+        raw = LayerGradCam(model, layer or default_layer(model)).attribute(images, target=target)
+    assert isinstance(raw, Tensor)
+    return raw.detach().cpu()
+
+
+def as_square(raw: Tensor) -> Tensor:
+    """(1, C) -> a picture of about square shape, as one would show it that takes it for a map of places."""
+    channels = raw.shape[-1]
+    rows = next(r for r in range(int(channels**0.5), 0, -1) if channels % r == 0)
+    return raw.view(rows, -1)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="selective-vit-explain", description="Draw what models look at, side by side.")
+    parser.add_argument(
+        "--checkpoint", "--model-path", nargs="+", required=True, help="one, or a dense and a selective"
+    )
+    parser.add_argument("--image", "--image-path", required=True, help="an image, or a folder of images")
+    parser.add_argument("--output-dir", default="./explanations", help="folder of the pictures (default: %(default)s)")
+    parser.add_argument("--target", help="class to explain (default: what each model predicts)")
+    parser.add_argument("--captum-raw", action="store_true", help="show Captum's map of the bare tokens, too")
+    parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--raw-weights", action="store_true", help="the weights themselves where there is an EMA")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What is wrong in the original, measured: `uv run selective-vit-findings` (a minute; no training, no download).
+
+1. Its attention modules were new ones, so that the pretrained projections were lost.
+2. With 197 tokens a weight without preference is 1/197, below τ = 0.01: at the first step nearly all are removed.
+3. Its Captum picture is a map over channels.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.explain import raw_captum_map
+from selective_vit.model import make_selective
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.explain import SparsityTracker, captum_grad_cam, default_layer
+from vit_core.timm_weights import BACKBONE
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="selective-vit-findings", description="Measure what is wrong in the original.")
+    parser.add_argument("--images", type=int, default=4, help="random images at the first step (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and images (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.images < 1:
+        raise UserError("--images must be at least 1")
+    torch.manual_seed(args.seed)
+    lost = lost_weights()
+    print(
+        f"1. {lost.names} tensors with {lost.parameters:,} weights of {lost.of:,} differ after the exchange of modules,"
+    )
+    print(f"   all of them in attention layers: {lost.all_in_attention}; with make_selective: {lost.with_ours}")
+    print("2. weights under τ = 0.01 at the first step, and rows in which nothing passes, by block:")
+    tracker = first_step(args.images)
+    for name, layer in tracker.layers.items():
+        print(f"   {name:<15} {100 * layer.sparsity.mean():6.2f}%  {100 * layer.empty_rows.mean():6.2f}%")
+    print(f"   a uniform weight is 1/{layer.keys} = {1 / layer.keys:.4f}")
+    raw, grid, tokens = captum_shapes()
+    print(f"3. Captum on tokens {tokens}: {raw}, a value a channel; presented as a grid: {grid}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    names: int
+    parameters: int
+    of: int
+    all_in_attention: bool
+    with_ours: int  # tensors that differ where the layer's own modules are taken over
+
+
+def lost_weights(name: str = BACKBONE) -> Lost:
+    """Which weights of a ViT the exchange of its attention modules loses, in the original's way and in ours."""
+    vit = timm.create_model(name)
+    before = {k: v.clone() for k, v in vit.state_dict().items()}
+
+    def changed() -> list[str]:
+        return [k for k, v in vit.state_dict().items() if not torch.equal(v, before[k])]
+
+    make_selective(vit)
+    ours = len(changed())
+    make_selective(vit, reinit_attention=True)
+    names = changed()
+    counts = sum(before[k].numel() for k in names), sum(v.numel() for v in before.values())
+    return Lost(len(names), *counts, all(".attn." in k for k in names), ours)
+
+
+def first_step(images: int, threshold: float = 0.01) -> SparsityTracker:
+    """The original's model before its first step, on random images: ViT-B/16 with new attention modules, hard gate."""
+    vit = timm.create_model(BACKBONE)
+    make_selective(vit, threshold, "hard", "zero", reinit_attention=True)
+    tracker = SparsityTracker()
+    tracker.update(vit, torch.randn(images, 3, 224, 224))
+    return tracker
+
+
+def captum_shapes() -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes for one image of a small ViT: Captum's map of the bare tokens, that of the grid, the tokens themselves."""
+    vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5).eval()
+    images = torch.randn(1, 3, 64, 64)
+    shapes = []
+    handle = default_layer(vit).register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    vit(images)
+    handle.remove()
+    return (
+        tuple(raw_captum_map(vit, images, 0).shape),
+        tuple(captum_grad_cam(vit, images, 0, relu=False).shape),
+        shapes[0],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

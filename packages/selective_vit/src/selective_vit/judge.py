@@ -1,0 +1,139 @@
+"""Are the explanations right? Deletion and insertion areas of Grad-CAM and attention rollout, for several models.
+
+    uv run selective-vit-judge --checkpoint DENSE.pth SELECTIVE.pth --max-images 500
+
+All models and methods see the same images, and explain the true class. Random maps are the control: a map that is no
+better says nothing. Writes judgement.csv, table.md and curves.png.
+"""
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.recipe import RECIPE
+from vit_core.cli import ArgumentParser, command
+from vit_core.data import BatchLoader
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.explain import Curves, attention_rollout, deletion_insertion, grad_cam
+from vit_core.explain.deletion import BASELINES
+from vit_core.study import markdown_table
+from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+
+METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "Grad-CAM": lambda model, images, targets: grad_cam(model, images, targets),
+    "rollout": lambda model, images, targets: attention_rollout(model, images),
+}
+FIELDS = ("model", "method", "deletion_area", "deletion_error", "insertion_area", "insertion_error", "images")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    check_data_flags(args)
+    if args.max_images < 2 or args.steps < 1:
+        raise UserError("--max-images must be at least 2 and --steps at least 1")
+    world = World(0, 1, pick_device(args.device))
+    curves: dict[tuple[str, str], Curves] = {}
+    for file in args.checkpoint:
+        trained = load_trained(RECIPE, file, world.device, raw_weights=args.raw_weights)
+        dataset, _ = trained.dataset(args, world)
+        size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+        loader = trained.loader(dataset, world, limit=args.max_images, **size)
+        name = trained.settings["model"]
+        if (name, "random") in curves:  # two runs of one model
+            name = f"{name} ({trained.source.parent.name})"
+        for method, judged in judge(trained.model, loader, steps=args.steps, baseline=args.baseline).items():
+            curves[name, method] = judged
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row_of(model, method, c) for (model, method), c in curves.items()]
+    with (folder / "judgement.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    text = table(rows)
+    (folder / "table.md").write_text(text)
+    draw(curves, folder / "curves.png")
+    print(f"{text}\njudgement.csv, table.md and curves.png are in {folder}")
+    return 0
+
+
+def judge(
+    model: nn.Module, loader: BatchLoader, *, steps: int = 16, baseline: str = "mean", seed: int = 0
+) -> dict[str, Curves]:
+    """Curves of all images for each method, and for random maps; the explained class is the true one."""
+    generator = torch.Generator().manual_seed(seed)  # the same random maps for every model
+    parts: dict[str, list[Curves]] = {}
+    for images, targets in loader.epoch():
+        maps = {name: method(model, images, targets) for name, method in METHODS.items()}
+        maps["random"] = torch.rand(maps["Grad-CAM"].shape, generator=generator).to(images.device)
+        for name, heat in maps.items():
+            done = deletion_insertion(model, images, heat, targets, steps=steps, baseline=baseline)
+            parts.setdefault(name, []).append(done)
+    return {
+        name: Curves(c[0].shares, torch.cat([p.deletion for p in c]), torch.cat([p.insertion for p in c]))
+        for name, c in parts.items()
+    }
+
+
+def row_of(model: str, method: str, curves: Curves) -> dict[str, Any]:
+    """Mean areas over the images, in percent, with their standard errors."""
+    areas = {"deletion": 100 * curves.deletion_area, "insertion": 100 * curves.insertion_area}
+    row: dict[str, Any] = {"model": model, "method": method, "images": len(curves.deletion)}
+    for name, values in areas.items():
+        row[f"{name}_area"] = f"{float(values.mean()):.3f}"
+        row[f"{name}_error"] = f"{float(values.std()) / len(values) ** 0.5:.3f}"
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    heads = ["model", "map", "deletion area, % (low is good)", "insertion area, % (high is good)"]
+    lines = []
+    for r in rows:
+        areas = (f"{float(r[f'{n}_area']):.1f} ± {float(r[f'{n}_error']):.1f}" for n in ("deletion", "insertion"))
+        lines.append([r["model"], r["method"], *areas])
+    return markdown_table(heads, lines)
+
+
+def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
+    """Mean curves: a column a direction, a row a model."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(model for model, _ in curves))
+    figure = Figure(figsize=(9.5, 0.6 + 2.9 * len(models)), layout="constrained")
+    axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
+    for (model, method), c in curves.items():
+        style = {"color": "#777777", "linestyle": "--"} if method == "random" else {}
+        for ax, name in zip(axes[models.index(model)], ("deletion", "insertion"), strict=True):
+            values = getattr(c, name).mean(0).tolist()
+            ax.plot([100 * s for s in c.shares.tolist()], values, label=method, **style)
+            ax.set(title=f"{model}: {name}", xlabel=f"patches {'removed' if name == 'deletion' else 'put back'}, %")
+            ax.set_ylabel("probability of the class")
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="selective-vit-judge", description="Deletion and insertion areas of explanations.")
+    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="files that training wrote")
+    parser.add_argument("--max-images", type=int, default=500, help="of the evaluation split (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=16, help="points of a curve (default: %(default)s)")
+    parser.add_argument(
+        "--baseline", choices=BASELINES, default="mean", help="what takes a patch's place (default: %(default)s)"
+    )
+    parser.add_argument("--output-dir", default="./judgement", help="folder of the results (default: %(default)s)")
+    add_data_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
