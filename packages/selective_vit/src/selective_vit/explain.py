@@ -87,10 +87,8 @@ def maps_of(model: nn.Module, images: Tensor, target: int, *, captum_raw: bool =
         maps["Captum LayerGradCam: zero"] = torch.zeros_like(maps["Grad-CAM"])
     maps["attention rollout"] = attention_rollout(model, images)[0].cpu()
     if captum_raw:
-        raw = raw_captum_map(model, images, target)[0]
-        maps[f"raw Captum: {raw.shape[1]} channels as {'×'.join(map(str, as_square(raw).shape))} pixels"] = as_square(
-            raw
-        )
+        raw = as_square(raw_captum_map(model, images, target)[0])
+        maps[f"raw Captum: {raw.numel()} channels as {raw.shape[0]}×{raw.shape[1]} pixels"] = raw
     return maps
 
 

@@ -1,0 +1,255 @@
+"""The scripts: both models side by side, their curves, sparsity, sweeps, explanations, the original's findings."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from selective_vit import explain, findings, judge, sparsity, threshold_sweep, thresholds
+from selective_vit.evaluate import main as evaluate
+from selective_vit.plot_logs import main as plot_logs
+from selective_vit.recipe import RECIPE, initialise, presets
+from selective_vit.train import main as train
+from vit_core.explain import figure_of_maps
+from vit_core.recipe import create_model, settle
+from vit_core.timm_weights import StartOptions
+from vit_core.trained_model import load_trained
+
+TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "2", "--model-kwargs", "depth=2")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(folder, dense run, selective run) of one side-by-side training."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = ["--save-dir", str(folder / "c"), "--log-dir", str(folder / "l"), "--save-freq", "1", "--threshold", "0.02"]
+    assert train([*flags, *TINY]) == 0
+    dense, selective = (next(folder.glob(f"c/{name}_vit_micro_digits_*")) for name in ("dense", "selective"))
+    return folder, dense, selective
+
+
+def width(picture):
+    with Image.open(picture) as image:
+        return image.size[0]
+
+
+def rows(file):
+    with file.open() as f:
+        return list(csv.DictReader(f))
+
+
+# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settled(*flags):
+    return settle(RECIPE, RECIPE.parse(flags), None)
+
+
+def test_presets_are_the_published_table():
+    run = settled("--model", "selective")
+    assert (run.model, run.data.dataset) == ("selective_vit_base_patch16_224", "cifar10")
+    t = run.train
+    assert (t.epochs, t.batch_size, t.lr, t.min_lr, t.optimizer, t.schedule, t.early_stopping) == (
+        70, 16, 3e-4, 1e-5, "adamw", "cosine", 3
+    )  # fmt: skip
+    assert run.start["pretrained"]
+    assert not settled("--model", "vit", "--weights", "f").start["pretrained"]
+    assert settled("--model", "vit", "--preset", "fine_tune").train.lr == 2e-5
+    assert presets({})["model"] == "selective_micro"
+    assert settled("--threshold", "0.05", "--mode", "hard").model_kwargs == {"threshold": 0.05, "mode": "hard"}
+
+
+def test_both_models_train_under_one_recipe(runs):
+    folder, dense, selective = runs
+    kwargs = [json.loads((run / "config.json").read_text()) for run in (dense, selective)]
+    assert kwargs[0]["model_kwargs"] == {"depth": 2}, "a plain model knows no threshold"
+    assert kwargs[1]["model_kwargs"] == {"depth": 2, "threshold": 0.02}
+    assert kwargs[0]["train"] == kwargs[1]["train"]
+    (curves,) = folder.glob("c/curves_*.png")
+    assert width(curves) > 1000
+
+
+def test_one_model_and_resume(runs, tmp_path, capsys):
+    _, _, selective = runs
+    flags = ["--save-dir", str(tmp_path), "--log-dir", str(tmp_path / "l"), "--device", "cpu"]
+    assert train([*flags, "--resume", str(selective / "epoch_1.pth"), "--epochs", "2"]) == 0
+    resumed, whole = (torch.load(next(p.glob("**/last.pth")), weights_only=True) for p in (tmp_path, selective))
+    for name, value in whole["model_state_dict"].items():
+        assert torch.equal(resumed["model_state_dict"][name], value), name
+    assert train([*flags, "--model", "both", "--resume", str(selective / "last.pth")]) == 2
+    assert "--resume goes on with one model" in capsys.readouterr().err
+    assert train([*flags, "--model", "vit_micro", "--threshold", "0.1", *TINY]) == 2
+    assert "dense_vit_micro has plain attention: it takes no threshold" in capsys.readouterr().err
+
+
+def test_a_growing_threshold_grows_in_training_and_resumes_exactly(tmp_path):
+    flags = ["--model", "selective_micro", "--threshold-growth", "0.5", "--save-freq", "1", *TINY, "--epochs", "4"]
+    assert train([*flags, "--save-dir", str(tmp_path / "a"), "--log-dir", str(tmp_path / "l")]) == 0
+    (run,) = (tmp_path / "a").iterdir()
+    shares = []
+    for epoch in (1, 2, 4):
+        model = load_trained(RECIPE, run / f"epoch_{epoch}.pth", CPU).model
+        shares.append(float(thresholds(model)["blocks.0.attn"].share))
+    # 5 steps an epoch; the last one of epoch 1 begins after 4 of 20, and τ has grown at 10.
+    assert shares == pytest.approx([4 / 10, 9 / 10, 1.0])
+    again = ["--save-dir", str(tmp_path / "b"), "--log-dir", str(tmp_path / "l"), "--device", "cpu"]
+    assert train([*again, "--resume", str(run / "epoch_1.pth")]) == 0
+    (last,) = (tmp_path / "b").glob("*/last.pth")
+    resumed, whole = (torch.load(f, weights_only=True)["model_state_dict"] for f in (last, run / "last.pth"))
+    assert all(torch.equal(resumed[k], v) for k, v in whole.items())
+
+
+def test_weights_from_a_dense_run_kept_or_lost_in_attention(runs, tmp_path):
+    _, dense, _ = runs
+    theirs = torch.load(dense / "best.pth", weights_only=True)["model_state_dict"]
+    save_file(theirs, tmp_path / "vit.safetensors")
+    for file in (dense / "best.pth", tmp_path / "vit.safetensors"):
+        for lost in (False, True):
+            kwargs = {"depth": 2, "learned_threshold": "head", "reinit_attention": lost}
+            model = create_model("selective_vit_micro", kwargs, 10, None)
+            initialise(model, StartOptions(weights=str(file)))
+            same = {k for k, v in model.state_dict().items() if k in theirs and torch.equal(v, theirs[k])}
+            assert {k for k in theirs if k not in same and not k.startswith("head.")} == {
+                k for k in theirs if lost and ".attn." in k
+            }
+
+
+def test_evaluate_reports_the_runs_accuracy(runs, capsys):
+    _, _, selective = runs
+    assert evaluate(["--checkpoint", str(selective / "best.pth"), "--device", "cpu"]) == 0
+    best = torch.load(selective / "best.pth", weights_only=True)["best_acc1"]
+    assert f"{best:.2f}%" in capsys.readouterr().out
+
+
+# ── looking at what was trained ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_plot_logs(runs, tmp_path, capsys):
+    _, dense, selective = runs
+    picture = tmp_path / "curves.png"
+    assert plot_logs([str(dense), str(selective), "--labels", "ViT", "SelectiveViT", "--output", str(picture)]) == 0
+    assert width(picture) > 1000
+    for wrong, message in (
+        ([str(dense), "--labels", "a", "b"], "2 names for 1 runs"), ([str(tmp_path)], "it has no metrics.csv"),
+    ):  # fmt: skip
+        assert plot_logs([*wrong, "--output", str(picture)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_sparsity_of_a_run_and_of_a_dense_model(runs, tmp_path, capsys):
+    _, dense, selective = runs
+    epochs = [str(selective / f"epoch_{e}.pth") for e in (1, 2)]
+    argv = ["--device", "cpu", "--max-images", "40", "--output-dir", str(tmp_path)]
+    assert sparsity.main(["--checkpoint", *epochs, *argv]) == 0
+    table = rows(tmp_path / "sparsity.csv")
+    assert len(table) == 2 * 2 * 4, "a row a head of each block and epoch"
+    assert {r["keys"] for r in table} == {"65"}
+    assert all(float(r["sparsity"]) == pytest.approx(1 - float(r["active_tokens"]) / 65, abs=1e-4) for r in table)
+    assert sum(float(r["sparsity"]) for r in table) > 0.5
+    assert width(tmp_path / "active_tokens.png") > 300
+    assert width(tmp_path / "sparsity_by_epoch.png") > 600
+    assert sparsity.main(["--checkpoint", str(dense / "best.pth"), *argv]) == 0
+    assert "0.00% of the weights are zero" in capsys.readouterr().out
+    assert sparsity.main(["--checkpoint", str(dense / "best.pth"), "--threshold", "0.02", *argv]) == 0
+    assert " 0.00% of the weights" not in capsys.readouterr().out
+    assert sparsity.main(["--checkpoint", str(dense / "best.pth"), "--threshold", "1", *argv]) == 2
+
+
+def test_a_sweep_over_one_trained_model(runs, tmp_path):
+    _, dense, _ = runs
+    argv = ["--checkpoint", str(dense / "best.pth"), "--device", "cpu", "--sparsity-images", "40"]
+    assert threshold_sweep.main([*argv, "--output-dir", str(tmp_path), "--thresholds", "0", "0.01", "0.1"]) == 0
+    table = rows(tmp_path / "measurements.csv")
+    best = torch.load(dense / "best.pth", weights_only=True)["best_acc1"]
+    assert float(table[0]["acc1"]) == pytest.approx(best, abs=1e-3), "τ = 0 is the dense model"
+    zeros = [float(r["sparsity"]) for r in table]
+    assert zeros == sorted(zeros)
+    assert zeros[0] == 0 < zeros[2]
+    assert "| 0.01 | 0.65 |" in (tmp_path / "table.md").read_text()
+    assert width(tmp_path / "sweep.png") > 1000
+
+
+def test_a_sweep_of_trainings(tmp_path, capsys):
+    argv = ["--seeds", "0", "1", "--thresholds", "0", "0.05", "--output-dir", str(tmp_path), "--sparsity-images", "40"]
+    flags = ["--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1"]
+    assert threshold_sweep.main([*argv, *flags]) == 0
+    table = rows(tmp_path / "measurements.csv")
+    assert [(r["row"], r["seed"]) for r in table] == [("0", "0"), ("0.05", "0"), ("0", "1"), ("0.05", "1")]
+    assert {r["sparsity_images"] for r in table} == {"40"}
+    assert "top-1 % (seeds 0, 1)" in capsys.readouterr().out
+    assert threshold_sweep.main([*argv, "--model", "vit_micro"]) == 2
+    assert "a sweep trains one selective model" in capsys.readouterr().err
+    assert threshold_sweep.main(["--thresholds", "1.5"]) == 2
+
+
+def test_explain_side_by_side(runs, tmp_path, capsys, monkeypatch):
+    _, dense, selective = runs
+    rng = np.random.default_rng(0)
+    for name in ("one.png", "two.jpg"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / name)
+    drawn = []
+
+    def remembered(image, maps, path, **fields):
+        drawn.append(maps)
+        return figure_of_maps(image, maps, path, **fields)
+
+    monkeypatch.setattr(explain, "figure_of_maps", remembered)
+    both = ["--checkpoint", str(dense / "best.pth"), str(selective / "best.pth"), "--device", "cpu"]
+    out = tmp_path / "out"
+    assert explain.main([*both, "--image", str(tmp_path), "--captum-raw", "--output-dir", str(out)]) == 0
+    assert sorted(f.name for f in out.iterdir()) == ["001_one.png", "002_two.png"]
+    assert "dense_vit_micro: " in capsys.readouterr().out
+    maps = {name.strip(): heat for name, heat in drawn[0].items()}
+    assert maps["attention rollout"].shape == (8, 8)
+    assert maps["raw Captum: 64 channels as 8×8 pixels"].shape == (8, 8)
+    assert [heat is None for heat in drawn[0].values()] == [False] * 4 + [True] + [False] * 4
+    for wrong, message in (
+        (["--image", str(tmp_path / "three.png")], "no such file or folder"),
+        (["--image", str(tmp_path / "one.png"), "--target", "cow"], "--target cow: the models' classes are 0, 1"),
+    ):
+        assert explain.main([*both, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_judge_compares_with_random_maps(runs, tmp_path):
+    _, dense, selective = runs
+    both = ["--checkpoint", str(dense / "best.pth"), str(selective / "best.pth"), "--device", "cpu"]
+    assert judge.main([*both, "--max-images", "30", "--steps", "4", "--output-dir", str(tmp_path)]) == 0
+    table = rows(tmp_path / "judgement.csv")
+    names = [(m, k) for m in ("dense_vit_micro", "selective_vit_micro") for k in ("Grad-CAM", "rollout", "random")]
+    assert [(r["model"], r["method"]) for r in table] == names
+    assert {r["images"] for r in table} == {"30"}
+    assert all(0 < float(r["deletion_area"]) < 100 for r in table)
+    assert width(tmp_path / "curves.png") > 1000
+
+
+# ── the original's findings ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_original_lost_its_pretrained_attention():
+    lost = findings.lost_weights("vit_tiny_patch16_224")
+    assert (lost.names, lost.with_ours, lost.all_in_attention) == (12 * 4, 0, True)
+    assert lost.parameters == 12 * (192 * 576 + 576 + 192 * 192 + 192)
+
+
+@pytest.mark.slow
+def test_nearly_all_weights_are_removed_at_the_first_step():
+    """98.6 to 99.0%, and 10 to 20% empty rows, were read off the original."""
+    torch.manual_seed(0)
+    layers = findings.first_step(images=2).layers.values()
+    assert [layer.keys for layer in layers] == [197] * 12
+    for layer in layers:
+        assert 0.983 < float(layer.sparsity.mean()) < 0.994
+        assert 0.08 < float(layer.empty_rows.mean()) < 0.25
+
+
+def test_captums_map_is_over_channels():
+    raw, grid, tokens = findings.captum_shapes()
+    assert raw == (1, 1, tokens[2])
+    assert grid == (1, 4, 4)
+    assert tokens == (1, 17, 48)
