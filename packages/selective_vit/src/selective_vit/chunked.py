@@ -18,7 +18,10 @@ from vit_core.dropout import fill_keep_mask, keep_probability
 
 # Weights of one chunk: an image of ViT-B/16, 12 × 197 × 197, and so a chunk whose heads need no copy.
 _CHUNK_WEIGHTS = 480_000
-_softshrink = torch.ops.aten.softshrink.out  # P − τ where P > τ, else 0, in one pass: P is not negative
+# Operators that do in one pass what would take several:
+_softshrink = torch.ops.aten.softshrink.out  # P − τ where P > τ, else 0: P is not negative
+_where_positive = torch.ops.aten.threshold_backward.grad_input  # the gradient where w > 0, else 0
+_softmax_backward = torch.ops.aten._softmax_backward_data.out  # P (dw − Σ P dw)
 
 
 class ChunkedSelectiveAttention(torch.autograd.Function):
@@ -32,10 +35,9 @@ class ChunkedSelectiveAttention(torch.autograd.Function):
         B, h, N, _ = q.shape
         size = _chunk_size(q, k)
         sums, totals = q.new_empty(B, h, N, v.shape[-1]), q.new_empty(B, h, N, 1)  # w V and Σ w
-        parts = _parts(size, v, sums, totals)
-        selected = _selected(size, q, k, tau, relu, argmax, dropout_p, seed, keep_softmax=False)
-        for (v_part, sum_part, total_part), (_, w, total, mask) in zip(parts, selected, strict=True):
-            total_part.copy_(total)
+        parts = _parts(size, v, sums)
+        selected = _selected(size, q, k, totals, tau, relu, argmax, dropout_p, seed, keep_softmax=False)
+        for (v_part, sum_part), (_, w, _, mask) in zip(parts, selected, strict=True):
             torch.bmm(w if mask is None else w.mul_(mask), v_part, out=sum_part)
         keep = keep_probability(dropout_p) or 1.0  # of nothing kept the sum is zero
         out = q.new_empty(B, N, h, v.shape[-1]).transpose(1, 2)
@@ -56,7 +58,8 @@ class ChunkedSelectiveAttention(torch.autograd.Function):
         delta = (grad_out * out).sum(-1, keepdim=True)  # Σ A dA = dO · O, with dropout too
         dw_buffer = None
         parts = _parts(size, q, k, v, grad_out, delta, dq, dk, dv)
-        for part, (P, w, total, mask) in zip(parts, _selected(size, q, k, *ctx.settings), strict=True):
+        totals = torch.empty_like(delta)
+        for part, (P, w, total, mask) in zip(parts, _selected(size, q, k, totals, *ctx.settings), strict=True):
             q_part, k_part, v_part, g, d, dq_part, dk_part, dv_part = part
             dw_buffer = torch.empty_like(P) if dw_buffer is None else dw_buffer
             dw = dw_buffer[: len(P)]
@@ -65,9 +68,9 @@ class ChunkedSelectiveAttention(torch.autograd.Function):
             torch.bmm(d_out, v_part.transpose(1, 2), out=dw)
             if mask is not None:
                 dw.mul_(mask)
-            dw.sub_(d_delta).mul_(P).mul_(w > 0)  # P dw
+            _where_positive(dw.sub_(d_delta), w, 0.0, grad_input=dw)
             torch.bmm((w if mask is None else w.mul_(mask)).transpose(1, 2), d_out, out=dv_part)
-            d_scores = dw.addcmul_(P, dw.sum(-1, keepdim=True), value=-1)
+            d_scores = _softmax_backward(dw, P, -1, P.dtype, grad_input=dw)
             _scaled_product(d_scores, k_part, q.shape[-1], dq_part)
             _scaled_product(d_scores.transpose(1, 2), q_part, q.shape[-1], dk_part)
         return dq, dk, dv, None, None, None, None, None
@@ -92,30 +95,28 @@ def _parts(size: tuple[int, int], *tensors: Tensor) -> Iterator[tuple[Tensor, ..
 
 
 def _selected(
-    size: tuple[int, int], q: Tensor, k: Tensor, tau: float, relu: bool, argmax: bool, dropout_p: float,
+    size: tuple[int, int], q: Tensor, k: Tensor, totals: Tensor, tau: float, relu: bool, argmax: bool, dropout_p: float,
     seed: int | None, *, keep_softmax: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:  # fmt: skip
     """Yield for each chunk P (c, N, M), w (c, N, M), Σ w (c, N, 1) and the keep mask or None; the buffers are reused.
 
-    Without `keep_softmax` w takes the place of P: half of the memory to pass through the cache.
+    Σ w goes to `totals` (B, h, N, 1). Without `keep_softmax` w takes the place of P: half of the memory to pass through
+    the cache.
     """
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     P_buffer = q.new_empty(min(size[0], len(q)) * size[1], q.shape[2], k.shape[2])
-    totals = P_buffer.new_empty(*P_buffer.shape[:2], 1)
     w_buffer = torch.empty_like(P_buffer) if keep_softmax else P_buffer
     masks = torch.empty_like(P_buffer) if seed is not None else None
-    for q_part, k_part in _parts(size, q, k.transpose(-2, -1)):
+    for q_part, k_part, total in _parts(size, q, k.transpose(-2, -1), totals):
         n = len(q_part)
-        P, w, total = P_buffer, w_buffer, totals
-        if n < len(P_buffer):
-            P, w, total = P[:n], w[:n], total[:n]
+        P, w = (P_buffer, w_buffer) if n == len(P_buffer) else (P_buffer[:n], w_buffer[:n])
         _softmax_weights(q_part, k_part, P)
         if relu:
             _softshrink(P, tau, out=w)
         else:
             torch.threshold(P, tau, 0.0, out=w)
         torch.sum(w, -1, keepdim=True, out=total)
-        if argmax and not total.min() > 0:
+        if argmax and not total.min().item() > 0:  # also of NaN
             whole = P if keep_softmax else _softmax_weights(q_part, k_part, torch.empty_like(P))
             _keep_strongest(whole, w, total)
         mask = None if masks is None else fill_keep_mask(masks[:n], dropout_p, generator)

@@ -1,0 +1,92 @@
+"""One attention layer beside torch's own: time, and largest difference from the formula.
+
+    uv run python -m selective_vit.bench_attention
+
+The kernels alternate within one process, round by round; each ratio is the median of the rounds' ratios to
+`scaled_dot_product_attention`, which has no threshold.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES, Selection, selective_attention
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.distributed import pick_device
+from vit_core.errors import UserError
+from vit_core.evaluation import now
+from vit_core.run_folder import environment
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    device = pick_device(args.device)
+    if min(args.shape) < 1 or args.rounds < 1 or not 0 <= args.threshold < 1:
+        raise UserError("--shape and --rounds must be at least 1, and --threshold lie in [0, 1)")
+    B, h, N, d = args.shape
+    torch.manual_seed(0)
+    x = torch.randn(B, N, 3, h, d, device=device)  # as an attention layer's projection makes it
+    rivals: dict[str, Callable[..., Tensor]] = {"SDPA": F.scaled_dot_product_attention}
+    for mode in MODES:
+        for empty in EMPTY_ROWS:
+            for kernel in args.kernels:
+                rivals[f"{mode}, {empty}, {kernel}"] = _rival(args.threshold, mode, empty, kernel)
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for round_number in range(args.rounds + 2):  # the first two warm up
+        for name, attend in rivals.items():
+            seconds = _time(attend, x, device, args.training)
+            if round_number >= 2:
+                times[name].append(seconds)
+    what = "training" if args.training else "inference"
+    shape, threads = "×".join(map(str, args.shape)), torch.get_num_threads()
+    print(f"{what}, {shape}, τ {args.threshold:g}, {device}, {threads} threads, medians of {args.rounds} rounds")
+    figures = {}
+    for name, measured in times.items():
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(measured, times["SDPA"], strict=True))
+        figures[name] = {"ms": 1000 * statistics.median(measured), "ratio": ratio}
+        print(f"{name:<24} {figures[name]['ms']:8.2f} ms  {ratio:6.3f}×")
+    if args.json:
+        record = {"what": what, "shape": args.shape, "threshold": args.threshold, "figures": figures}
+        args.json.write_text(json.dumps(record | {"environment": environment()}, indent=2) + "\n")
+    return 0
+
+
+def _rival(tau: float, mode: str, empty_row: str, kernel: str) -> Callable[..., Tensor]:
+    selection = Selection(mode=mode, empty_row=empty_row, kernel=kernel)
+    return lambda q, k, v: selective_attention(q, k, v, tau, selection)
+
+
+def _time(attend: Callable[..., Tensor], x: Tensor, device: torch.device, training: bool) -> float:
+    """Seconds of one call; in training with its backward pass."""
+    x = x.detach().requires_grad_(training)
+    with torch.inference_mode(not training):
+        start = now(device)
+        out = attend(*x.permute(2, 0, 3, 1, 4).unbind(0))
+        if training:
+            out.backward(torch.ones_like(out))
+        return now(device) - start
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="selective_vit.bench_attention", description="Time one attention layer.")
+    parser.add_argument(
+        "--shape", nargs=4, type=int, default=[8, 12, 197, 64], metavar=("B", "HEADS", "N", "D"),
+        help="images, heads, tokens, width of a head (default: 8 12 197 64)",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.01, help="τ (default: %(default)s)")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["auto"], help="(default: auto)")
+    parser.add_argument("--training", action="store_true", help="with the backward pass")
+    parser.add_argument("--rounds", type=int, default=31, help="(default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
