@@ -129,9 +129,11 @@ def test_gradients_are_those_of_the_formula(mode, tau, empty, kernel):
 
 
 @pytest.mark.parametrize(("mode", "empty"), FORMS)
-@pytest.mark.parametrize("shape", [(5, 3, 17, 8), (2, 4, 40, 8)])
-def test_chunks_are_the_formula_in_value_and_gradient(shape, mode, empty, monkeypatch):
-    """Several images a chunk, one, and parts of one; tensors as timm makes them, which are not contiguous."""
+@pytest.mark.parametrize(
+    ("shape", "tau"), [((5, 3, 17, 8), 0.05), ((2, 4, 40, 8), 0.05), ((4, 3, 17, 8), 0.2), ((4, 2, 17, 8), 0.6)]
+)
+def test_chunks_are_the_formula_in_value_and_gradient(shape, tau, mode, empty, monkeypatch):
+    """Several images a chunk, one, and parts of one; no row empty, some, most; not contiguous, as timm makes them."""
     B, h, N, d = shape
     torch.manual_seed(0)
     x = torch.randn(B, N, 3, h, d, dtype=torch.float64).mul_(1.5).requires_grad_()
@@ -146,7 +148,7 @@ def test_chunks_are_the_formula_in_value_and_gradient(shape, mode, empty, monkey
     ):
         monkeypatch.setattr(chunked, "_CHUNK_WEIGHTS", size)
         out = selective_attention(
-            *x.permute(2, 0, 3, 1, 4).unbind(0), 0.05, Selection(mode=mode, empty_row=empty, kernel=kernel)
+            *x.permute(2, 0, 3, 1, 4).unbind(0), tau, Selection(mode=mode, empty_row=empty, kernel=kernel)
         )
         (grad,) = torch.autograd.grad((out * up).sum(), x)
         results.append((out, grad))

@@ -117,8 +117,10 @@ def _selected(
             torch.threshold(P, tau, 0.0, out=w)
         torch.sum(w, -1, keepdim=True, out=total)
         if argmax and not total.min().item() > 0:  # also of NaN
-            whole = P if keep_softmax else _softmax_weights(q_part, k_part, torch.empty_like(P))
-            _keep_strongest(whole, w, total)
+            if w_buffer is P_buffer:  # P is lost; from here on it is kept, since other chunks will have such rows, too
+                P = _softmax_weights(q_part, k_part, torch.empty_like(P))
+                w_buffer = torch.empty_like(P_buffer)
+            _keep_strongest(P, w, total)
         mask = None if masks is None else fill_keep_mask(masks[:n], dropout_p, generator)
         yield P, w, total, mask
 
@@ -130,10 +132,17 @@ def _softmax_weights(q: Tensor, k_transposed: Tensor, out: Tensor) -> Tensor:
 
 def _keep_strongest(P: Tensor, w: Tensor, total: Tensor) -> None:
     """In the rows of w in which nothing passed: the largest of P, in place."""
-    i, r, _ = (total == 0).nonzero(as_tuple=True)
-    most, where = P[i, r].max(-1)
-    w[i, r, where] = most
-    total[i, r, 0] = most
+    empty = total == 0
+    i, r, _ = empty.nonzero(as_tuple=True)
+    if 4 * len(i) < empty.numel():  # a few rows are gathered sooner than all of them are searched
+        most, where = P[i, r].max(-1)
+        w[i, r, where] = most
+        total[i, r, 0] = most
+    else:
+        most, where = P.max(-1, keepdim=True)
+        most *= empty
+        w.scatter_add_(-1, where, most)
+        total += most
 
 
 def _scaled_product(a: Tensor, b: Tensor, d: int, out: Tensor) -> None:
