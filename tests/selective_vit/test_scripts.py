@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from selective_vit import explain, findings, judge, sparsity, threshold_sweep, thresholds
 from selective_vit.evaluate import main as evaluate
+from selective_vit.model import make_selective
 from selective_vit.plot_logs import main as plot_logs
 from selective_vit.recipe import RECIPE, initialise, presets
 from selective_vit.train import main as train
-from vit_core.explain import figure_of_maps
+from vit_core.explain import SparsityTracker, figure_of_maps
 from vit_core.recipe import create_model, settle
 from vit_core.timm_weights import StartOptions
 from vit_core.trained_model import load_trained
@@ -214,6 +216,35 @@ def test_explain_side_by_side(runs, tmp_path, capsys, monkeypatch):
     ):
         assert explain.main([*both, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "row", "column"), [((32, 48), 1, 4), ((48, 32), 5, 2)])
+def test_all_maps_show_a_planted_patch_where_it_lies(size, row, column):
+    """Every query looks for brightness, which is channel 0 of the tokens; only the bright patch passes the threshold."""
+    vit = VisionTransformer(img_size=size, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=2).eval()
+    with torch.no_grad():
+        for p in vit.parameters():
+            p.zero_()
+        vit.norm = torch.nn.Identity()
+        vit.patch_embed.proj.weight[0] = 1 / (3 * 8 * 8)
+        vit.head.weight[1, 0] = 1
+        for block in vit.blocks:
+            block.norm1 = torch.nn.Identity()
+            block.attn.qkv.bias[:24:8] = 3.0  # q, the first channel of each head
+            block.attn.qkv.weight[24:48:8, 0] = 1.0  # k
+            block.attn.qkv.weight[48, 0] = 1.0  # v, of head 0
+            block.attn.proj.weight[0, 0] = 1.0
+    make_selective(vit, threshold=0.05)
+    images = torch.zeros(1, 3, *size)
+    images[0, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 2.0
+    maps = explain.maps_of(vit, images, 1)
+    assert list(maps) == ["Grad-CAM", "Captum LayerGradCam, as a grid", "attention rollout"]
+    for name, heat in maps.items():
+        assert heat.shape == (size[0] // 8, size[1] // 8)
+        assert heat.flatten().argmax() == row * (size[1] // 8) + column, name
+    tracker = SparsityTracker()
+    tracker.update(vit, images)
+    assert tracker.layers["blocks.0.attn"].active_tokens.tolist() == [1.0] * 3
 
 
 def test_judge_compares_with_random_maps(runs, tmp_path):
