@@ -220,7 +220,7 @@ def test_explain_side_by_side(runs, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("size", "row", "column"), [((32, 48), 1, 4), ((48, 32), 5, 2)])
 def test_all_maps_show_a_planted_patch_where_it_lies(size, row, column):
-    """Every query looks for brightness, which is channel 0 of the tokens; only the bright patch passes the threshold."""
+    """Every query looks for brightness, channel 0 of the tokens, and only the bright patch passes the threshold."""
     vit = VisionTransformer(img_size=size, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=2).eval()
     with torch.no_grad():
         for p in vit.parameters():
