@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.testing import assert_close
 
 from selective_vit import chunked
 from selective_vit.attention import EMPTY_ROWS, MODES, Selection, select, selective_attention
 from selective_vit.convert import attention_from_original
+from selective_vit.flex import flex_selective_attention
+from selective_vit.model import make_selective
 from vit_core.dropout import fill_keep_mask, keep_probability
 from vit_core.explain import SparsityTracker, capture_attention
 
@@ -249,7 +252,7 @@ def test_the_hard_threshold_is_moved_by_the_weights_near_it():
 def test_flex_attention_gives_the_same_on_a_cpu(mode, empty, tau):
     """Torch's uncompiled form of it, forward only: the scores that we hand over."""
     q, k, v = qkv()
-    ours = selective_attention(q, k, v, tau, Selection(mode=mode, empty_row=empty, kernel="flex"))
+    ours = flex_selective_attention(q, k, v, tau, mode, empty, 1e-6)
     assert_close(ours, by_the_formula(q, k, v, tau, mode, empty, 1e-6), rtol=1e-4, atol=1e-5)
 
 
@@ -267,10 +270,31 @@ def test_flex_attention_on_a_gpu(mode, empty, tau):
         assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("mode", "empty"), FORMS)
+def test_flex_attention_where_weights_lie_at_the_threshold(mode, empty):
+    """Roundings differ there: a weight may pass or not, but the row stays finite."""
+    torch.manual_seed(0)
+    N = 500  # scores within a few roundings of log τ + L
+    q, k, v = torch.ones(1, 1, 8, 4), 1e-7 * torch.randn(1, 1, N, 4), torch.randn(1, 1, N, 4)
+    assert flex_selective_attention(q, k, v, 1 / N, mode, empty, 1e-6).isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", ["flex", "auto"])
+def test_on_a_cpu_flex_is_auto_and_can_be_watched(kernel):
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5).eval()
+    make_selective(vit, 0.05, kernel=kernel)
+    tracker = SparsityTracker()
+    tracker.update(vit, torch.randn(2, 3, 32, 32))
+    assert len(tracker.layers) == 2
+    assert vit.train()(torch.randn(2, 3, 32, 32)).requires_grad
+
+
 def test_flex_refuses_what_it_cannot():
-    q, k, v = qkv()
-    with pytest.raises(ValueError, match="one fixed threshold, no mask and no attention dropout"):
-        selective_attention(q, k, v, 0.1, Selection(kernel="flex"), dropout_p=0.1)
+    for fields, dropout in (({"learned_threshold": "head"}, 0.0), ({"threshold_growth": 0.5}, 0.0), ({}, 0.1)):
+        vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, attn_drop_rate=dropout)
+        with pytest.raises(ValueError, match="a fixed threshold and without attention dropout"):
+            make_selective(vit, kernel="flex", **fields)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "soft"}, {"empty_row": "one"}, {"eps": 0.0}, {"kernel": "cuda"}])

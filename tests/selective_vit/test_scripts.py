@@ -106,6 +106,23 @@ def test_a_growing_threshold_grows_in_training_and_resumes_exactly(tmp_path):
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 
 
+def test_a_growing_threshold_is_no_average(tmp_path):
+    """The EMA of the weights is evaluated under the τ of the training, not under a mean of earlier ones."""
+    flags = ["--model", "selective_micro", "--threshold-growth", "0.5", "--ema-decay", "0.99", *TINY]
+    assert train([*flags, "--save-dir", str(tmp_path / "a"), "--log-dir", str(tmp_path / "l")]) == 0
+    (last,) = (tmp_path / "a").glob("*/last.pth")
+    for raw in (False, True):
+        model = load_trained(RECIPE, last, CPU, raw_weights=raw).model
+        assert float(thresholds(model)["blocks.0.attn"].share) == 1
+
+
+def test_a_mistake_in_the_second_model_shows_before_the_first_trains(tmp_path, capsys):
+    flags = ["--save-dir", str(tmp_path), "--device", "cpu"]
+    assert train([*flags, "--threshold", "1.5"]) == 2
+    assert "threshold must be below 1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_from_a_dense_run_kept_or_lost_in_attention(runs, tmp_path):
     _, dense, _ = runs
     theirs = torch.load(dense / "best.pth", weights_only=True)["model_state_dict"]
@@ -187,6 +204,10 @@ def test_a_sweep_of_trainings(tmp_path, capsys):
     assert threshold_sweep.main([*argv, "--model", "vit_micro"]) == 2
     assert "a sweep trains one selective model" in capsys.readouterr().err
     assert threshold_sweep.main(["--thresholds", "1.5"]) == 2
+    for flag in (["--relative-threshold"], ["--resume", "last.pth"]):
+        capsys.readouterr()
+        assert threshold_sweep.main([*argv, *flag]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {flag[0]}")
 
 
 def test_explain_side_by_side(runs, tmp_path, capsys, monkeypatch):
@@ -206,10 +227,11 @@ def test_explain_side_by_side(runs, tmp_path, capsys, monkeypatch):
     assert explain.main([*both, "--image", str(tmp_path), "--captum-raw", "--output-dir", str(out)]) == 0
     assert sorted(f.name for f in out.iterdir()) == ["001_one.png", "002_two.png"]
     assert "dense_vit_micro: " in capsys.readouterr().out
-    maps = {name.strip(): heat for name, heat in drawn[0].items()}
-    assert maps["attention rollout"].shape == (8, 8)
-    assert maps["raw Captum: 64 channels as 8×8 pixels"].shape == (8, 8)
-    assert [heat is None for heat in drawn[0].values()] == [False] * 4 + [True] + [False] * 4
+    names = [name for name, _ in drawn[0]]
+    assert names[2:4] == ["attention rollout", "raw Captum: 64 channels as 8×8 pixels"]
+    assert names[7:] == names[2:4]
+    assert {heat.shape for _, heat in drawn[0] if heat is not None} == {(8, 8)}
+    assert [heat is None for _, heat in drawn[0]] == [False] * 4 + [True] + [False] * 4
     for wrong, message in (
         (["--image", str(tmp_path / "three.png")], "no such file or folder"),
         (["--image", str(tmp_path / "one.png"), "--target", "cow"], "--target cow: the models' classes are 0, 1"),
@@ -247,7 +269,7 @@ def test_all_maps_show_a_planted_patch_where_it_lies(size, row, column):
     assert tracker.layers["blocks.0.attn"].active_tokens.tolist() == [1.0] * 3
 
 
-def test_judge_compares_with_random_maps(runs, tmp_path):
+def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
     _, dense, selective = runs
     both = ["--checkpoint", str(dense / "best.pth"), str(selective / "best.pth"), "--device", "cpu"]
     assert judge.main([*both, "--max-images", "30", "--steps", "4", "--output-dir", str(tmp_path)]) == 0
@@ -256,6 +278,16 @@ def test_judge_compares_with_random_maps(runs, tmp_path):
     assert [(r["model"], r["method"]) for r in table] == names
     assert {r["images"] for r in table} == {"30"}
     assert all(0 < float(r["deletion_area"]) < 100 for r in table)
+    epochs = [str(selective / f"{name}.pth") for name in ("epoch_1", "epoch_2", "last")]
+    argv = ["--device", "cpu", "--max-images", "4", "--output-dir", str(tmp_path), "--checkpoint"]
+    assert judge.main([*argv, *epochs, "--steps", "2"]) == 0
+    assert len({r["model"] for r in rows(tmp_path / "judgement.csv")}) == 3
+    for wrong, message in (
+        ([*epochs, epochs[0]], "is there twice"),
+        ([epochs[0], "--steps", "65"], "steps must lie in"),
+    ):
+        assert judge.main([*argv, *wrong]) == 2
+        assert message in capsys.readouterr().err
     assert width(tmp_path / "curves.png") > 1000
 
 

@@ -82,6 +82,17 @@ def test_few_steps_take_equal_shares_and_ends_are_the_images_themselves():
     assert_close(judged.deletion[:, -1], torch.full((2,), 0.5))
 
 
+def test_ties_go_in_raster_order_or_in_a_drawn_one():
+    ties = torch.zeros(2, *GRID)
+    raster = curves(ties)
+    assert_close(raster.insertion, curves(-torch.arange(6.0).view(GRID).expand(2, *GRID)).insertion)
+    drawn = curves(ties, generator=torch.Generator().manual_seed(1))
+    assert_close(drawn.insertion, curves(ties, generator=torch.Generator().manual_seed(1)).insertion)
+    assert not torch.equal(drawn.insertion, raster.insertion)
+    clear = curves(WEIGHT.expand(2, *GRID), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(clear.insertion, curves(WEIGHT.expand(2, *GRID)).insertion)
+
+
 def test_each_image_has_its_own_order():
     both = torch.stack([WEIGHT, -WEIGHT])
     together = curves(both)

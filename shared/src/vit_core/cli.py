@@ -20,6 +20,7 @@ from vit_core.errors import UserError
 
 _OS_ADVICE = {
     errno.ENOENT: "no such file or folder",
+    errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.ENOSPC: "the disk is full: free some space; the files written before are intact",

@@ -69,6 +69,10 @@ class Study:
         """Train and measure what is missing in measurements.csv. UserError where a training does not end well."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("a study trains model by model in one process: start it without torchrun")
+        ours = {"resume", "seed", "save_dir", "log_dir"} & {name for given in self.rows.values() for name in given}
+        if ours:
+            name = min(ours).replace("_", "-")
+            raise UserError(f"--{name} is not for a study, which resumes by itself, and has --seeds and --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_identity()
         done = self._read()

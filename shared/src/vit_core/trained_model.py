@@ -24,6 +24,7 @@ class TrainedModel:
     model: nn.Module
     settings: dict[str, Any]  # the checkpoint's `config`
     source: Path
+    epoch: int = 0  # epochs that the run had done
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -117,4 +118,6 @@ def load_trained(
     built = create_model(settings["model"], settings["model_kwargs"], settings["num_classes"], settings["img_size"])
     ema = None if raw_weights else checkpoint.get("ema_state_dict")
     load_weights(built, ema or checkpoint["model_state_dict"], path)
-    return TrainedModel(model=built.to(device).eval(), settings=settings, source=Path(path))
+    return TrainedModel(
+        model=built.to(device).eval(), settings=settings, source=Path(path), epoch=int(checkpoint["epoch"])
+    )  # fmt: skip

@@ -174,7 +174,7 @@ class Trainer:
         group = p.batch // c.grad_accum
         group_size = min(c.grad_accum, len(self.train_loader) - group * c.grad_accum)  # the last may be short
         if p.batch == group * c.grad_accum:
-            self.before_step(self.raw_model, p.step / (c.epochs * self.steps_per_epoch))
+            self.before_step(self.raw_model, self._share())
         completes = p.batch + 1 == group * c.grad_accum + group_size
         if c.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -203,6 +203,10 @@ class Trainer:
             if saves:
                 self.save([])
 
+    def _share(self) -> float:
+        """Of the training's steps, those that are done."""
+        return self.progress.step / (self.config.epochs * self.steps_per_epoch)
+
     def _synchronise(self, completes: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients only when the optimiser is about to step."""
         if isinstance(self.model, DistributedDataParallel) and not completes:
@@ -222,6 +226,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.raw_model)
+            self.before_step(self.ema.module, self._share())  # what it sets is no average
         p.step += 1
         finite = norm.isfinite()
         self.sums[4] += torch.where(finite, norm, 0.0)

@@ -9,7 +9,7 @@ A row in which nothing passes gives zero, as published (empty_row="zero"), or it
 Dropout acts on the normalised weights. `selective_attention` decides where this is computed:
 
 chunked   on a CPU: a few heads at a time, never all N × M weights (`chunked.py`)
-flex      on a GPU, where asked for: two passes of FlexAttention without N × M weights (`flex.py`)
+flex      on a GPU, where kernel="flex" asks for it: two passes of FlexAttention without N × M weights (`flex.py`)
 weights   everywhere else, and where somebody looks on: the formulas as they stand above
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
@@ -38,7 +38,7 @@ class Selection:
     mode: str = "relu"
     empty_row: str = "argmax"  # new work's choice; "zero" is the published one
     eps: float = 1e-6
-    kernel: str = "auto"  # "weights" and "flex" insist on one way to compute
+    kernel: str = "auto"  # or "weights", the plain formula; "flex", FlexAttention on a GPU
 
     def __post_init__(self) -> None:
         for name, values in (("mode", MODES), ("empty_row", EMPTY_ROWS), ("kernel", KERNELS)):
@@ -56,14 +56,14 @@ def selective_attention(
 
     tau: the threshold, a number, or a tensor that (h, 1, 1) broadcasts to, which then gets a gradient.
     attn_mask, is_causal: as for torch's `scaled_dot_product_attention`.
-    Raises ValueError where kernel="flex" cannot compute what is asked for.
+    Raises ValueError where kernel="flex" cannot compute what is asked for on a GPU.
     """
-    if selection.kernel == "flex":
+    if selection.kernel == "flex" and q.device.type == "cuda" and not has_torch_function_variadic(q, k, v):
         if attn_mask is not None or is_causal or dropout_p or isinstance(tau, Tensor):
             raise ValueError('kernel="flex" takes one fixed threshold, no mask and no attention dropout')
         return flex_selective_attention(q, k, v, tau, selection.mode, selection.empty_row, selection.eps)
     plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor)
-    if selection.kernel == "auto" and plain and _chunks_pay(q, k, v):
+    if selection.kernel != "weights" and plain and _chunks_pay(q, k, v):
         relu, argmax = selection.mode == "relu", selection.empty_row == "argmax"
         return ChunkedSelectiveAttention.apply(q, k, v, float(tau), relu, argmax, selection.eps, dropout_p)
     kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
@@ -104,4 +104,5 @@ def _chunks_pay(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not has_torch_function_variadic(q, k, v)
+        and q.numel() > 0
     )

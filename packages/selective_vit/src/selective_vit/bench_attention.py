@@ -1,4 +1,4 @@
-"""One attention layer beside torch's own: time, and largest difference from the formula.
+"""The time of one attention layer beside torch's own.
 
     uv run python -m selective_vit.bench_attention
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(args.device)
     if min(args.shape) < 1 or args.rounds < 1 or not 0 <= args.threshold < 1:
         raise UserError("--shape and --rounds must be at least 1, and --threshold lie in [0, 1)")
+    if "flex" in args.kernels and device.type != "cuda":
+        raise UserError("--kernels flex: FlexAttention needs a CUDA GPU here")
     B, h, N, d = args.shape
     torch.manual_seed(0)
     x = torch.randn(B, N, 3, h, d, device=device)  # as an attention layer's projection makes it

@@ -27,6 +27,7 @@ from vit_core.explain import (
     figure_of_maps,
     grad_cam,
 )
+from vit_core.explain.grad_cam import EmptyMapError
 from vit_core.trained_model import TrainedModel, load_trained
 
 
@@ -57,7 +58,7 @@ def draw(
 ) -> str:
     """Write the picture of one image; returns what the models say, in a line."""
     pixels = read_pixels(file)
-    maps: dict[str, Tensor | None] = {}
+    panels: list[tuple[str, Tensor | None]] = []
     says = []
     for row, trained in enumerate(models):
         device = next(trained.model.parameters()).device
@@ -66,15 +67,14 @@ def draw(
             probabilities = trained.model(images)[0].softmax(0)
         best = int(probabilities.argmax())
         explained = best if target is None else trained.class_names.index(target)
-        name = trained.source.parent.name if len(models) > 2 else trained.settings["model"]
+        name = f"{trained.source.parent.name}/{trained.source.stem}" if len(models) > 2 else trained.settings["model"]
         says.append(f"{name}: {trained.class_names[best]} ({100 * float(probabilities[best]):.1f}%)")
         if row == 0:
             picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
         else:
-            maps[says[-1]] = None  # the image once more, at the start of the row
-        for method, heat in maps_of(trained.model, images, explained, captum_raw=captum_raw).items():
-            maps[f"{method}{' ' * row}"] = heat  # titles are keys: a blank makes them different
-    figure_of_maps(picture, maps, path, title=file.name, image_title=says[0], columns=4 + captum_raw)
+            panels.append((says[-1], None))  # the image once more, at the start of the row
+        panels += maps_of(trained.model, images, explained, captum_raw=captum_raw).items()
+    figure_of_maps(picture, panels, path, title=file.name, image_title=says[0], columns=4 + captum_raw)
     return "; ".join(says)
 
 
@@ -83,7 +83,7 @@ def maps_of(model: nn.Module, images: Tensor, target: int, *, captum_raw: bool =
     maps = {"Grad-CAM": grad_cam(model, images, target)[0].cpu()}
     try:
         maps["Captum LayerGradCam, as a grid"] = captum_grad_cam(model, images, target)[0].cpu()
-    except ValueError:
+    except EmptyMapError:
         maps["Captum LayerGradCam: zero"] = torch.zeros_like(maps["Grad-CAM"])
     maps["attention rollout"] = attention_rollout(model, images)[0].cpu()
     if captum_raw:

@@ -6,10 +6,13 @@ attention over other scores, whose exponentials are the selected weights:
     hard    s            where s > L + log τ, else −∞
     relu    log(P − τ)   where P > τ, else −∞;  L keeps its gradient here, since w depends on it
 
+Each form asks in its own terms what passes, since s > L + log τ and exp(s − L) > τ round differently near τ.
+
 Rows in which nothing passes come out as zero; with empty_row="argmax" the largest score of the first pass is kept, and
 so are all that equal it up to rounding. What FlexAttention divides by is Σ w; the factor Σ w / (Σ w + ε) comes after.
 
-A choice (`Selection(kernel="flex")`), not the default, until it was measured to win. It has no backward on a CPU.
+A choice (`Selection(kernel="flex")`), not the default, until it was measured to win; on a GPU only, since FlexAttention
+has no backward on a CPU.
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
@@ -29,30 +32,29 @@ def flex_selective_attention(
     """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d). Raises ValueError where torch is too old for "argmax"."""
     argmax = empty_row == "argmax" and tau > 0
     _, lse, most = _attend(q, k, v, None, with_max=argmax)
-    threshold = lse + (math.log(tau) if tau > 0 else -math.inf)  # of s
-    empty = most <= threshold if argmax else None  # (B, h, N)
-    kept_threshold = threshold.detach()
+    least = lse.detach() + (math.log(tau) if tau > 0 else -math.inf)  # of s
     tau_there = lse.new_tensor(tau)  # a number would be compiled in, and each new one compile again
+    empty = None  # (B, h, N)
     if argmax:
+        empty = most <= least if mode == "hard" else torch.exp(most - lse.detach()) <= tau_there
         most = most - 2e-6 * (1 + most.abs())  # the second pass may round another way
 
-    def passes(s: Tensor, b: Tensor, head: Tensor, i: Tensor) -> Tensor:
-        through = s > kept_threshold[b, head, i]
-        return through if empty is None else through | (empty[b, head, i] & (s >= most[b, head, i]))
+    def strongest(s: Tensor, b: Tensor, head: Tensor, i: Tensor) -> Tensor:
+        return s > math.inf if empty is None else empty[b, head, i] & (s >= most[b, head, i])
 
     if mode == "hard":
 
         def score(s: Tensor, b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return torch.where(passes(s, b, head, i), s, -math.inf)
+            return torch.where((s > least[b, head, i]) | strongest(s, b, head, i), s, -math.inf)
 
     else:
 
         def score(s: Tensor, b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            through = passes(s, b, head, i)
             p = torch.exp(s - lse[b, head, i])
-            w = p - tau_there if empty is None else torch.where(empty[b, head, i], p, p - tau_there)
-            # Where it does not pass the logarithm's argument is 1, so that its gradient there is 0 and not NaN.
-            return torch.where(through, torch.log(torch.where(through, w, 1.0)), -math.inf)
+            w = torch.where(p > tau_there, p - tau_there, 0.0)
+            w = torch.where(strongest(s, b, head, i), p, w)
+            # Where nothing is left the logarithm's argument is 1, so that its gradient there is 0 and not NaN.
+            return torch.where(w > 0, torch.log(torch.where(w > 0, w, 1.0)), -math.inf)
 
     out, log_sum, _ = _attend(q, k, v, score)
     # relu: log Σ w. hard: the scores are not normalised, so log Σ w + L.

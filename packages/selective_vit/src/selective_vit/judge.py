@@ -46,11 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset, _ = trained.dataset(args, world)
         size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
         loader = trained.loader(dataset, world, limit=args.max_images, **size)
-        name = trained.settings["model"]
-        if (name, "random") in curves:  # two runs of one model
-            name = f"{name} ({trained.source.parent.name})"
-        for method, judged in judge(trained.model, loader, steps=args.steps, baseline=args.baseline).items():
-            curves[name, method] = judged
+        several = len(args.checkpoint) > 2  # of one model, then: their files tell them apart
+        name = f"{trained.source.parent.name}/{trained.source.stem}" if several else trained.settings["model"]
+        if (name, "random") in curves:
+            raise UserError(f"--checkpoint: {name} is there twice")
+        try:
+            judged = judge(trained.model, loader, steps=args.steps, baseline=args.baseline)
+        except ValueError as e:  # more steps than patches, or a model without such maps
+            raise UserError(f"{file}: {e}") from e
+        curves |= {(name, method): c for method, c in judged.items()}
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row_of(model, method, c) for (model, method), c in curves.items()]
@@ -69,13 +73,13 @@ def judge(
     model: nn.Module, loader: BatchLoader, *, steps: int = 16, baseline: str = "mean", seed: int = 0
 ) -> dict[str, Curves]:
     """Curves of all images for each method, and for random maps; the explained class is the true one."""
-    generator = torch.Generator().manual_seed(seed)  # the same random maps for every model
+    generator = torch.Generator().manual_seed(seed)  # the same random maps, and orders of ties, for every model
     parts: dict[str, list[Curves]] = {}
     for images, targets in loader.epoch():
         maps = {name: method(model, images, targets) for name, method in METHODS.items()}
         maps["random"] = torch.rand(maps["Grad-CAM"].shape, generator=generator).to(images.device)
         for name, heat in maps.items():
-            done = deletion_insertion(model, images, heat, targets, steps=steps, baseline=baseline)
+            done = deletion_insertion(model, images, heat, targets, steps=steps, baseline=baseline, generator=generator)
             parts.setdefault(name, []).append(done)
     return {
         name: Curves(c[0].shares, torch.cat([p.deletion for p in c]), torch.cat([p.insertion for p in c]))

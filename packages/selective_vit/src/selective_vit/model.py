@@ -63,7 +63,7 @@ class Threshold(nn.Module):
         super().__init__()
         self.form = form
         if form.learned:
-            raw = math.log(math.expm1(form.threshold))  # softplus(raw) = threshold
+            raw = form.threshold + math.log(-math.expm1(-form.threshold))  # softplus(raw) = threshold
             self.raw = nn.Parameter(torch.full((num_heads if form.learned == "head" else 1,), raw))
         if form.growth:
             self.register_buffer("share", torch.zeros(()))  # of the threshold, from 0 to 1
@@ -87,7 +87,7 @@ class SelectiveAttention(nn.Module):
 
     def __init__(self, attn: Attention, form: ThresholdForm, selection: Selection) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.attn_dim = attn.num_heads, attn.head_dim, attn.attn_dim
+        self.num_heads, self.head_dim = attn.num_heads, attn.head_dim
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
         self.attn_drop, self.proj, self.proj_drop = attn.attn_drop, attn.proj, attn.proj_drop
         self.norm = getattr(attn, "norm", nn.Identity())
@@ -103,7 +103,7 @@ class SelectiveAttention(nn.Module):
             self.q_norm(q), self.k_norm(k), v, self.threshold(N), self.selection, attn_mask=attn_mask,
             is_causal=is_causal, dropout_p=self.attn_drop.p if self.training else 0.0,
         )  # fmt: skip
-        out = self.norm(out.transpose(1, 2).reshape(B, N, self.attn_dim))
+        out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
@@ -151,31 +151,37 @@ def make_selective(
     layers: Any = getattr(vit, "blocks", None)
     if not isinstance(layers, nn.Sequential | nn.ModuleList):
         raise ValueError(f"{type(vit).__name__} has no blocks: make_selective takes timm's ViTs")
-    chosen = range(len(layers)) if blocks is None else [_index(b, len(layers)) for b in blocks]
-    for i in chosen:
-        block: Any = layers[i]
-        attn: Any = getattr(block, "attn", None)
+    chosen: list[Any] = [
+        layers[i] for i in (range(len(layers)) if blocks is None else [_index(b, len(layers)) for b in blocks])
+    ]
+    for block in chosen:  # before any of them changes
+        _check(getattr(block, "attn", None), form, selection)
+    for block in chosen:
+        attn: Any = block.attn
         if isinstance(attn, SelectiveAttention):
             attn.selection, attn.threshold = selection, Threshold(form, attn.num_heads)
-        elif isinstance(attn, AttentionRope | EvaAttention):
-            if kernel == "flex":
-                raise ValueError(f'kernel="flex" is for plain attention layers, not for {type(attn).__name__}')
-            eva: Any = attn
-            drop = eva.attn_drop.drop if isinstance(eva.attn_drop, SelectedWeights) else eva.attn_drop
-            eva.attn_drop = SelectedWeights(drop, form, selection, eva.num_heads)
-            eva.fused_attn = False  # the way on which timm calls attn_drop
-        elif type(attn) is Attention:
+        elif isinstance(attn, Attention):
             block.attn = SelectiveAttention(attn, form, selection)
         else:
-            raise ValueError(f"block {i} of {type(vit).__name__} has no attention of timm's: {type(attn).__name__}")
-        weights = next(vit.parameters())
-        block.attn.to(device=weights.device)
-        block.attn.train(block.training)
+            drop = attn.attn_drop.drop if isinstance(attn.attn_drop, SelectedWeights) else attn.attn_drop
+            attn.attn_drop = SelectedWeights(drop, form, selection, attn.num_heads)
+            attn.fused_attn = False  # the way on which timm calls attn_drop
+        block.attn.to(device=next(vit.parameters()).device).train(block.training)
         block.attn.reinitialised = reinit_attention
         if reinit_attention:
             for linear in (m for m in block.attn.modules() if isinstance(m, nn.Linear)):
                 linear.reset_parameters()
     return vit
+
+
+def _check(attn: Any, form: ThresholdForm, selection: Selection) -> None:
+    eva = isinstance(attn, AttentionRope | EvaAttention)
+    if not (eva or isinstance(attn, SelectiveAttention) or type(attn) is Attention):
+        raise ValueError(f"a block has no attention that make_selective knows: {type(attn).__name__}")
+    if selection.kernel == "flex" and (eva or form.learned or form.growth or attn.attn_drop.p > 0):
+        raise ValueError(
+            'kernel="flex" is for plain attention layers with a fixed threshold and without attention dropout'
+        )
 
 
 def _index(block: int, depth: int) -> int:

@@ -50,7 +50,10 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
         ax.grid(alpha=0.3)
     accuracy.legend(fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=150)
+    try:
+        figure.savefig(picture, dpi=150)
+    except ValueError as e:  # a suffix that matplotlib does not know
+        raise UserError(f"{picture}: {e}") from e
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

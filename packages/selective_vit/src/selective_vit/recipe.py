@@ -66,6 +66,8 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"model": model, "dataset": dataset, "crop": "none", "label_smoothing": 0.0}
     if micro:
         values |= {"epochs": 15, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2}
+        if given.get("preset") == "fine_tune":
+            values |= {"lr": 5e-4, "warmup_epochs": 0}
     else:
         values |= {
             "epochs": 70, "batch_size": 16, "lr": 3e-4, "min_lr": 1e-5, "weight_decay": 0.01, "warmup_epochs": 0,

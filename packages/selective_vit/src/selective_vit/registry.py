@@ -41,7 +41,8 @@ def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransf
 
 def _create_micro(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransformer:
     vit = _create(name, pretrained, {**_MICRO, **fields})
-    if vit.pos_embed is not None:  # at timm's 0.02 a ViT this narrow learns too late where a patch lies
+    if vit.pos_embed is not None and not pretrained:
+        # At timm's 0.02 a ViT this narrow learns too late where a patch lies.
         nn.init.trunc_normal_(vit.pos_embed, std=0.5, a=-1.0, b=1.0)
     return vit
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
-from vit_core.checkpoint import load_checkpoint
 from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
@@ -41,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracker = measure_sparsity(
             trained.model, trained.loader(dataset, world, limit=args.max_images, **size), args.threshold
         )
-        epoch = int(load_checkpoint(file)["epoch"])
+        epoch = trained.epoch
         rows += table(tracker, file, epoch)
         means.append((epoch, tracker))
+        if tracker.layers.keys() != means[0][1].layers.keys():
+            raise UserError(f"{file} and {args.checkpoint[0]} have other layers: give checkpoints of one model")
         print(
             f"{file}: epoch {epoch}, {100 * tracker.mean('sparsity'):.2f}% of the weights are zero, "
             f"{100 * tracker.mean('empty_rows'):.2f}% of the rows are empty"

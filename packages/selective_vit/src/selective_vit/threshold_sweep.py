@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
-from selective_vit.model import make_selective, set_threshold, thresholds
+from selective_vit.attention import EMPTY_ROWS, MODES
+from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
 from vit_core.data import BatchLoader
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_measurements(folder, measurements)
     else:
         shared = {"model": "selective_micro", **RECIPE.parse(flags)}
+        other = {"threshold", "relative_threshold", "learned_threshold"} & shared.keys()
+        if other:
+            raise UserError(f"--{min(other).replace('_', '-')}: a sweep sets each τ itself, as a fixed number")
         if not RECIPE.models.get(shared["model"], "").startswith("selective"):
             raise UserError(f"--model {shared['model']}: a sweep trains one selective model")
         study = Study(
@@ -79,27 +83,28 @@ def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
     """Of the weights as the model applies them, means over blocks, heads and images."""
     tracker = measure_sparsity(model, images)
     first = next(iter(tracker.layers.values()))
-    return {
-        "sparsity": 100 * tracker.mean("sparsity"), "active_tokens": tracker.mean("active_tokens"),
-        "single_rows": 100 * tracker.mean("single_rows"), "keys": first.keys,
-        "sparsity_images": first.rows // first.keys,
+    shares = {name: 100 * tracker.mean(name) for name in ("sparsity", "single_rows", "empty_rows")}
+    return shares | {
+        "active_tokens": tracker.mean("active_tokens"), "keys": first.keys, "sparsity_images": first.rows // first.keys
     }  # fmt: skip
 
 
 def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple[list[Measurement], str]:
     parser = ArgumentParser(prog="selective-vit-threshold-sweep --checkpoint")
     add_data_flags(parser)
+    parser.add_argument("--mode", choices=MODES, help="(default: the model's; of a dense one relu)")
+    parser.add_argument("--empty-row", choices=EMPTY_ROWS, help="(default: the model's; of a dense one argmax)")
     given = parser.parse_args(flags)
     check_data_flags(given)
     world = World(0, 1, pick_device(given.device))
     trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=given.raw_weights)
     dataset, data = trained.dataset(given, world)
     size = {"batch_size": given.batch_size, "num_workers": given.num_workers}
-    if not thresholds(trained.model):
-        make_selective(trained.model)
+    kwargs = trained.settings["model_kwargs"]
+    mode, empty_row = given.mode or kwargs.get("mode", "relu"), given.empty_row or kwargs.get("empty_row", "argmax")
     measurements = []
     for row, tau in rows.items():
-        set_threshold(trained.model, tau)
+        make_selective(trained.model, tau, mode, empty_row)  # whatever form of threshold it was trained with
         result = evaluate(
             trained.model, trained.loader(dataset, world, **size), choose_precision(given.amp, world.device)
         )
@@ -114,7 +119,7 @@ def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple
 def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
     """Markdown: a line a τ."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
-    heads = ["τ", "τ N", f"top-1 % (seeds {seeds})", "weights that are zero, %", "rows of one token, %"]
+    heads = ["τ", "τ N", f"top-1 % (seeds {seeds})", "weights that are zero, %", "rows of one token or none, %"]
     lines = []
     for row in rows:
         relative = float(row) * column(measurements, row, "keys")[0]

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.plot_logs import draw
 from selective_vit.recipe import PAIRS, RECIPE, for_plain
 from vit_core import train_command
 from vit_core.cli import command
 from vit_core.errors import UserError
+from vit_core.recipe import create_model, settle
 
 
 @command
@@ -34,17 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train_both(given: Mapping[str, Any], models: tuple[str, str]) -> int:
+    flags = {m: {**(given if m.startswith("selective") else for_plain(given)), "model": m} for m in models}
+    for mine in flags.values():  # a mistake in the second shows before the first has trained
+        planned = settle(RECIPE, mine, None)
+        with torch.device("meta"):
+            create_model(planned.model, planned.model_kwargs, 1, planned.data.img_size)
+    is_main = int(os.environ.get("RANK", "0")) == 0
     runs = []
-    for model in models:
-        print(f"\n{model}", flush=True)
-        mine = given if model.startswith("selective") else for_plain(given)
-        code, run = train_command.run_given(RECIPE, {**mine, "model": model})
+    for model, mine in flags.items():
+        if is_main:
+            print(f"\n{model}", flush=True)
+        code, run = train_command.run_given(RECIPE, mine)
         if run is None:
-            if model == models[0]:
+            if model == models[0] and is_main:
                 print(f"and after it: --model {models[1]} with the same flags")
             return code
         runs.append(run)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main:
         picture = runs[-1].path.parent / f"curves_{runs[-1].path.name}.png"
         draw([run.path for run in runs], picture)
         print(f"\ncurves of both: {picture}")

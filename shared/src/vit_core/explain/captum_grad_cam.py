@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.explain.evaluation_mode import evaluation_mode
-from vit_core.explain.grad_cam import default_layer
+from vit_core.explain.grad_cam import EmptyMapError, default_layer
 from vit_core.explain.grids import Grid, token_grid
 
 
@@ -67,7 +67,7 @@ def captum_grad_cam(
             handle.remove()
     assert isinstance(cam, Tensor)
     if not cam.any():
-        raise ValueError(
+        raise EmptyMapError(
             "Captum's map is zero everywhere: no gradient reaches the places of this layer, or all of it speaks "
             "against the class; give a layer= before the last attention, such as model.blocks[-1].norm1"
         )

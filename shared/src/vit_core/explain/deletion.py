@@ -45,8 +45,9 @@ def deletion_insertion(
     steps: int = 16,
     baseline: str | Tensor = "mean",
     forward: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Curves:
-    """Curves of each image for the order of its map; places of equal value go in raster order.
+    """Curves of each image for the order of its map.
 
     Args:
         images: (B, C, h, w), normalised; h and w are multiples of the map's.
@@ -55,6 +56,8 @@ def deletion_insertion(
         steps: evaluations of each curve, at least 1 and at most n; each changes as many patches as the others.
         baseline: what a patch is replaced by: the image's own "mean" colour, its "blur", or images of the same shape.
         forward: images -> logits, where `model(images)` gives something else.
+        generator: a CPU one, which decides the order of places of equal value, such as those where Grad-CAM is zero.
+            Default: raster order, which favours the top left.
     Raises: ValueError for shapes that do not fit.
     """
     B, _, h, w = images.shape
@@ -64,7 +67,9 @@ def deletion_insertion(
     if not 1 <= steps <= n:
         raise ValueError(f"steps must lie in [1, {n}], the number of patches; got {steps}")
     empty = _baseline(images, baseline)
-    order = maps.flatten(1).argsort(stable=True, dim=1, descending=True)
+    shuffled = torch.arange(n).expand(B, n) if generator is None else torch.rand(B, n, generator=generator).argsort(1)
+    shuffled = shuffled.to(maps.device)
+    order = shuffled.gather(1, maps.flatten(1).gather(1, shuffled).argsort(stable=True, dim=1, descending=True))
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(n, device=maps.device).expand(B, n))
     rank = rank.view(B, 1, *maps.shape[1:])
     curves: tuple[list[Tensor], list[Tensor]] = [], []

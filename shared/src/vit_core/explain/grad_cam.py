@@ -16,6 +16,10 @@ from vit_core.explain.evaluation_mode import evaluation_mode
 from vit_core.explain.grids import Grid, channels_first
 
 
+class EmptyMapError(ValueError):
+    """A map that is zero everywhere: nothing that the layer shows speaks for the class."""
+
+
 def grad_cam(
     model: nn.Module,
     images: Tensor,
@@ -72,7 +76,7 @@ def grad_cam(
     dA = torch.zeros_like(A) if gradient is None else gradient
     A, dA = (channels_first(t.float(), model, images, grid) for t in (A, dA))
     if not dA.any():
-        raise ValueError(
+        raise EmptyMapError(
             "no gradient of the target logits reaches the places of this layer. Where only the class token is read, "
             "the patch tokens of the last block's output influence nothing: give a layer= before the last attention, "
             "such as model.blocks[-1].norm1"

@@ -57,7 +57,7 @@ def overlay(
 
 def figure_of_maps(
     image: Tensor,
-    maps: Mapping[str, Tensor | None],
+    maps: Mapping[str, Tensor] | Sequence[tuple[str, Tensor | None]],
     path: str | Path,
     *,
     title: str | None = None,
@@ -71,7 +71,7 @@ def figure_of_maps(
 
     Args:
         image: (3, H, W) as for `overlay`.
-        maps: title -> (h, w); None shows the image once more, as at the start of a second row.
+        maps: title -> (h, w), or pairs of the two; None shows the image once more, as at the start of a second row.
         path: its folder is made.
         shared_scale: one colour bar for all maps, so that panels compare; else each has its own.
     """
@@ -80,19 +80,20 @@ def figure_of_maps(
     from matplotlib.figure import Figure
 
     picture = _picture(image)
-    columns = min(columns, len(maps) + 1)
-    rows = math.ceil((len(maps) + 1) / columns)
+    panels = list(maps.items() if isinstance(maps, Mapping) else maps)
+    columns = min(columns, len(panels) + 1)
+    rows = math.ceil((len(panels) + 1) / columns)
     height = 2.5 * picture.shape[1] / picture.shape[2]
     # Without pyplot: no global state, no window; savefig takes Agg for PNG.
     figure = Figure(figsize=(3.3 * columns, (height + 0.5) * rows + (0.4 if title else 0)), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for ax in axes:
         ax.axis("off")
-    heats = [heat for heat in maps.values() if heat is not None]
+    heats = [heat for _, heat in panels if heat is not None]
     common = _limits(heats) if shared_scale and heats else None
     axes[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[0].set_title(image_title, fontsize=10)
-    for ax, (name, heat) in zip(axes[1:], maps.items(), strict=False):
+    for ax, (name, heat) in zip(axes[1:], panels, strict=False):
         ax.set_title(textwrap.fill(name, 32), fontsize=10)
         if heat is None:
             ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")

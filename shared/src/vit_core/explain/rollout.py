@@ -55,7 +55,7 @@ def attention_rollout(
             smallest = fused.flatten(1).topk(count, largest=False).indices
             fused = fused.flatten(1).scatter(1, smallest, 0.0).view_as(fused)
         mixed = (1 - residual) * fused + residual * torch.eye(fused.shape[-1], device=fused.device)
-        mixed = mixed / mixed.sum(-1, keepdim=True)
+        mixed = mixed / mixed.sum(-1, keepdim=True).clamp_min(1e-12)  # a row may be empty
         rolled = mixed if rolled is None else mixed @ rolled
     assert rolled is not None
     prefix = int(getattr(model, "num_prefix_tokens", 1))
