@@ -64,9 +64,9 @@ def test_other_vits_of_timm(name):
     small = {"embed_dim": 48, "depth": 2, "num_heads": 4} if name.startswith(("eva", "vit_small")) else {}
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **size, **small).eval()
-    with torch.no_grad():  # weights large enough for attention to matter
-        for p in model.parameters():
-            p.mul_(4 if p.ndim > 1 else 1)
+    with torch.no_grad():  # weights, and scales of layers, large enough for attention to matter
+        for parameter_name, p in model.named_parameters():
+            p.fill_(1) if "gamma" in parameter_name else p.mul_(4 if p.ndim > 1 else 1)
     x = images(size.get("img_size", 160))
     dense = model(x)
     names = list(model.state_dict())
