@@ -282,7 +282,10 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
     argv = ["--device", "cpu", "--max-images", "4", "--output-dir", str(tmp_path), "--checkpoint"]
     assert judge.main([*argv, *epochs, "--steps", "2"]) == 0
     assert len({r["model"] for r in rows(tmp_path / "judgement.csv")}) == 3
+    assert judge.main([*argv, *epochs[:2], "--steps", "2", "--labels", "early", "late"]) == 0
+    assert {r["model"] for r in rows(tmp_path / "judgement.csv")} == {"early", "late"}
     for wrong, message in (
+        ([*epochs, "--labels", "a"], "1 names for 3 checkpoints"),
         ([*epochs, epochs[0]], "is there twice"),
         ([epochs[0], "--steps", "65"], "steps must lie in"),
     ):

@@ -8,6 +8,7 @@ better says nothing. Writes judgement.csv, table.md and curves.png.
 
 import csv
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--max-images must be at least 2 and --steps at least 1")
     world = World(0, 1, pick_device(args.device))
     curves: dict[tuple[str, str], Curves] = {}
-    for file in args.checkpoint:
+    if args.labels and len(args.labels) != len(args.checkpoint):
+        raise UserError(f"--labels: {len(args.labels)} names for {len(args.checkpoint)} checkpoints")
+    for number, file in enumerate(args.checkpoint):
         trained = load_trained(RECIPE, file, world.device, raw_weights=args.raw_weights)
         dataset, _ = trained.dataset(args, world)
         size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
         loader = trained.loader(dataset, world, limit=args.max_images, **size)
         several = len(args.checkpoint) > 2  # of one model, then: their files tell them apart
         name = f"{trained.source.parent.name}/{trained.source.stem}" if several else trained.settings["model"]
+        name = args.labels[number] if args.labels else name
         if (name, "random") in curves:
             raise UserError(f"--checkpoint: {name} is there twice")
         try:
@@ -119,7 +123,8 @@ def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
         for ax, name in zip(axes[models.index(model)], ("deletion", "insertion"), strict=True):
             values = getattr(c, name).mean(0).tolist()
             ax.plot([100 * s for s in c.shares.tolist()], values, label=method, **style)
-            ax.set(title=f"{model}: {name}", xlabel=f"patches {'removed' if name == 'deletion' else 'put back'}, %")
+            ax.set_title(textwrap.fill(f"{model}: {name}", 48), fontsize=9)
+            ax.set(xlabel=f"patches {'removed' if name == 'deletion' else 'put back'}, %")
             ax.set_ylabel("probability of the class")
             ax.grid(alpha=0.3)
             ax.legend(fontsize=8)
@@ -129,6 +134,7 @@ def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="selective-vit-judge", description="Deletion and insertion areas of explanations.")
     parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="files that training wrote")
+    parser.add_argument("--labels", nargs="+", help="names of the models in the results (default: their own)")
     parser.add_argument("--max-images", type=int, default=500, help="of the evaluation split (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="points of a curve (default: %(default)s)")
     parser.add_argument(
