@@ -89,6 +89,7 @@ def test_one_model_and_resume(runs, tmp_path, capsys):
     assert "dense_vit_micro has plain attention: it takes no threshold" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_growing_threshold_grows_in_training_and_resumes_exactly(tmp_path):
     flags = ["--model", "selective_micro", "--threshold-growth", "0.5", "--save-freq", "1", *TINY, "--epochs", "4"]
     assert train([*flags, "--save-dir", str(tmp_path / "a"), "--log-dir", str(tmp_path / "l")]) == 0
@@ -106,6 +107,7 @@ def test_a_growing_threshold_grows_in_training_and_resumes_exactly(tmp_path):
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 
 
+@pytest.mark.slow
 def test_a_growing_threshold_is_no_average(tmp_path):
     """The EMA of the weights is evaluated under the τ of the training, not under a mean of earlier ones."""
     flags = ["--model", "selective_micro", "--threshold-growth", "0.5", "--ema-decay", "0.99", *TINY]
@@ -193,6 +195,7 @@ def test_a_sweep_over_one_trained_model(runs, tmp_path):
     assert width(tmp_path / "sweep.png") > 1000
 
 
+@pytest.mark.slow
 def test_a_sweep_of_trainings(tmp_path, capsys):
     argv = ["--seeds", "0", "1", "--thresholds", "0", "0.05", "--output-dir", str(tmp_path), "--sparsity-images", "40"]
     flags = ["--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1"]
