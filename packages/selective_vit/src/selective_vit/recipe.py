@@ -65,7 +65,7 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     dataset = dataset or ("digits" if micro else "cifar10")
     values: dict[str, Any] = {"model": model, "dataset": dataset, "crop": "none", "label_smoothing": 0.0}
     if micro:
-        values |= {"epochs": 15, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2}
+        values |= {"epochs": 13, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2}
         if given.get("preset") == "fine_tune":
             values |= {"lr": 5e-4, "warmup_epochs": 0}
     else:
