@@ -87,11 +87,16 @@ def add_data_flags(parser: ArgumentParser) -> None:
 
 
 def add_device_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add_loading_flags(parser)
     parser.add_argument(
         "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
     )
     parser.add_argument("--no-amp", dest="amp", action="store_const", const="off", help="float32, the default")
+
+
+def add_loading_flags(parser: ArgumentParser) -> None:
+    """Flags of a script that loads a model: onto which device, and which of its weights."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument(
         "--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them"
     )

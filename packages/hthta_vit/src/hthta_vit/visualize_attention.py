@@ -19,7 +19,7 @@ from vit_core.data.folder import find_images, read_pixels
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
-from vit_core.trained_model import TrainedModel, add_checkpoint_flag, load_trained
+from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_loading_flags, load_trained
 
 
 @command
@@ -74,8 +74,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--output-dir", default="./attention", help="folder of the pictures (default: %(default)s)")
     parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted one)")
     parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--raw-weights", action="store_true", help="the weights themselves where there is an EMA")
+    add_loading_flags(parser)
     return parser
 
 

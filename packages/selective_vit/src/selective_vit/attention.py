@@ -69,9 +69,14 @@ def selective_attention(
     kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
     with torch.autocast(q.device.type, enabled=False):
         scores = (q.to(kind) @ k.to(kind).transpose(-2, -1)) * q.shape[-1] ** -0.5
-        w = select(masked_softmax(scores, attn_mask, is_causal), tau, selection)
-        weights = observed(w / (w.sum(-1, keepdim=True) + selection.eps))
+        weights = selected_weights(masked_softmax(scores, attn_mask, is_causal), tau, selection)
         return F.dropout(weights, dropout_p).to(v.dtype) @ v
+
+
+def selected_weights(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
+    """Softmax weights P (B, h, N, M) -> those that the values are multiplied by, w / (Σ w + ε)."""
+    w = select(P, tau, selection)
+    return observed(w / (w.sum(-1, keepdim=True) + selection.eps))
 
 
 def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:

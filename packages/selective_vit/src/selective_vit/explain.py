@@ -28,7 +28,7 @@ from vit_core.explain import (
     grad_cam,
 )
 from vit_core.explain.grad_cam import EmptyMapError
-from vit_core.trained_model import TrainedModel, load_trained
+from vit_core.trained_model import TrainedModel, add_loading_flags, load_trained
 
 
 @command
@@ -119,8 +119,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--target", help="class to explain (default: what each model predicts)")
     parser.add_argument("--captum-raw", action="store_true", help="show Captum's map of the bare tokens, too")
     parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--raw-weights", action="store_true", help="the weights themselves where there is an EMA")
+    add_loading_flags(parser)
     return parser
 
 

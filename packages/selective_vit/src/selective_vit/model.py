@@ -23,8 +23,7 @@ from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
-from selective_vit.attention import Selection, select, selective_attention
-from vit_core.attention import observed
+from selective_vit.attention import Selection, selected_weights, selective_attention
 
 LEARNED = ("layer", "head")
 
@@ -123,8 +122,8 @@ class SelectedWeights(nn.Module):
 
     def forward(self, P: Tensor) -> Tensor:
         """Softmax weights (B, h, N, N) -> what the values are multiplied by."""
-        w = select(P.float(), self.threshold(P.shape[-1]), self.selection)
-        return self.drop(observed(w / (w.sum(-1, keepdim=True) + self.selection.eps)).to(P.dtype))
+        weights = selected_weights(P.float(), self.threshold(P.shape[-1]), self.selection)
+        return self.drop(weights.to(P.dtype))
 
 
 def make_selective(
