@@ -1,7 +1,8 @@
 """One function computes softmax attention and one place decides how: `attention(q, k, v)`.
 
 flash-attn    where it is installed, for fp16 and bf16 tensors on CUDA whose head_dim is a multiple of 8
-chunked       on a CPU, where attention weights are dropped or heads are very narrow (see `_ChunkedAttention`)
+chunked       on a CPU, where attention weights are dropped, heads are very narrow, or values of another width than
+              queries (see `_ChunkedAttention`)
 SDPA          `torch.nn.functional.scaled_dot_product_attention`, everywhere else
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
@@ -30,19 +31,22 @@ _NARROW_HEAD = 16
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √d) v with dropout on the weights. q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d)."""
+    """softmax(q kᵀ / √d) v with dropout on the weights.
+
+    q (B, h, N, d), k (B, h, M, d), v (B, h, M, e), where e is d in most models -> (B, h, N, e).
+    """
     if has_torch_function_variadic(q, k, v):  # a TorchFunctionMode looks on, as explain.capture_attention does
         return handle_torch_function(attention, (q, k, v), q, k, v, dropout_p=dropout_p)
-    backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p)
+    backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p, v.shape[-1])
     if not torch.compiler.is_compiling():
         _log_choice(backend, q.device.type)
     if backend == "flash-attn":
         return _flash(q, k, v, dropout_p)
     if backend == "chunked":
         B, h, N, d = q.shape
-        M = k.shape[2]
-        out = _ChunkedAttention.apply(q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, d), dropout_p)
-        return out.view(B, h, N, v.shape[-1])
+        M, e = k.shape[2], v.shape[-1]
+        out = _ChunkedAttention.apply(q.reshape(B * h, N, d), k.reshape(B * h, M, d), v.reshape(B * h, M, e), dropout_p)
+        return out.view(B, h, N, e)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 
@@ -68,13 +72,19 @@ def masked_softmax(scores: Tensor, attn_mask: Tensor | None = None, is_causal: b
     return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
 
 
-def choose_backend(device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0) -> str:
-    """The implementation that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA"."""
+def choose_backend(
+    device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0, value_dim: int | None = None
+) -> str:
+    """The implementation that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA".
+
+    value_dim: width of the values where it is not head_dim.
+    """
     half = dtype in (torch.float16, torch.bfloat16)
-    if device == "cuda" and half and head_dim % 8 == 0 and head_dim <= 256 and flash_attn_installed():
+    one_width = value_dim in (None, head_dim)
+    if device == "cuda" and half and head_dim % 8 == 0 and head_dim <= 256 and one_width and flash_attn_installed():
         return "flash-attn"
     if device == "cpu" and not half and not torch.compiler.is_compiling():
-        return "chunked" if dropout_p > 0.0 or head_dim < _NARROW_HEAD else "SDPA"
+        return "chunked" if dropout_p > 0.0 or head_dim < _NARROW_HEAD or not one_width else "SDPA"
     return "SDPA"
 
 

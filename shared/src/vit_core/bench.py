@@ -49,11 +49,12 @@ class Contestant:
     def __init__(self, name: str, kwargs: dict[str, Any], batch_size: int, device: torch.device, precision: Precision):
         seed_everything(0)
         self.name, self.precision, self.device = name, precision, device
-        model = create_model(name, kwargs, kwargs.pop("num_classes", 100), kwargs.pop("img_size", None))
+        img_size, num_classes = kwargs.pop("img_size", None), kwargs.pop("num_classes", 100)
+        model = create_model(name, kwargs, num_classes, img_size)
         self.model = model.to(device)
-        size = input_size(model)
+        size = img_size or input_size(model)
         self.images = torch.randn(batch_size, 3, size, size, device=device)
-        self.targets = torch.randint(0, 100, (batch_size,), device=device)
+        self.targets = torch.randint(0, num_classes, (batch_size,), device=device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.scaler = precision.scaler()
 
@@ -87,6 +88,16 @@ def seconds(work: Callable[[], None], device: torch.device, repeats: int) -> flo
     for _ in range(repeats):
         work()
     return (now(device) - start) / repeats
+
+
+def in_turn(works: Sequence[Callable[[], None]], device: torch.device, rounds: int) -> list[list[float]]:
+    """Seconds that each of the works takes, round by round, after a warm-up."""
+    for work in works:
+        work()
+        work()
+    # A round is long enough that its clock is exact, and short enough that all works meet the same machine.
+    repeats = [max(1, math.ceil(0.3 / seconds(work, device, 1))) for work in works]
+    return [[seconds(work, device, n) for work, n in zip(works, repeats, strict=True)] for _ in range(rounds)]
 
 
 def training_memory_mib(name: str, kwargs: dict[str, Any], batch_size: int, device: str, amp: str) -> float:
@@ -126,15 +137,7 @@ def compare(
     }  # fmt: skip
     times: dict[str, list[list[float]]] = {}
     for what, pair in works.items():
-        for work in pair:
-            work()  # warm-up
-            work()
-        # A round is long enough that its clock is exact, and short enough that both models meet the same machine.
-        repeats = [max(1, math.ceil(0.3 / seconds(work, device, 1))) for work in pair]
-        times[what] = [
-            [1e3 * seconds(work, device, n) / batch_size for work, n in zip(pair, repeats, strict=True)]
-            for _ in range(rounds)
-        ]
+        times[what] = [[1e3 * s / batch_size for s in round] for round in in_turn(pair, device, rounds)]
     figures = []
     spawn = multiprocessing.get_context("spawn")
     for i, (model, (name, kwargs)) in enumerate(zip(models, specs, strict=True)):

@@ -120,8 +120,8 @@ class Recipe:
     def _add_model_flags(self, parser: ArgumentParser) -> None:
         add_flags(parser, self.options, "model")
         parser.add_argument(
-            "--model", choices=(*self.models, *self.model_groups), default=argparse.SUPPRESS,
-            help="which of the paper's models",
+            "--model", *(f"--{theirs}" for theirs, ours in self.aliases.items() if ours == "model"), dest="model",
+            choices=(*self.models, *self.model_groups), default=argparse.SUPPRESS, help="which of the paper's models",
         )  # fmt: skip
         parser.add_argument(
             "--model-kwargs", nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS,

@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hthta_vit.model import GuidedTokenAttention, HTHTAViT
-from vit_core.checkpoint import mismatches
+from vit_core.conversion import load_original, not_of, timm_name
 
+PAPER = "HTHTA-ViT"
 _HEAD_FIELDS = ("dim", "heads", "head_dim", "gru_layers")
 _PARTS = ("bigru.", "attention_pooling.", "cls_fusion.")
-# torchvision's names in an encoder layer -> timm's in a block; mlp.linear_1 and mlp.linear_2 are its older ones.
-_LAYER = {
-    "ln_1": "norm1", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "ln_2": "norm2",
-    "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "mlp.linear_1": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
-}  # fmt: skip
-
 
 def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GuidedTokenAttention:
     """The three modules: (patch_tokens (B, N, d), cls_token (B, d)) -> (fused (B, d), attention_weights (B, H, N)).
@@ -27,7 +22,7 @@ def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, An
     """
     fields: dict[str, Any] = _head_fields(config)
     head = GuidedTokenAttention(**fields)
-    _load(head, _merge_heads(state_dict, head))
+    load_original(head, _merge_heads(state_dict, head), PAPER)
     return head.eval()
 
 
@@ -46,7 +41,7 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     needed = ("vit.conv_proj.weight", "vit.encoder.pos_embedding")
     missing = [k for k in needed if k not in theirs]
     if missing:
-        raise ValueError("not a checkpoint of this HTHTA-ViT: " + "; ".join(f"missing {k}" for k in missing))
+        raise not_of(PAPER, [f"missing {k}" for k in missing])
     dim, _, patch_size, _ = theirs[needed[0]].shape
     depth = len({m[1] for k in theirs if (m := re.match(r"vit\.encoder\.layers\.encoder_layer_(\d+)\.", k))})
     mlp = next((v.shape[0] for k, v in theirs.items() if re.search(r"_0\.mlp\.(0|linear_1)\.bias$", k)), 4 * dim)
@@ -59,7 +54,7 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     head = {k: v for k, v in theirs.items() if k.startswith(_PARTS)}
     renamed = {f"guided.{k}": v for k, v in _merge_heads(head, model.guided).items()}
     renamed |= {_timm_name(k): v for k, v in theirs.items() if k not in head and not k.startswith("vit.heads.")}
-    _load(model, renamed)
+    load_original(model, renamed, PAPER)
     return model.eval()
 
 
@@ -87,7 +82,7 @@ def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -
         for part, shape in zip(names, shapes, strict=True) for k in part if k in theirs and theirs[k].shape != shape
     ]  # fmt: skip
     if missing or wrong:
-        raise ValueError(_listed([f"missing {k}" for k in missing] + wrong))
+        raise not_of(PAPER, [f"missing {k}" for k in missing] + wrong)
     w, b, v, v_bias = ([theirs.pop(k) for k in part] for part in names)
     merged = {
         "proj.weight": torch.cat(w),
@@ -100,24 +95,7 @@ def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -
 
 def _timm_name(key: str) -> str:
     """torchvision's `vit.*` and the original's `classifier.*` -> timm's; others stay, to be listed."""
-    match = re.fullmatch(r"vit\.encoder\.layers\.encoder_layer_(\d+)\.(.+)", key)
-    if match:
-        for theirs, ours in _LAYER.items():
-            if match[2].startswith(theirs):
-                return f"blocks.{match[1]}.{ours}{match[2].removeprefix(theirs)}"
-        return key
-    key = re.sub(r"^classifier\.(\d+\.)?", "head.", key)
-    key = re.sub(r"^vit\.conv_proj\.", "patch_embed.proj.", key)
-    key = re.sub(r"^vit\.encoder\.ln\.", "norm.", key)
-    return {"vit.class_token": "cls_token", "vit.encoder.pos_embedding": "pos_embed"}.get(key, key)
-
-
-def _load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    problems = mismatches(model, state_dict)
-    if problems:
-        raise ValueError(_listed(problems))
-    model.load_state_dict(state_dict)
-
-
-def _listed(problems: list[str]) -> str:
-    return "not a checkpoint of this HTHTA-ViT: " + "; ".join(problems)
+    if key.startswith("vit."):
+        renamed = timm_name(key.removeprefix("vit."))
+        return key if renamed == key.removeprefix("vit.") else renamed
+    return re.sub(r"^classifier\.(\d+\.)?", "head.", key)

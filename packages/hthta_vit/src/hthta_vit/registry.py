@@ -10,17 +10,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from hthta_vit.model import HTHTAViT
+from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 from vit_core.timm_weights import backbone_cfgs
 
-_MICRO = {
-    "input_size": (3, 32, 32), "fixed_input_size": True, "num_classes": 100, "pool_size": None, "crop_pct": 1.0,
-    "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-    "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
-}  # fmt: skip
 _CFGS: dict[str, Any] = {
     **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2")
 }  # fmt: skip
-default_cfgs = generate_default_cfgs(_CFGS | {"hthta_vit_micro": _MICRO})
+default_cfgs = generate_default_cfgs(_CFGS | {"hthta_vit_micro": unpublished_cfg(32)})
 
 
 def _create(name: str, pretrained: bool, size: dict[str, Any], fields: dict[str, Any]) -> HTHTAViT:
@@ -44,10 +40,6 @@ def hthta_vit_base_patch16_224_gru2(pretrained: bool = False, **fields: Any) -> 
 
 @register_model
 def hthta_vit_micro(pretrained: bool = False, **fields: Any) -> HTHTAViT:
-    """Ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU.
-
-    Its position embeddings start large: at timm's 0.02 a ViT this narrow learns too late where a patch lies.
-    """
-    size = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0,
-            "pool_heads": 4, "pool_head_dim": 16, "pos_embed_std": 0.5}  # fmt: skip
+    """Ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
+    size = {**MICRO, "pool_heads": 4, "pool_head_dim": 16, "pos_embed_std": MICRO_POS_EMBED_STD}
     return _create("hthta_vit_micro", pretrained, size, fields)

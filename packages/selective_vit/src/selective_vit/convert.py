@@ -7,11 +7,13 @@ from typing import Any
 
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from selective_vit.attention import Selection
 from selective_vit.model import SelectiveAttention, ThresholdForm, make_selective
-from vit_core.checkpoint import mismatches
+from vit_core.conversion import load_original, not_of
+
+PAPER = "SelectiveViT"
 
 
 def attention_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> SelectiveAttention:
@@ -26,7 +28,7 @@ def attention_from_original(state_dict: Mapping[str, Tensor], config: Mapping[st
         raise ValueError(f"config: missing {', '.join(missing)}")
     plain = Attention(int(config.pop("dim")), int(config.pop("heads")), qkv_bias="qkv.bias" in state_dict)
     attn = SelectiveAttention(plain, *_selection(config))
-    _load(attn, state_dict)
+    load_original(attn, state_dict, PAPER)
     return attn.eval()
 
 
@@ -42,7 +44,7 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     needed = ("patch_embed.proj.weight", "pos_embed", "head.weight", "blocks.0.mlp.fc1.weight")
     missing = [k for k in needed if k not in theirs]
     if missing:
-        raise ValueError(_listed([f"missing model.{k}" for k in missing]))
+        raise not_of(PAPER, [f"missing model.{k}" for k in missing])
     dim, _, patch_size, _ = theirs[needed[0]].shape
     model = VisionTransformer(
         img_size=math.isqrt(theirs["pos_embed"].shape[1] - 1) * patch_size, patch_size=patch_size, embed_dim=dim,
@@ -52,7 +54,7 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     )  # fmt: skip
     form, selection = _selection({"threshold": 0.01, "eps": 1e-6, **config})
     make_selective(model, form.threshold, selection.mode, selection.empty_row, eps=selection.eps)
-    _load(model, theirs)
+    load_original(model, theirs, PAPER)
     return model.eval()
 
 
@@ -65,14 +67,3 @@ def _selection(config: dict[str, Any]) -> tuple[ThresholdForm, Selection]:
     if config:
         raise ValueError(f"config: unexpected {', '.join(config)}")
     return form, selection
-
-
-def _load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    problems = mismatches(module, state_dict)
-    if problems:
-        raise ValueError(_listed(problems))
-    module.load_state_dict(state_dict)
-
-
-def _listed(problems: list[str]) -> str:
-    return "not a checkpoint of this SelectiveViT: " + "; ".join(problems)

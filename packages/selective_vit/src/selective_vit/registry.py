@@ -12,16 +12,12 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from selective_vit.model import make_selective
+from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 from vit_core.timm_weights import backbone_cfgs
 
-_MICRO_CFG = {
-    "input_size": (3, 32, 32), "fixed_input_size": True, "num_classes": 100, "pool_size": None, "crop_pct": 1.0,
-    "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-    "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
-}  # fmt: skip
-_MICRO = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
 default_cfgs = generate_default_cfgs(
-    backbone_cfgs("selective_vit_base_patch16_224") | {"selective_vit_micro": _MICRO_CFG, "dense_vit_micro": _MICRO_CFG}
+    backbone_cfgs("selective_vit_base_patch16_224")
+    | {"selective_vit_micro": unpublished_cfg(32), "dense_vit_micro": unpublished_cfg(32)}
 )
 _SELECTIVE = set(inspect.signature(make_selective).parameters) - {"vit"}
 
@@ -40,10 +36,10 @@ def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransf
 
 
 def _create_micro(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransformer:
-    vit = _create(name, pretrained, {**_MICRO, **fields})
+    vit = _create(name, pretrained, {**MICRO, **fields})
     if vit.pos_embed is not None and not pretrained:
-        # At timm's 0.02 a ViT this narrow learns too late where a patch lies.
-        nn.init.trunc_normal_(vit.pos_embed, std=0.5, a=-1.0, b=1.0)
+        std = MICRO_POS_EMBED_STD
+        nn.init.trunc_normal_(vit.pos_embed, std=std, a=-2 * std, b=2 * std)
     return vit
 
 

@@ -1,0 +1,180 @@
+"""All variants under one budget: accuracy, parameters, multiply-adds, time a step, beside the seed's order.
+
+    uv run clear-vit-compare                                                        micro models on the digits
+    uv run clear-vit-compare --dataset imagefolder --data-path DIR --epochs 10 --seeds 0 1 2
+
+Flags that are not listed below are those of clear-vit-train, for all variants; the same command given again goes on
+where it was interrupted. Writes measurements.csv, table.md and comparison.png.
+"""
+
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import clear_vit  # noqa: F401 -- registers the models with timm
+from clear_vit.model import VARIANTS
+from clear_vit.recipe import RECIPE
+from clear_vit.registry import SIZES
+from vit_core.bench import Contestant, in_turn
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.precision import choose_precision
+from vit_core.study import Measurement, Study, Subject, add_study_flags, column, markdown_table, mean_and_spread
+
+# The seed's table, ImageNet-100 after 90 epochs: acc@1 and acc@5.
+CLAIMED = {
+    "pos_dropout": (44.970, 75.240), "diff_similarity": (46.360, 75.540), "baseline": (48.109, 75.617),
+    "suppression": (49.383, 77.673), "rope": (53.331, 80.407), "diff_entropy": (53.803, 80.530),
+    "rope_mixed_ape": (56.805, 83.326),
+}  # fmt: skip
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(
+        prog="clear-vit-compare",
+        description="Train the variants under one budget and compare them. Flags that are not listed here are those of "
+        "clear-vit-train.",
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=tuple(VARIANTS), default=list(CLAIMED), metavar="NAME",
+        help=f"of {', '.join(VARIANTS)} (default: the seed's seven)",
+    )  # fmt: skip
+    parser.add_argument("--size", choices=tuple(SIZES), default="micro", help="of the models (default: %(default)s)")
+    parser.add_argument("--time-rounds", type=int, default=5, help="timed rounds of a step (default: %(default)s)")
+    add_study_flags(parser, seeds=(0, 1, 2), folder="./comparison")
+    args, flags = parser.parse_known_args(argv)
+    if args.time_rounds < 1:
+        raise UserError("--time-rounds must be at least 1")
+    shared = RECIPE.parse(flags)
+    if "model" in shared:
+        raise UserError("--model: a comparison has --variants and --size")
+    name = {v: f"micro_{v}" if args.size == "micro" else v for v in args.variants}
+    study = Study(
+        recipe=RECIPE, rows={v: {**shared, "model": name[v]} for v in args.variants}, seeds=args.seeds,
+        folder=Path(args.output_dir), measure=measure_cost(f"clear_vit_{args.size}_baseline", args.time_rounds),
+        measured_by={"time_rounds": args.time_rounds},
+    )  # fmt: skip
+    measurements = study.run()
+    text = table(measurements)
+    (study.folder / "table.md").write_text(text)
+    draw(measurements, study.folder / "comparison.png", study.title("clear-vit, one budget"))
+    print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
+    return 0
+
+
+def measure_cost(baseline: str, rounds: int) -> Callable[[Subject], Measurement]:
+    """Multiply-adds, and the time of a training step beside that of the baseline, in turn on random images."""
+
+    def measure(subject: Subject) -> Measurement:
+        run, settings, device = subject.run, subject.trained.settings, subject.world.device
+        precision = choose_precision(run.train.amp, device)
+        size = {"img_size": settings["img_size"], "num_classes": settings["num_classes"]}
+        ours, plain = (
+            Contestant(model, {**kwargs, **size}, run.train.batch_size, device, precision)
+            for model, kwargs in ((run.model, run.model_kwargs), (baseline, _sizes_of(run.model_kwargs)))
+        )
+        times = in_turn([ours.train, plain.train], device, rounds)
+        return {
+            "gmacs": ours.gmacs(), "step_ms": 1e3 * statistics.median(t[0] for t in times),
+            "step_to_baseline": statistics.median(t[0] / t[1] for t in times),
+        }  # fmt: skip
+
+    return measure
+
+
+def _sizes_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are not a variant's own: the baseline has them, too."""
+    return {k: v for k, v in kwargs.items() if k in ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size")}
+
+
+def ranked(measurements: Sequence[Measurement]) -> list[str]:
+    """The variants by their mean acc@1, the best first."""
+    names = dict.fromkeys(m["row"] for m in measurements)
+    return sorted(names, key=lambda v: -statistics.fmean(column(measurements, v, "acc1")))
+
+
+def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
+    """(in the seed's order, against it, pairs) of variants: those apart by more than the spreads of both over the seeds.
+
+    Of one seed the spread is not known: every pair counts.
+    """
+    agree = against = pairs = 0
+    for a, b in itertools.combinations([v for v in ranked(measurements) if v in CLAIMED], 2):
+        first, second = (column(measurements, v, "acc1") for v in (a, b))
+        spread = sum(statistics.stdev(c) for c in (first, second)) if min(len(first), len(second)) > 1 else 0.0
+        pairs += 1
+        if statistics.fmean(first) - statistics.fmean(second) > spread:
+            agree += CLAIMED[a][0] > CLAIMED[b][0]
+            against += CLAIMED[a][0] < CLAIMED[b][0]
+    return agree, against, pairs
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Markdown: a line a variant, the best first, and what became of the seed's order."""
+    seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
+    heads = ["variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points", "parameters", "multiply-adds, 10⁹",
+             "step, × baseline", "claimed acc@1", "claimed acc@5", "claimed to baseline"]  # fmt: skip
+    lines = []
+    for v in ranked(measurements):
+        differences = [
+            float(m["acc1"]) - float(b["acc1"])
+            for m in measurements for b in measurements
+            if m["row"] == v and b["row"] == "baseline" and m["seed"] == b["seed"]
+        ]  # fmt: skip
+        claimed = CLAIMED.get(v)
+        lines.append([
+            v, mean_and_spread(column(measurements, v, "acc1"), 2), mean_and_spread(column(measurements, v, "acc5"), 2),
+            "" if v == "baseline" else mean_and_spread(differences, 2), f"{int(column(measurements, v, 'parameters')[0]):,}",
+            f"{column(measurements, v, 'gmacs')[0]:.4f}", mean_and_spread(column(measurements, v, "step_to_baseline"), 2),
+            f"{claimed[0]:.2f}" if claimed else "—", f"{claimed[1]:.2f}" if claimed else "—",
+            f"{claimed[0] - CLAIMED['baseline'][0]:+.2f}" if claimed and v != "baseline" else "",
+        ])  # fmt: skip
+    agree, against, pairs = pairs_in_order(measurements)
+    return markdown_table(heads, lines) + (
+        f"\nOf {pairs} pairs of variants {agree} differ in the seed's direction by more than their spreads, {against} "
+        f"in the other, {pairs - agree - against} by less.\n"
+    )
+
+
+def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
+    """Ours on the left, the seed's on the right, each from its best to its worst; lines join what is the same variant."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import ConnectionPatch
+
+    ours = ranked(measurements)
+    theirs = sorted((v for v in ours if v in CLAIMED), key=lambda v: -CLAIMED[v][0])
+    figure = Figure(figsize=(11, 1.6 + 0.5 * len(ours)), layout="constrained")
+    left, between, right = figure.subplots(1, 3, width_ratios=(4, 1.2, 4))
+    between.axis("off")
+    colours = {v: f"C{i}" for i, v in enumerate(VARIANTS)}
+    for place, v in enumerate(ours):
+        values = column(measurements, v, "acc1")
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = statistics.fmean(values)
+        left.barh(place, mean, xerr=spread or None, color=colours[v], alpha=0.55, height=0.6, capsize=3)
+        left.plot(values, [place] * len(values), "o", color="#1f3b57", markersize=4)
+        left.text(0.02 * mean, place, f"{mean:.2f}", va="center", fontsize=9)
+    for place, v in enumerate(theirs):
+        right.barh(place, CLAIMED[v][0], color=colours[v], alpha=0.55, height=0.6)
+        right.text(1, place, f"{CLAIMED[v][0]:.2f}", va="center", fontsize=9)
+        between.add_artist(ConnectionPatch(
+            (1, ours.index(v)), (0, place), coordsA=left.get_yaxis_transform(), coordsB=right.get_yaxis_transform(),
+            color=colours[v], lw=2, clip_on=False,
+        ))  # fmt: skip
+    for ax, names in ((left, ours), (right, theirs)):
+        ax.set_yticks(range(len(names)), names)
+        ax.set(ylim=(len(ours) - 0.5, -0.5), xlim=(0, None))
+    right.yaxis.tick_right()
+    seeds = len({m["seed"] for m in measurements})
+    left.set(xlabel=f"acc@1, %: mean, spread and dots of {seeds} seeds" if seeds > 1 else "acc@1, % (one seed)")
+    right.set(xlabel="acc@1, %: claimed, ImageNet-100, 90 epochs")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

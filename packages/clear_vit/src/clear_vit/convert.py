@@ -1,0 +1,102 @@
+"""Weights of the original's four published models: baseline, suppression, RoPE-mixed, RoPE-mixed with APE."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clear_vit.model import VARIANTS, ClearViT
+from vit_core.conversion import load_original, not_of, timm_name
+
+PAPER = "clear-vit"
+FIELDS = ("image_size", "patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim", "num_classes", "rope_theta")
+_OPTIONAL = ("rope_theta",)  # of models without RoPE
+
+
+def variant_of(state_dict: Mapping[str, Tensor]) -> str:
+    """Which of the variants the keys are of: "baseline", "suppression", "rope" or "rope_mixed_ape"."""
+    if any(k.endswith("suppression_conv.weight") for k in state_dict):
+        return "suppression"
+    names = {k.removeprefix("module.") for k in state_dict}
+    if "freqs" not in names:
+        return "baseline"
+    return "rope_mixed_ape" if "pos_embedding" in names else "rope"
+
+
+def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's constructor arguments, as numbers or as text -> those of `ClearViT`, but for the variant's.
+
+    Raises ValueError that lists missing and unexpected ones.
+    """
+    wrong = [f"missing {k}" for k in FIELDS if k not in config and k not in _OPTIONAL]
+    wrong += [f"unexpected {k}" for k in config if k not in FIELDS]
+    if wrong:
+        raise ValueError("config: " + "; ".join(wrong))
+    value = {k: int(config[k]) for k in FIELDS if k not in _OPTIONAL}
+    return {
+        "img_size": value["image_size"], "patch_size": value["patch_size"], "depth": value["num_layers"],
+        "num_heads": value["num_heads"], "embed_dim": value["hidden_dim"],
+        "mlp_ratio": value["mlp_dim"] / value["hidden_dim"], "num_classes": value["num_classes"],
+        "rope_theta": float(config["rope_theta"]) if "rope_theta" in config else None,
+    }  # fmt: skip
+
+
+def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ClearViT:
+    """The model of a checkpoint, in evaluation mode.
+
+    state_dict: with or without `module.` in front; the variant is told from its keys. config: see `model_arguments`.
+    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    """
+    model = ClearViT(**model_arguments(config), **VARIANTS[variant_of(state_dict)])
+    load_original(model, converted(state_dict, model), PAPER)
+    return model.eval()
+
+
+def converted(state_dict: Mapping[str, Tensor], model: ClearViT) -> dict[str, Tensor]:
+    """The original's weights under our names and in our layout; keys that are not its own stay, to be listed.
+
+    Raises ValueError for an attention of which a part is missing or of another shape.
+    """
+    theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    dim = model.embed_dim
+    if "freqs" in theirs:
+        for name in ("freqs_t_x", "freqs_t_y"):  # the grid, which we compute
+            theirs.pop(name, None)
+    ours, problems = {}, []
+    for layer in range(len(model.blocks)):
+        prefix = f"encoder.layers.encoder_layer_{layer}.self_attention."
+        for part, shape in (("weight", (dim, dim)), ("bias", (dim,))):
+            names = [f"{prefix}w_{projection}.{part}" for projection in "qkv"]
+            if not any(n in theirs for n in names):
+                continue
+            found = [n for n in names if n in theirs]
+            problems += [f"missing {n}" for n in names if n not in theirs]
+            problems += [
+                f"{n} is {tuple(theirs[n].shape)}, expected {shape}" for n in found if theirs[n].shape != shape
+            ]
+            rows = [theirs.pop(n) for n in found]
+            if problems:
+                continue
+            ours[f"blocks.{layer}.attn.qkv.{part}"] = torch.cat(rows)
+    if problems:
+        raise not_of(PAPER, problems)
+    for key, value in theirs.items():
+        ours[_our_name(key)] = value
+    for key, value in ours.items():
+        if key.endswith("attn.kernel") and value.ndim == 4 and value.shape[1] == 1:
+            ours[key] = value.squeeze(1)  # a depthwise convolution's weight
+        if key == "rope.freqs" and model.rope is not None and value.numel() == model.rope.freqs.numel():
+            ours[key] = value.reshape(model.rope.freqs.shape)  # (2, depth, h · d/2)
+    return ours
+
+
+def _our_name(key: str) -> str:
+    key = timm_name(key)
+    match = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.(w_o|suppression_conv)\.(\w+)", key)
+    if match:
+        layer, module, part = match.groups()
+        return f"blocks.{layer}.attn.proj.{part}" if module == "w_o" else f"blocks.{layer}.attn.kernel"
+    key = re.sub(r"^heads\.head\.", "head.", key)
+    return {"pos_embedding": "pos_embed", "freqs": "rope.freqs"}.get(key, key)

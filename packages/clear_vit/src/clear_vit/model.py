@@ -1,0 +1,288 @@
+"""clear-vit: one ViT-Tiny, seven experiments (original: github.com/4adex/clear-vit, ImageNet-100, 90 epochs each).
+
+    uv run clear-vit-train                                       micro rope_mixed_ape on the digits: 90% in a minute
+    uv run clear-vit-train --variant baseline --data-path DIR    claimed 48.11% top-1 on ImageNet-100 (not run here)
+    uv run clear-vit-compare                                     all seven under one budget
+
+The experiments are `VARIANTS`; below them stand the four attentions, then the backbone that they share.
+
+Shapes: B batch, N patches in raster order, D embed_dim, h heads, d head_dim; tokens are 1 + N, the class token first.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clear_vit.differential import differential_attention
+from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
+from clear_vit.rope import Grid, Rope, rotate
+from clear_vit.suppression import suppressed_attention
+from vit_core.attention import attention
+
+# The seed's experiments in its order, from the worst to the best, as arguments of `ClearViT`; and a further baseline.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pos_dropout": {"pos_dropout": 0.1},
+    "diff_similarity": {"attention": "diff_similarity"},
+    "baseline": {},
+    "suppression": {"attention": "suppression"},
+    "rope": {"rope": "mixed", "pos_embed": "none"},
+    "diff_entropy": {"attention": "diff_entropy"},
+    "rope_mixed_ape": {"rope": "mixed"},
+    "rope_axial": {"rope": "axial", "pos_embed": "none"},
+}
+
+
+class Attention(nn.Module):
+    """Plain: softmax(Q Kᵀ / √d) V. The others say what they `attend` to instead."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, layer: int = 0, qkv_bias: bool = True, attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_drop_rate = num_heads, dim // num_heads, attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, entropy: Tensor | None = None) -> Tensor:
+        """x (B, 1 + N, D), normalised; rope: this layer's table; entropy (B, 1 + N) of pixels -> (B, 1 + N, D)."""
+        qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)  # (B, 1 + N, 2, h, d)
+        if rope is not None:
+            qk = rotate(qk, rope)
+        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))  # (B, h, 1 + N, d)
+        out = self.attend(q, k, v, x, entropy)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
+        return attention(q, k, v, self.dropout_p)
+
+    @property
+    def dropout_p(self) -> float:
+        return self.attn_drop_rate if self.training else 0.0
+
+
+class DiffSimilarityAttention(Attention):
+    """softmax(ΔQ ΔKᵀ / √d) V with ΔQ_i = Q_i − Q_{i−1}, ΔK_j = K_j − K_{j−1}, along the sequence of tokens.
+
+    The first token, which is the class token, has none before it: it keeps its own Q and K ("keep"), or has zeros
+    ("zero"), and then looks at all alike. The seed does not say which, and its figure is lost: this is our reading.
+    """
+
+    def __init__(self, *args: Any, first_token: str = "keep", **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        if first_token not in ("keep", "zero"):
+            raise ValueError(f"first_token must be keep or zero, got {first_token!r}")
+        self.first_token = first_token
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
+        return attention(self.difference(q), self.difference(k), v, self.dropout_p)
+
+    def difference(self, t: Tensor) -> Tensor:
+        first = t[:, :, :1] if self.first_token == "keep" else torch.zeros_like(t[:, :, :1])
+        return torch.cat([first, t[:, :, 1:] - t[:, :, :-1]], 2)
+
+
+class SuppressionAttention(Attention):
+    """softmax(S − DWConv(S)) V of the scores S = Q Kᵀ / √d, with a 3 × 3 kernel a head, without a bias."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self.kernel = nn.Parameter(torch.empty(self.num_heads, 3, 3).uniform_(-1 / 3, 1 / 3))  # as nn.Conv2d starts
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
+        return suppressed_attention(q, k, v, self.kernel, self.dropout_p)
+
+
+class DiffEntropyAttention(Attention):
+    """(1 − λ_init) RMSNorm((A₁ − λ A₂) V): Differential Transformer (Ye et al., 2024, eq. 1-3), with an entropy for λ.
+
+    A₁ and A₂ are softmax maps of the two halves of a head's Q and K. λ_i, learned there, is the entropy of patch i
+    here: of its token, or of its pixels where these are given. Keeps the (1 − λ_init) that belongs to the learned λ.
+    """
+
+    def __init__(self, *args: Any, layer: int = 0, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        if self.head_dim % 2:
+            raise ValueError(f"diff_entropy halves its heads: head_dim must be even, got {self.head_dim}")
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer)  # layers from 0
+        self.head_norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
+        if entropy is None:
+            entropy = with_class_token(token_entropy(x[:, 1:]))
+        out = differential_attention(q, k, v, entropy, self.dropout_p)
+        norm = self.head_norm
+        return F.rms_norm(out, norm.normalized_shape, norm.weight * (1 - self.lambda_init), norm.eps)
+
+
+ATTENTIONS: dict[str, type[Attention]] = {
+    "plain": Attention, "diff_similarity": DiffSimilarityAttention, "suppression": SuppressionAttention,
+    "diff_entropy": DiffEntropyAttention,
+}  # fmt: skip
+
+
+class Block(TimmBlock):
+    """Pre-norm, as timm's, with what attention needs beside its tokens."""
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, entropy: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope, entropy)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ClearViT(VisionTransformer):
+    """timm's VisionTransformer with the seed's attentions and positions: images (B, C, H, W) -> (B, num_classes).
+
+    Any H and W that the patch divides: the position embedding is interpolated, and RoPE's grid continues.
+
+    attention: one of `ATTENTIONS`. first_token: see `DiffSimilarityAttention`.
+    rope: None, "mixed" or "axial", with any attention; rope_theta: see `Rope`.
+    pos_embed: "learn", added to the patches but not to the class token, or "none".
+    pos_dropout: dropout on the position embedding itself. pos_embed_std: of its initial values.
+    entropy_source: "tokens" or "pixels", the latter with entropy_bins grey levels; of diff_entropy.
+    Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
+    """
+
+    def __init__(
+        self, *args: Any, attention: str = "plain", first_token: str = "keep", rope: str | None = None,
+        rope_theta: float | None = None, pos_embed: str = "learn", pos_dropout: float = 0.0,
+        pos_embed_std: float = 0.02, entropy_source: str = "tokens", entropy_bins: int = 32, embed_dim: int = 192,
+        depth: int = 12, num_heads: int = 3, qkv_bias: bool = True, attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0, **fields: Any,
+    ) -> None:  # fmt: skip
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {attention!r}")
+        if entropy_source not in ("tokens", "pixels"):
+            raise ValueError(f"entropy_source must be tokens or pixels, got {entropy_source!r}")
+        if not 0 <= pos_dropout < 1:
+            raise ValueError(f"pos_dropout must lie in [0, 1), got {pos_dropout}")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
+        fixed = {"class_token": True, "reg_tokens": 0, "patch_drop_rate": 0.0, "no_embed_class": True,
+                 "dynamic_img_size": True, "qk_norm": False}  # fmt: skip
+        for name, value in fixed.items():
+            if fields.setdefault(name, value) != value:
+                raise ValueError(f"{name} is {value} in clear-vit's backbone")
+        super().__init__(
+            *args, embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, pos_embed=pos_embed,
+            attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate, block_fn=Block, weight_init="skip", **fields,
+        )  # fmt: skip
+        own = {"first_token": first_token} if attention == "diff_similarity" else {}
+        for layer, block in enumerate(self.blocks):
+            block.attn = ATTENTIONS[attention](
+                embed_dim, num_heads, layer=layer, qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate, **own,
+            )  # fmt: skip
+        self.rope = None if rope is None else Rope(rope, depth, num_heads, embed_dim // num_heads, rope_theta)
+        self.pos_dropout, self.pos_embed_std = pos_dropout, pos_embed_std
+        pixels = attention == "diff_entropy" and entropy_source == "pixels"
+        self.pixel_entropy = partial(pixel_entropy, bins=entropy_bins) if pixels else None
+        self.init_weights()
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """The original's initial values, which are torchvision's but for the attention: uniform ±√(3/D)."""
+        stem = self.patch_embed.proj
+        nn.init.trunc_normal_(stem.weight, std=math.prod(stem.weight.shape[1:]) ** -0.5)  # LeCun
+        nn.init.zeros_(stem.bias)
+        nn.init.normal_(self.cls_token, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.normal_(self.pos_embed, std=self.pos_embed_std)
+        for block in self.blocks:
+            for linear in (block.attn.qkv, block.attn.proj):
+                nn.init.uniform_(linear.weight, -((3 / self.embed_dim) ** 0.5), (3 / self.embed_dim) ** 0.5)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            for linear in (block.mlp.fc1, block.mlp.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patches (B, rows, columns, D) -> tokens (B, 1 + N, D)."""
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        if self.pos_embed is not None:
+            places: Tensor = self.pos_embed
+            if grid != self.patch_embed.grid_size:
+                places = resample_abs_pos_embed(places, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
+            x = x + F.dropout(places, self.pos_dropout, self.training)
+        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+
+    def run_blocks(self, images: Tensor) -> Iterator[Tensor]:
+        """The tokens after each block. Raises ValueError for a size that the patch does not divide."""
+        grid = self.grid_of(images)
+        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        depth = len(self.blocks)
+        ropes = [None] * depth if self.rope is None else self.rope(grid).expand(depth, *[-1] * 5).unbind()
+        pixels = self.pixel_entropy
+        entropy = None if pixels is None else with_class_token(pixels(images, self.patch_embed.patch_size))
+        for block, rope in zip(self.blocks, ropes, strict=True):
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, rope, entropy)
+            else:
+                x = block(x, rope, entropy)
+            yield x
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Rows and columns of patches."""
+        (H, W), (height, width) = images.shape[-2:], self.patch_embed.patch_size
+        if H % height or W % width:
+            raise ValueError(f"the patch, {height} × {width}, does not divide images of {H} × {W}")
+        return H // height, W // width
+
+    def forward_features(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        """Images (B, C, H, W) -> normalised tokens (B, 1 + N, D)."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("clear-vit's attentions take no mask")
+        tokens = x
+        for tokens in self.run_blocks(x):  # noqa: B007 -- the last is wanted
+            pass
+        return self.norm(tokens)
+
+    def forward_intermediates(  # type: ignore[override]
+        self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
+        norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+        **unsupported: Any,
+    ) -> Any:  # fmt: skip
+        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
+
+        Returns a list of (B, D, rows, columns) grids ("NCHW") or (B, N, D) tokens ("NLC"), each with its class token
+        (B, 1, D) where `return_prefix_tokens`; without `intermediates_only`, the pair (final tokens, that list).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
+        if any(unsupported.values()):
+            raise ValueError(f"not supported: {', '.join(k for k, v in unsupported.items() if v)}")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        kept: list[Any] = []
+        tokens = x
+        for i, tokens in enumerate(self.run_blocks(x)):
+            if i in take:
+                kept.append(self.norm(tokens) if norm else tokens)
+            if stop_early and i == last:
+                break
+        maps = [t[:, 1:] for t in kept]
+        if output_fmt == "NCHW":
+            maps = [m.transpose(1, 2).unflatten(2, self.grid_of(x)).contiguous() for m in maps]
+        if return_prefix_tokens:
+            maps = list(zip(maps, [t[:, :1] for t in kept], strict=True))
+        return maps if intermediates_only else (self.norm(tokens), maps)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token", "rope.freqs"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        groups = super().group_matcher(coarse)
+        return {**groups, "stem": rf"{groups['stem']}|^rope"}

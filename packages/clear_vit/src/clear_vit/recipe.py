@@ -1,0 +1,72 @@
+"""clear-vit's models, flags and hyperparameters, as the shared commands take them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clear_vit.model import VARIANTS
+from vit_core.cli import flag
+from vit_core.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Flags that change the model; None leaves the variant's own value."""
+
+    pos_dropout: float | None = flag(None, "dropout on the position embedding (default: 0.1 of pos_dropout, else 0)")
+    pos_embed_std: float | None = flag(None, "spread of the initial position embedding (default: 0.02)")
+    first_token: str | None = flag(
+        None, "diff_similarity: the class token keeps its Q and K, or has zeros (default: keep)",
+        choices=("keep", "zero"),
+    )  # fmt: skip
+    entropy_source: str | None = flag(
+        None, "diff_entropy: entropy of a patch's token, or of its pixels (default: tokens)",
+        choices=("tokens", "pixels"),
+    )  # fmt: skip
+    rope_theta: float | None = flag(None, "the slowest frequency is 1/θ (default: 10; axial: 100)")
+    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+
+
+def presets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+
+    imagenet100: the original's recipe. The micro models have their own short one, unless that is asked for.
+    """
+    model, dataset = given.get("model"), given.get("dataset")
+    model = model or ("micro_rope_mixed_ape" if dataset in (None, "digits") else "rope_mixed_ape")
+    micro = model.startswith("micro_")
+    dataset = dataset or ("digits" if micro else "imagenet100")
+    values: dict[str, Any] = {"model": model, "dataset": dataset}
+    if micro and given.get("preset") is None:
+        values |= {
+            "epochs": 12, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2, "crop": "none",
+            "label_smoothing": 0.1,
+        }  # fmt: skip
+    else:
+        values |= {
+            "epochs": 90, "batch_size": 256, "lr": 1e-4, "min_lr": 0.0, "weight_decay": 0.05, "warmup_steps": 5000,
+            "grad_clip": 1.0, "crop": "resized", "crop_scale_min": 0.08, "crop_scale_max": 1.0, "hflip": 0.5,
+            "randaugment_ops": 3, "randaugment_magnitude": 0.3, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
+            "mix_switch_prob": 0.5, "label_smoothing": 0.1,
+            "eval_freq": 5,  # about every 2,500 steps of ImageNet-100's 495 an epoch
+        }  # fmt: skip
+    if dataset == "digits":
+        values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+    return values
+
+
+RECIPE = Recipe(
+    paper="clear-vit",
+    description="Train one of clear-vit's variants: the original's ViT-Tiny, or our micro size of it. Without "
+    "arguments: the micro model of rope_mixed_ape on the embedded digits. With --variant rope_mixed_ape alone: "
+    "ImageNet-100, as published.",
+    command="clear-vit",
+    models={
+        **{variant: f"clear_vit_tiny_{variant}" for variant in VARIANTS},
+        **{f"micro_{variant}": f"clear_vit_micro_{variant}" for variant in VARIANTS},
+    },
+    presets=presets,
+    options=ModelOptions,
+    aliases={"variant": "model", "data_dir": "data_path", "output_dir": "save_dir"},
+    preset_names=("imagenet100",),
+)

@@ -1,0 +1,35 @@
+"""clear-vit's models with timm: each of `VARIANTS` as `clear_vit_tiny_<variant>` and `clear_vit_micro_<variant>`.
+
+tiny is the seed's: 12 blocks, 192 wide, 3 heads, patches of 16, images of 256 × 256. micro is ours, for 32 × 32.
+Arguments are those of `ClearViT` and of timm's VisionTransformer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from clear_vit.model import VARIANTS, ClearViT
+from vit_core.sizes import MICRO, unpublished_cfg
+
+SIZES: dict[str, dict[str, Any]] = {"tiny": {"img_size": 256}, "micro": MICRO}
+default_cfgs = generate_default_cfgs(
+    {
+        f"clear_vit_{size}_{variant}": unpublished_cfg(fields["img_size"], fixed_input_size=False)
+        for size, fields in SIZES.items()
+        for variant in VARIANTS
+    }
+)
+
+
+def _entry_point(name: str, fields: dict[str, Any]) -> Callable[..., ClearViT]:
+    def create(pretrained: bool = False, **given: Any) -> ClearViT:
+        return build_model_with_cfg(ClearViT, name, pretrained, **{**fields, **given})
+
+    create.__name__ = name
+    return create
+
+
+for _size, _fields in SIZES.items():
+    for _variant, _difference in VARIANTS.items():
+        register_model(_entry_point(f"clear_vit_{_size}_{_variant}", {**_fields, **_difference}))

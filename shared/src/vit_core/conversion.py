@@ -1,0 +1,39 @@
+"""What the papers' `convert` modules share: torchvision's names of a ViT in timm's, and one way to say what is wrong."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from vit_core.checkpoint import mismatches
+
+# torchvision's names in an encoder layer -> timm's in a block; mlp.linear_1 and mlp.linear_2 are its older ones.
+_LAYER = {
+    "ln_1": "norm1", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "ln_2": "norm2",
+    "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "mlp.linear_1": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
+}  # fmt: skip
+
+
+def timm_name(key: str) -> str:
+    """A key of torchvision's `VisionTransformer`, but for its heads -> timm's; any other key as it is."""
+    match = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.(.+)", key)
+    if match:
+        for theirs, ours in _LAYER.items():
+            if match[2].startswith(theirs):
+                return f"blocks.{match[1]}.{ours}{match[2].removeprefix(theirs)}"
+        return key
+    key = re.sub(r"^conv_proj\.", "patch_embed.proj.", key)
+    key = re.sub(r"^encoder\.ln\.", "norm.", key)
+    return {"class_token": "cls_token", "encoder.pos_embedding": "pos_embed"}.get(key, key)
+
+
+def load_original(model: nn.Module, state_dict: Mapping[str, Tensor], paper: str) -> None:
+    """Load converted weights in full. ValueError that lists missing, unexpected and wrongly shaped keys."""
+    problems = mismatches(model, state_dict)
+    if problems:
+        raise not_of(paper, problems)
+    model.load_state_dict(state_dict)
+
+
+def not_of(paper: str, problems: Sequence[str]) -> ValueError:
+    return ValueError(f"not a checkpoint of this {paper}: " + "; ".join(problems))

@@ -1,0 +1,19 @@
+"""What the papers' sizes of a ViT have in common: the micro size, and the configuration of models without weights."""
+
+from typing import Any
+
+# 64 wide, 4 blocks, for 32 x 32 images (65 tokens); trains on a CPU. Arguments of timm's VisionTransformer.
+MICRO: dict[str, Any] = {
+    "img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0
+}  # fmt: skip
+# Of the initial position embedding: at timm's 0.02 a ViT this narrow learns too late where a patch lies.
+MICRO_POS_EMBED_STD = 0.5
+
+
+def unpublished_cfg(img_size: int, *, fixed_input_size: bool = True) -> dict[str, Any]:
+    """timm's default_cfg of a ViT that nobody published weights of, for 100 classes."""
+    return {
+        "input_size": (3, img_size, img_size), "fixed_input_size": fixed_input_size, "num_classes": 100,
+        "pool_size": None, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225), "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
+    }  # fmt: skip
