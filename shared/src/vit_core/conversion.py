@@ -1,4 +1,4 @@
-"""What the papers' `convert` modules share: torchvision's names of a ViT in timm's, and one way to say what is wrong."""
+"""What the papers' `convert` modules share: torchvision's names of a ViT in timm's, and how to say what is wrong."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,7 @@ Flags that are not listed below are those of clear-vit-train, for all variants; 
 where it was interrupted. Writes measurements.csv, table.md and comparison.png.
 """
 
+import functools
 import itertools
 import statistics
 import sys
@@ -98,9 +99,9 @@ def ranked(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
-    """(in the seed's order, against it, pairs) of variants: those apart by more than the spreads of both over the seeds.
+    """(in the seed's order, against it, all): pairs of variants, apart by more than their spreads over the seeds.
 
-    Of one seed the spread is not known: every pair counts.
+    Of one seed the spread is not known: every difference counts.
     """
     agree = against = pairs = 0
     for a, b in itertools.combinations([v for v in ranked(measurements) if v in CLAIMED], 2):
@@ -116,8 +117,10 @@ def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
 def table(measurements: Sequence[Measurement]) -> str:
     """Markdown: a line a variant, the best first, and what became of the seed's order."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
-    heads = ["variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points", "parameters", "multiply-adds, 10⁹",
-             "step, × baseline", "claimed acc@1", "claimed acc@5", "claimed to baseline"]  # fmt: skip
+    heads = [
+        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points", "parameters", "multiply-adds, 10⁹",
+        "step, × baseline", "claimed acc@1", "claimed acc@5", "claimed to baseline",
+    ]  # fmt: skip
     lines = []
     for v in ranked(measurements):
         differences = [
@@ -125,11 +128,12 @@ def table(measurements: Sequence[Measurement]) -> str:
             for m in measurements for b in measurements
             if m["row"] == v and b["row"] == "baseline" and m["seed"] == b["seed"]
         ]  # fmt: skip
+        of = functools.partial(column, measurements, v)
         claimed = CLAIMED.get(v)
         lines.append([
-            v, mean_and_spread(column(measurements, v, "acc1"), 2), mean_and_spread(column(measurements, v, "acc5"), 2),
-            "" if v == "baseline" else mean_and_spread(differences, 2), f"{int(column(measurements, v, 'parameters')[0]):,}",
-            f"{column(measurements, v, 'gmacs')[0]:.4f}", mean_and_spread(column(measurements, v, "step_to_baseline"), 2),
+            v, mean_and_spread(of("acc1"), 2), mean_and_spread(of("acc5"), 2),
+            "" if v == "baseline" else mean_and_spread(differences, 2), f"{int(of('parameters')[0]):,}",
+            f"{of('gmacs')[0]:.4f}", mean_and_spread(of("step_to_baseline"), 2),
             f"{claimed[0]:.2f}" if claimed else "—", f"{claimed[1]:.2f}" if claimed else "—",
             f"{claimed[0] - CLAIMED['baseline'][0]:+.2f}" if claimed and v != "baseline" else "",
         ])  # fmt: skip
@@ -141,7 +145,7 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
-    """Ours on the left, the seed's on the right, each from its best to its worst; lines join what is the same variant."""
+    """Ours on the left, the seed's on the right, each from its best to its worst; lines join the same variant."""
     from matplotlib.figure import Figure
     from matplotlib.patches import ConnectionPatch
 
@@ -157,10 +161,10 @@ def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
         mean = statistics.fmean(values)
         left.barh(place, mean, xerr=spread or None, color=colours[v], alpha=0.55, height=0.6, capsize=3)
         left.plot(values, [place] * len(values), "o", color="#1f3b57", markersize=4)
-        left.text(0.02 * mean, place, f"{mean:.2f}", va="center", fontsize=9)
+        left.text(0.02, place, f"{mean:.2f}", va="center", fontsize=9, transform=left.get_yaxis_transform())
     for place, v in enumerate(theirs):
         right.barh(place, CLAIMED[v][0], color=colours[v], alpha=0.55, height=0.6)
-        right.text(1, place, f"{CLAIMED[v][0]:.2f}", va="center", fontsize=9)
+        right.text(0.02, place, f"{CLAIMED[v][0]:.2f}", va="center", fontsize=9, transform=right.get_yaxis_transform())
         between.add_artist(ConnectionPatch(
             (1, ours.index(v)), (0, place), coordsA=left.get_yaxis_transform(), coordsB=right.get_yaxis_transform(),
             color=colours[v], lw=2, clip_on=False,

@@ -1,5 +1,6 @@
 """Weights of the original's four published models: baseline, suppression, RoPE-mixed, RoPE-mixed with APE."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,34 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": value["num_heads"], "embed_dim": value["hidden_dim"],
         "mlp_ratio": value["mlp_dim"] / value["hidden_dim"], "num_classes": value["num_classes"],
         "rope_theta": float(config["rope_theta"]) if "rope_theta" in config else None,
+    }  # fmt: skip
+
+
+def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: int | None = None) -> dict[str, int]:
+    """The original's constructor arguments, read off the shapes of its weights; the heads do not show in them.
+
+    image_size: where the weights do not say, those of RoPE without a position embedding whose grid is not kept.
+    Raises ValueError for weights that are none of this model's.
+    """
+    theirs = {k.removeprefix("module."): v for k, v in state_dict.items() if isinstance(v, Tensor)}
+    layers = {m[1] for k in theirs if (m := re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", k))}
+    mlp = next((v for k, v in theirs.items() if re.search(r"mlp\.(linear_1|0)\.bias$", k)), None)
+    needed = {"conv_proj.weight": 4, "heads.head.weight": 2}
+    problems = [f"missing {k}" for k, ndim in needed.items() if k not in theirs or theirs[k].ndim != ndim]
+    if mlp is None:
+        problems.append("missing encoder.layers.encoder_layer_0.mlp.linear_1.bias")
+    places = next((theirs[k].numel() for k in ("freqs_t_x",) if k in theirs), None)
+    if "pos_embedding" in theirs and theirs["pos_embedding"].ndim == 3:
+        places = theirs["pos_embedding"].shape[1]
+    if places is None and image_size is None:
+        problems.append("missing pos_embedding or freqs_t_x, which tell the image size")
+    if problems or mlp is None:
+        raise not_of(PAPER, problems)
+    dim, _, patch_size, _ = theirs["conv_proj.weight"].shape
+    return {
+        "image_size": image_size or math.isqrt(places or 0) * patch_size, "patch_size": patch_size,
+        "num_layers": len(layers), "num_heads": num_heads, "hidden_dim": dim, "mlp_dim": len(mlp),
+        "num_classes": len(theirs["heads.head.weight"]),
     }  # fmt: skip
 
 

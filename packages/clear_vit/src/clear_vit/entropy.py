@@ -21,21 +21,20 @@ def pixel_entropy(images: Tensor, patch_size: tuple[int, int], bins: int = 32) -
 
     A grey level is the mean over the channels; the bins divide the range that it has in the image, so that images may
     be normalised. The largest entropy is that of as many levels as there are bins, or pixels if these are fewer.
-    Raises ValueError for under 2 bins.
     """
-    if bins < 2:
-        raise ValueError(f"entropy_bins must be at least 2, got {bins}")
     with torch.no_grad():
         grey = images.float().mean(1)  # (B, H, W)
         low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
         level = ((grey - low) / (high - low).clamp_min(1e-12) * bins).long().clamp_max(bins - 1)
         height, width = patch_size
         rows, columns = grey.shape[1] // height, grey.shape[2] // width
-        patches = level.view(-1, rows, height, columns, width).transpose(2, 3).flatten(3).flatten(1, 2)  # (B, N, pixels)
+        patches = (
+            level.view(-1, rows, height, columns, width).transpose(2, 3).flatten(3).flatten(1, 2)
+        )  # (B, N, pixels)
         counts = torch.zeros(*patches.shape[:2], bins, device=images.device)
         p = counts.scatter_add_(2, patches, torch.ones_like(patches, dtype=counts.dtype)) / patches.shape[2]
-        entropy = -torch.xlogy(p, p).sum(-1) / math.log(min(bins, patches.shape[2]))
-        return entropy.clamp(0, 1)  # rounding
+        entropy = torch.special.entr(p).sum(-1) / math.log(min(bins, patches.shape[2]))
+        return entropy.clamp(0, 1) + 0.0  # rounding, and no −0
 
 
 def with_class_token(entropy: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: B batch, N patches in raster order, D embed_dim, h heads, d head_dim; to
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -57,12 +57,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None = None, entropy: Tensor | None = None) -> Tensor:
         """x (B, 1 + N, D), normalised; rope: this layer's table; entropy (B, 1 + N) of pixels -> (B, 1 + N, D)."""
-        qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)  # (B, 1 + N, 2, h, d)
-        if rope is not None:
-            qk = rotate(qk, rope)
-        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))  # (B, h, 1 + N, d)
-        out = self.attend(q, k, v, x, entropy)
+        out = self.attend(*self.project(x, rope), x, entropy)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Q and K, turned where there is a table, and V: (B, h, 1 + N, d) each."""
+        qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)
+        if rope is not None:
+            qk = rotate(qk, rope)  # (B, 1 + N, 2, h, d)
+        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))
+        return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
         return attention(q, k, v, self.dropout_p)
@@ -75,21 +79,21 @@ class Attention(nn.Module):
 class DiffSimilarityAttention(Attention):
     """softmax(ΔQ ΔKᵀ / √d) V with ΔQ_i = Q_i − Q_{i−1}, ΔK_j = K_j − K_{j−1}, along the sequence of tokens.
 
-    The first token, which is the class token, has none before it: it keeps its own Q and K ("keep"), or has zeros
-    ("zero"), and then looks at all alike. The seed does not say which, and its figure is lost: this is our reading.
+    The first token, which is the class token, has none before it: its difference is its own Q and K ("keep"), or zero,
+    and then it looks at all alike. The seed does not say which, and its figure is lost: this is our reading.
     """
 
-    def __init__(self, *args: Any, first_token: str = "keep", **fields: Any) -> None:
+    def __init__(self, *args: Any, first_difference: str = "keep", **fields: Any) -> None:
         super().__init__(*args, **fields)
-        if first_token not in ("keep", "zero"):
-            raise ValueError(f"first_token must be keep or zero, got {first_token!r}")
-        self.first_token = first_token
+        if first_difference not in ("keep", "zero"):
+            raise ValueError(f"first_difference must be keep or zero, got {first_difference!r}")
+        self.first_difference = first_difference
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
         return attention(self.difference(q), self.difference(k), v, self.dropout_p)
 
     def difference(self, t: Tensor) -> Tensor:
-        first = t[:, :, :1] if self.first_token == "keep" else torch.zeros_like(t[:, :, :1])
+        first = t[:, :, :1] if self.first_difference == "keep" else torch.zeros_like(t[:, :, :1])
         return torch.cat([first, t[:, :, 1:] - t[:, :, :-1]], 2)
 
 
@@ -123,7 +127,8 @@ class DiffEntropyAttention(Attention):
             entropy = with_class_token(token_entropy(x[:, 1:]))
         out = differential_attention(q, k, v, entropy, self.dropout_p)
         norm = self.head_norm
-        return F.rms_norm(out, norm.normalized_shape, norm.weight * (1 - self.lambda_init), norm.eps)
+        scale = norm.weight * (1 - self.lambda_init)
+        return F.rms_norm(out.to(scale.dtype), norm.normalized_shape, scale, norm.eps).to(out.dtype)
 
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -145,7 +150,7 @@ class ClearViT(VisionTransformer):
 
     Any H and W that the patch divides: the position embedding is interpolated, and RoPE's grid continues.
 
-    attention: one of `ATTENTIONS`. first_token: see `DiffSimilarityAttention`.
+    attention: one of `ATTENTIONS`. first_difference: see `DiffSimilarityAttention`.
     rope: None, "mixed" or "axial", with any attention; rope_theta: see `Rope`.
     pos_embed: "learn", added to the patches but not to the class token, or "none".
     pos_dropout: dropout on the position embedding itself. pos_embed_std: of its initial values.
@@ -153,8 +158,13 @@ class ClearViT(VisionTransformer):
     Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
     """
 
+    blocks: Any
+    patch_embed: Any
+    cls_token: Any
+    pos_embed: Any
+
     def __init__(
-        self, *args: Any, attention: str = "plain", first_token: str = "keep", rope: str | None = None,
+        self, *, attention: str = "plain", first_difference: str = "keep", rope: str | None = None,
         rope_theta: float | None = None, pos_embed: str = "learn", pos_dropout: float = 0.0,
         pos_embed_std: float = 0.02, entropy_source: str = "tokens", entropy_bins: int = 32, embed_dim: int = 192,
         depth: int = 12, num_heads: int = 3, qkv_bias: bool = True, attn_drop_rate: float = 0.0,
@@ -164,6 +174,8 @@ class ClearViT(VisionTransformer):
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {attention!r}")
         if entropy_source not in ("tokens", "pixels"):
             raise ValueError(f"entropy_source must be tokens or pixels, got {entropy_source!r}")
+        if entropy_bins < 2:
+            raise ValueError(f"entropy_bins must be at least 2, got {entropy_bins}")
         if not 0 <= pos_dropout < 1:
             raise ValueError(f"pos_dropout must lie in [0, 1), got {pos_dropout}")
         if embed_dim % num_heads:
@@ -174,10 +186,10 @@ class ClearViT(VisionTransformer):
             if fields.setdefault(name, value) != value:
                 raise ValueError(f"{name} is {value} in clear-vit's backbone")
         super().__init__(
-            *args, embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, pos_embed=pos_embed,
+            embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, pos_embed=pos_embed,
             attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate, block_fn=Block, weight_init="skip", **fields,
         )  # fmt: skip
-        own = {"first_token": first_token} if attention == "diff_similarity" else {}
+        own = {"first_difference": first_difference} if attention == "diff_similarity" else {}
         for layer, block in enumerate(self.blocks):
             block.attn = ATTENTIONS[attention](
                 embed_dim, num_heads, layer=layer, qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
@@ -214,7 +226,7 @@ class ClearViT(VisionTransformer):
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
         if self.pos_embed is not None:
-            places: Tensor = self.pos_embed
+            places = self.pos_embed
             if grid != self.patch_embed.grid_size:
                 places = resample_abs_pos_embed(places, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
             x = x + F.dropout(places, self.pos_dropout, self.training)
@@ -224,11 +236,10 @@ class ClearViT(VisionTransformer):
         """The tokens after each block. Raises ValueError for a size that the patch does not divide."""
         grid = self.grid_of(images)
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
-        depth = len(self.blocks)
-        ropes = [None] * depth if self.rope is None else self.rope(grid).expand(depth, *[-1] * 5).unbind()
+        ropes = [None] * len(self.blocks) if self.rope is None else self.rope(grid)
         pixels = self.pixel_entropy
         entropy = None if pixels is None else with_class_token(pixels(images, self.patch_embed.patch_size))
-        for block, rope in zip(self.blocks, ropes, strict=True):
+        for block, rope in zip(self.blocks, ropes, strict=False):  # after pruning there are more tables than blocks
             if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, rope, entropy)
             else:
@@ -242,7 +253,7 @@ class ClearViT(VisionTransformer):
             raise ValueError(f"the patch, {height} × {width}, does not divide images of {H} × {W}")
         return H // height, W // width
 
-    def forward_features(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images (B, C, H, W) -> normalised tokens (B, 1 + N, D)."""
         if attn_mask is not None or is_causal:
             raise ValueError("clear-vit's attentions take no mask")
@@ -263,8 +274,8 @@ class ClearViT(VisionTransformer):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
-        if any(unsupported.values()):
-            raise ValueError(f"not supported: {', '.join(k for k, v in unsupported.items() if v)}")
+        if wanted := [k for k, v in unsupported.items() if v is not None and v is not False]:
+            raise ValueError(f"not supported: {', '.join(wanted)}")
         take, last = feature_take_indices(len(self.blocks), indices)
         kept: list[Any] = []
         tokens = x

@@ -15,8 +15,8 @@ class ModelOptions:
 
     pos_dropout: float | None = flag(None, "dropout on the position embedding (default: 0.1 of pos_dropout, else 0)")
     pos_embed_std: float | None = flag(None, "spread of the initial position embedding (default: 0.02)")
-    first_token: str | None = flag(
-        None, "diff_similarity: the class token keeps its Q and K, or has zeros (default: keep)",
+    first_difference: str | None = flag(
+        None, "diff_similarity: the class token keeps its Q and K, or gets zeros (default: keep)",
         choices=("keep", "zero"),
     )  # fmt: skip
     entropy_source: str | None = flag(

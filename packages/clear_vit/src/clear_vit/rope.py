@@ -32,8 +32,8 @@ class Rope(nn.Module):
             raise ValueError(f"rope must be mixed or axial, got {kind!r}")
         if head_dim % 4:
             raise ValueError(f"rope needs a head_dim that is a multiple of 4, got {head_dim}")
-        self.kind, self.theta = kind, theta or {"mixed": 10.0, "axial": 100.0}[kind]
-        self._cached: tuple[object, Tensor] | None = None
+        self.kind, self.theta, self.depth = kind, theta or {"mixed": 10.0, "axial": 100.0}[kind], depth
+        self._cached: tuple[object, list[Tensor]] | None = None
         if kind == "mixed":
             self.freqs = nn.Parameter(torch.empty(2, depth, num_heads, head_dim // 2))
         else:
@@ -50,8 +50,8 @@ class Rope(nn.Module):
                 pairs = [magnitude * direction(turn + right_angle)[..., None] for right_angle in (0.0, math.pi / 2)]
                 axis.copy_(torch.cat(pairs, -1))
 
-    def forward(self, grid: Grid) -> Tensor:
-        """Cosines and sines of all layers, (depth or 1, 2, 1 + N, 1, h or 1, d/2): for `rotate`, a layer each.
+    def forward(self, grid: Grid) -> list[Tensor]:
+        """Cosines and sines for `rotate`, a table a layer: (2, 1 + N, 1, h or 1, d/2).
 
         Computed once a forward pass; in evaluation they are kept until the grid or the frequencies change.
         """
@@ -65,7 +65,7 @@ class Rope(nn.Module):
                 self._cached = key, self._tables(grid)
         return self._cached[1]
 
-    def _tables(self, grid: Grid) -> Tensor:
+    def _tables(self, grid: Grid) -> list[Tensor]:
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
         rows, columns = grid
         place = torch.arange(rows * columns, device=freqs.device)
@@ -74,7 +74,8 @@ class Rope(nn.Module):
             for p in (place % columns, place.div(columns, rounding_mode="floor"))
         )
         angle = x * freqs[0, :, None] + y * freqs[1, :, None]  # (depth, 1 + N, h, d/2)
-        return torch.stack([angle.cos(), angle.sin()], 1).unsqueeze(3)
+        tables = list(torch.stack([angle.cos(), angle.sin()], 1).unsqueeze(3).unbind())
+        return tables if self.kind == "mixed" else tables * self.depth
 
     def train(self, mode: bool = True) -> "Rope":
         self._cached = None
@@ -85,7 +86,9 @@ class Rope(nn.Module):
 
 
 def rotate(qk: Tensor, table: Tensor) -> Tensor:
-    """Turn queries and keys (B, 1 + N, 2, h, d) by a layer's table (2, 1 + N, 1, h, d/2). Channels 2i, 2i + 1 are a pair."""
+    """Turn queries and keys (B, 1 + N, 2, h, d), whose channels 2i and 2i + 1 are a pair, by a layer's table
+    (2, 1 + N, 1, h, d/2).
+    """
     cos, sin = table
     if _complex_pays(qk, cos):
         return _Rotate.apply(qk, cos, sin)
@@ -132,9 +135,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _as_complex(t: Tensor) -> Tensor:
-    t = t.unflatten(-1, (-1, 2))
-    return torch.view_as_complex(t if t.stride(-1) == 1 and _even(t) else t.contiguous())
-
-
-def _even(t: Tensor) -> bool:
-    return all(stride % 2 == 0 for stride in t.stride()[:-1]) and t.storage_offset() % 2 == 0
+    """(…, d) -> complex (…, d/2), a view where the memory allows one."""
+    pairs = t.unflatten(-1, (-1, 2))
+    fits = pairs.stride(-1) == 1 and not any(s % 2 for s in (*pairs.stride()[:-1], pairs.storage_offset()))
+    return torch.view_as_complex(pairs if fits else pairs.clone(memory_format=torch.contiguous_format))

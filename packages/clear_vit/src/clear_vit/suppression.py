@@ -40,7 +40,7 @@ def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropou
 
 def as_wide_heads(q: Tensor, k: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, h, N, 3d) whose product over √3d is S − conv(S)."""
-    N, d = q.shape[-2:]
+    N = q.shape[-2]
     taps = _minus_kernel(kernel).to(k.dtype) * 3**0.5  # attention divides by √3d where we want √d
     before, after = ([F.pad(t, (0, 0, 1, 1))[..., a : a + N, :] for t in (q, k)] for a in (0, 2))
     queries = torch.cat([before[0], q, after[0]], -1)
@@ -84,7 +84,9 @@ class _StencilAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
-        """Of U = S − conv(S): dU = P (dP − Σ P dP), dw_ab = −Σ dU_ij S_{i+a, j+b}, dS is dU under the mirrored kernel."""
+        """Of U = S − conv(S): dU = P (dP − Σ P dP), dw_ab = −Σ dU_ij S_{i+a, j+b}, and dS is dU − conv'(dU) with the
+        mirrored kernel.
+        """
         q, k, v, kernel = ctx.saved_tensors
         shape = v.shape
         g, q, k, v = (_with_zero_token(t) for t in (grad_out, q, k, v))
@@ -109,7 +111,7 @@ class _Stencil:
     """δ − w over the scores of some heads.
 
     These have a row and a column of zeros at their ends, and one head follows the other in memory. So the neighbour
-    (a, b) of each score lies at one offset, at a border as everywhere, and a tap is one pass without any loop over rows.
+    (a, b) of each score lies at one offset, at a border as everywhere, and a tap is one pass without a loop over rows.
     """
 
     def __init__(self, padded_q: Tensor, kernel: Tensor) -> None:

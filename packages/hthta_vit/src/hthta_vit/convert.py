@@ -15,6 +15,7 @@ PAPER = "HTHTA-ViT"
 _HEAD_FIELDS = ("dim", "heads", "head_dim", "gru_layers")
 _PARTS = ("bigru.", "attention_pooling.", "cls_fusion.")
 
+
 def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GuidedTokenAttention:
     """The three modules: (patch_tokens (B, N, d), cls_token (B, d)) -> (fused (B, d), attention_weights (B, H, N)).
 

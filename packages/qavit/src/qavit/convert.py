@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qavit.config import QAViTConfig
 from qavit.model import QAViT
-from vit_core.checkpoint import mismatches
+from vit_core.conversion import load_original
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> QAViT:
@@ -27,8 +27,5 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
         key = key.removeprefix("module.")
         if not (key.startswith("blocks.") and ".global_bank." in key):
             theirs[key.replace(".dwconv.dwconv.", ".dwconv.")] = value
-    problems = mismatches(model, theirs)
-    if problems:
-        raise ValueError("not a checkpoint of this QAViT: " + "; ".join(problems))
-    model.load_state_dict(theirs)
+    load_original(model, theirs, "QAViT")
     return model.eval()

@@ -3,76 +3,16 @@
 uv run selective-vit-plot-logs checkpoints/RUN_A checkpoints/RUN_B --output curves.png
 """
 
-import csv
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.errors import UserError
+from vit_core import curves
+from vit_core.cli import command
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="selective-vit-plot-logs", description="Draw the curves of run folders.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, each with the metrics.csv of its training")
-    parser.add_argument("--labels", nargs="+", help="names of the runs in the picture (default: their models)")
-    parser.add_argument("--output", type=output_file, default="curves.png", help="picture (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.labels and len(args.labels) != len(args.runs):
-        raise UserError(f"--labels: {len(args.labels)} names for {len(args.runs)} runs")
-    draw(args.runs, args.output, args.labels)
-    print(f"curves: {args.output}")
-    return 0
-
-
-def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = None) -> None:
-    """Write the picture. UserError for a folder that holds no metrics."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        rows = read_metrics(run)
-        label = labels[number] if labels else _model_of(run)
-        colour = f"C{number}"
-        for ax, name in ((accuracy, "acc1"), (loss, "loss")):
-            for split, style in (("val", "-o"), ("train", "--")):
-                seen = [(int(r["epoch"]), float(r[f"{split}_{name}"])) for r in rows if r.get(f"{split}_{name}")]
-                if seen:
-                    ax.plot(*zip(*seen, strict=True), style, color=colour, markersize=3, label=f"{label}, {split}")
-    accuracy.set(xlabel="epoch", ylabel="top-1 accuracy, %")
-    loss.set(xlabel="epoch", ylabel="loss")
-    for ax in (accuracy, loss):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.3)
-    accuracy.legend(fontsize=8)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(picture, dpi=150)
-    except ValueError as e:  # a suffix that matplotlib does not know
-        raise UserError(f"{picture}: {e}") from e
-
-
-def read_metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv, an epoch each. UserError where there are none."""
-    try:
-        with (run / "metrics.csv").open(newline="") as f:
-            rows = list(csv.DictReader(f))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run} is no run folder: it has no metrics.csv") from None
-    if not rows or "epoch" not in rows[0]:
-        raise UserError(f"{run / 'metrics.csv'} holds no epoch yet")
-    return rows
-
-
-def _model_of(run: Path) -> str:
-    try:
-        return str(json.loads((run / "config.json").read_text())["model"])
-    except (OSError, ValueError, KeyError):
-        return run.name
+    return curves.run("selective-vit-plot-logs", argv)
 
 
 if __name__ == "__main__":

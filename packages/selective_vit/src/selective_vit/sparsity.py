@@ -18,7 +18,7 @@ from selective_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
-from vit_core.explain import SparsityTracker, measure_sparsity
+from vit_core.explain import SparsityTracker, draw_heads, measure_sparsity
 from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
 
 FIELDS = ("checkpoint", "epoch", "block", "head", "active_tokens", "keys", "sparsity", "empty_rows", "single_rows")
@@ -55,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    draw_heads(means[-1][1], folder / "active_tokens.png", f"{Path(args.checkpoint[-1]).parent.name}, epoch {epoch}")
+    layers = list(means[-1][1].layers.values())
+    draw_heads(
+        [layer.active_tokens.tolist() for layer in layers], folder / "active_tokens.png",
+        label=f"active tokens of {layers[0].keys}", title=f"{Path(args.checkpoint[-1]).parent.name}, epoch {epoch}",
+        limits=(0, max(layer.keys for layer in layers)),
+    )  # fmt: skip
     written = "sparsity.csv and active_tokens.png"
     if len(means) > 1:
         draw_epochs(sorted(means, key=lambda m: m[0]), folder / "sparsity_by_epoch.png")
@@ -75,26 +80,6 @@ def table(tracker: SparsityTracker, checkpoint: str, epoch: int) -> list[dict[st
         for block, layer in enumerate(tracker.layers.values())
         for head in range(len(layer.active))
     ]  # fmt: skip
-
-
-def draw_heads(tracker: SparsityTracker, path: Path, title: str) -> None:
-    """Active tokens of each head (columns) in every block (rows, the first on top)."""
-    from matplotlib.figure import Figure
-
-    layers = list(tracker.layers.values())
-    heads = max(len(layer.active) for layer in layers)
-    figure = Figure(figsize=(2.2 + 0.55 * heads, 1.5 + 0.42 * len(layers)), layout="constrained")
-    ax = figure.subplots()
-    values = [layer.active_tokens.tolist() for layer in layers]
-    image = ax.imshow(values, cmap="viridis", aspect="auto", vmin=0, vmax=max(layer.keys for layer in layers))
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            light = value > 0.6 * layers[i].keys
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="black" if light else "white")
-    ax.set(xlabel="head", ylabel="block", xticks=range(heads), yticks=range(len(layers)))
-    figure.colorbar(image, ax=ax, label=f"active tokens of {layers[0].keys}")
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=150)
 
 
 def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> None:

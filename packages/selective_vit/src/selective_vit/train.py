@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import selective_vit  # noqa: F401 -- registers the models with timm
-from selective_vit.plot_logs import draw
 from selective_vit.recipe import PAIRS, RECIPE, for_plain
 from vit_core import train_command
 from vit_core.cli import command
+from vit_core.curves import draw
 from vit_core.errors import UserError
 from vit_core.recipe import create_model, settle
 

@@ -1,6 +1,7 @@
 """What a model looks at: attention as it runs, rollout, sparsity, Grad-CAM; how good such maps are; pictures."""
 
 from vit_core.explain.attention_capture import AttentionCall, CapturedAttention, capture_attention
+from vit_core.explain.attention_statistics import AttentionStatistics, LayerAttention, measure_attention
 from vit_core.explain.captum_grad_cam import captum_grad_cam
 from vit_core.explain.class_token import class_token_attention
 from vit_core.explain.deletion import Curves, deletion_insertion
@@ -14,15 +15,18 @@ from vit_core.explain.focused_attention import (
 )
 from vit_core.explain.grad_cam import default_layer, grad_cam
 from vit_core.explain.grids import token_grid
+from vit_core.explain.head_table import draw_heads
 from vit_core.explain.overlay import denormalise, figure_of_maps, overlay
 from vit_core.explain.rollout import attention_rollout
 from vit_core.explain.sparsity import LayerSparsity, SparsityTracker, measure_sparsity
 
 __all__ = [
     "AttentionCall",
+    "AttentionStatistics",
     "CapturedAttention",
     "Curves",
     "FocusSummary",
+    "LayerAttention",
     "LayerSparsity",
     "SparsityTracker",
     "attention_rollout",
@@ -33,9 +37,11 @@ __all__ = [
     "default_layer",
     "deletion_insertion",
     "denormalise",
+    "draw_heads",
     "figure_of_maps",
     "focused_attention",
     "grad_cam",
+    "measure_attention",
     "measure_focus",
     "measure_sparsity",
     "overlay",

@@ -1,0 +1,19 @@
+"""Curves of several runs in one picture: accuracy and loss by epoch.
+
+uv run clear-vit-plot-logs checkpoints/RUN_A checkpoints/RUN_B --output curves.png
+"""
+
+import sys
+from collections.abc import Sequence
+
+from vit_core import curves
+from vit_core.cli import command
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    return curves.run("clear-vit-plot-logs", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""One number for each head of every block, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def draw_heads(
+    values: Sequence[Sequence[float]], path: Path, *, label: str, title: str, limits: tuple[float, float],
+    digits: int = 1,
+) -> None:  # fmt: skip
+    """A table in colours: heads are columns, blocks rows, the first on top. label: what the numbers are."""
+    from matplotlib.figure import Figure
+
+    heads = max(map(len, values))
+    figure = Figure(figsize=(2.2 + 0.55 * heads, 1.5 + 0.42 * len(values)), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="viridis", aspect="auto", vmin=limits[0], vmax=limits[1])
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            is_light = value > limits[0] + 0.6 * (limits[1] - limits[0])
+            colour = "black" if is_light else "white"
+            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)
+    ax.set(xlabel="head", ylabel="block", xticks=range(heads), yticks=range(len(values)))
+    figure.colorbar(image, ax=ax, label=label)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=150)
