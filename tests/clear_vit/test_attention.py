@@ -17,6 +17,7 @@ from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.model import Attention, DiffEntropyAttention, DiffSimilarityAttention, SuppressionAttention
 from clear_vit.rope import Rope, rotate
 from clear_vit.suppression import as_wide_heads, suppressed_attention
+from vit_core import cpu_kernel
 from vit_core.attention import attention
 
 B, H, N, D = 3, 2, 17, 8
@@ -183,7 +184,7 @@ def test_both_ways_of_suppression_are_the_definition(qkv, monkeypatch):
     monkeypatch.setattr(suppression, "_CHUNK_SCORES", 4 * (N + 1) ** 2)  # 6 heads: one full chunk and a part
     assert_close(suppressed_attention(q, k, v, kernel), expected)
     assert_close(attention(*as_wide_heads(q, k, kernel), v), expected)
-    monkeypatch.setattr(suppression, "_stencil_pays", lambda *_: False)
+    monkeypatch.setattr(cpu_kernel, "applies", lambda *_: False)
     assert_close(suppressed_attention(q, k, v, kernel), expected)
 
 
@@ -234,7 +235,7 @@ def test_both_ways_of_differential_attention_are_the_definition(qkv, monkeypatch
     expected = differential_by_hand(q, k, v, lam)
     monkeypatch.setattr(differential, "_CHUNK_SCORES", 4 * N**2)  # 6 heads: one full chunk and a part
     assert_close(differential_attention(q, k, v, lam), expected)
-    monkeypatch.setattr(differential, "_chunks_pay", lambda *_: False)
+    monkeypatch.setattr(cpu_kernel, "applies", lambda *_: False)
     assert_close(differential_attention(q, k, v, lam), expected)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import has_torch_function_variadic
 
+from vit_core import cpu_kernel
 from vit_core.attention import attention
+from vit_core.cpu_kernel import scaled_product
 
 # Scores of one map in one chunk: two images of ViT-Tiny at 256 × 256.
 _CHUNK_SCORES = 400_000
@@ -26,7 +27,7 @@ def differential_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, dropout
     q, k, v (B, h, N, d) with an even d, of which q₁ and k₁ are the first half; lam (B, N), a row's -> (B, h, N, d).
     """
     lam = lam.to(v.dtype)
-    if dropout_p == 0.0 and _chunks_pay(q, k, v, lam):
+    if dropout_p == 0.0 and cpu_kernel.applies(q, k, v, lam):
         return _ChunkedDifference.apply(q, k, v, lam)
     first, second = (attention(half, k, v, dropout_p) for half in _halves_alone(q))
     return torch.addcmul(first, lam[:, None, :, None], second, value=-1)
@@ -40,18 +41,6 @@ def _halves_alone(q: Tensor) -> tuple[Tensor, Tensor]:
     d = q.shape[-1]
     mask = (torch.arange(d, device=q.device) < d // 2).to(q.dtype) * 2**0.5
     return q * mask, q * mask.flip(0)
-
-
-def _chunks_pay(*tensors: Tensor) -> bool:
-    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not has_torch_function_variadic(*tensors)
-        and tensors[0].numel() > 0
-    )
 
 
 class _ChunkedDifference(torch.autograd.Function):
@@ -76,7 +65,7 @@ class _ChunkedDifference(torch.autograd.Function):
         values, grad = v.flatten(0, 1), grad_out.flatten(0, 1)
         dq, dk = torch.empty_like(queries), torch.empty_like(keys)
         dv = torch.empty_like(values, memory_format=torch.contiguous_format)
-        d_lams = torch.empty_like(lams)
+        d_lams, half = torch.empty_like(lams), queries.shape[-1]
         buffer = None
         for heads, first, second in _maps(queries, keys):
             buffer = torch.empty(2, *first.shape, dtype=q.dtype) if buffer is None else buffer[:, : len(first)]
@@ -85,14 +74,14 @@ class _ChunkedDifference(torch.autograd.Function):
             torch.bmm(difference.transpose(1, 2), grad[heads], out=dv[heads])
             torch.bmm(grad[heads], values[heads].transpose(1, 2), out=d_map)
             torch.ops.aten._softmax_backward_data.out(d_map, first, -1, first.dtype, grad_input=d_scores)
-            _scaled_product(d_scores, keys[0, heads], dq[0, heads])
-            _scaled_product(d_scores.transpose(1, 2), queries[0, heads], dk[0, heads])
+            scaled_product(d_scores, keys[0, heads], half, dq[0, heads])
+            scaled_product(d_scores.transpose(1, 2), queries[0, heads], half, dk[0, heads])
             d_map.mul_(second)
             sums = d_map.sum(-1, keepdim=True)
             torch.neg(sums, out=d_lams[heads])
             d_map.addcmul_(second, sums, value=-1).mul_(-lams[heads])
-            _scaled_product(d_map, keys[1, heads], dq[1, heads])
-            _scaled_product(d_map.transpose(1, 2), queries[1, heads], dk[1, heads])
+            scaled_product(d_map, keys[1, heads], half, dq[1, heads])
+            scaled_product(d_map.transpose(1, 2), queries[1, heads], half, dk[1, heads])
         d_lam = d_lams.view(*q.shape[:3]).sum(1)
         return _whole(dq, q), _whole(dk, k), dv.view(v.shape), d_lam
 
@@ -121,11 +110,6 @@ def _maps(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor, Tensor
         heads = slice(start, min(start + size, BH))
         maps = buffer[:, : heads.stop - start]
         for i in range(2):
-            _scaled_product(queries[i, heads], keys[i, heads].transpose(1, 2), maps[i], queries.shape[-1] ** -0.5)
+            scaled_product(queries[i, heads], keys[i, heads].transpose(1, 2), queries.shape[-1], maps[i])
             torch.softmax(maps[i], -1, out=maps[i])
         yield heads, maps[0], maps[1]
-
-
-def _scaled_product(a: Tensor, b: Tensor, out: Tensor, scale: float | None = None) -> None:
-    """out = a b / √(d/2), batch by batch; d/2 is the width of b where `scale` is not given."""
-    torch.baddbmm(out, a, b, beta=0, alpha=b.shape[-1] ** -0.5 if scale is None else scale, out=out)

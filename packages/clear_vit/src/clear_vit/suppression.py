@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import has_torch_function_variadic
 
+from vit_core import cpu_kernel
 from vit_core.attention import attention
+from vit_core.cpu_kernel import scaled_product
 
 # Scores of one chunk: four images of ViT-Tiny at 256 × 256, passes that are long enough to be worth several cores.
 _CHUNK_SCORES = 800_000
@@ -33,7 +34,7 @@ _OFFSETS = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]  # rows, columns, in
 
 def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropout_p: float = 0.0) -> Tensor:
     """softmax(S − conv(S)) v, with dropout on the weights. q, k, v (B, h, N, d), kernel (h, 3, 3) -> (B, h, N, d)."""
-    if _stencil_pays(q, k, v, kernel) and dropout_p == 0.0:
+    if cpu_kernel.applies(q, k, v, kernel) and dropout_p == 0.0:
         return _StencilAttention.apply(q, k, v, kernel)
     return attention(*as_wide_heads(q, k, kernel), v, dropout_p)
 
@@ -52,18 +53,6 @@ def as_wide_heads(q: Tensor, k: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]
 def _minus_kernel(kernel: Tensor) -> Tensor:
     """δ − w."""
     return F.pad(kernel.new_ones(1, 1), (1, 1, 1, 1)) - kernel
-
-
-def _stencil_pays(*tensors: Tensor) -> bool:
-    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not has_torch_function_variadic(*tensors)
-        and tensors[0].numel() > 0
-    )
 
 
 class _StencilAttention(torch.autograd.Function):
@@ -101,8 +90,8 @@ class _StencilAttention(torch.autograd.Function):
             torch.ops.aten._softmax_backward_data.out(d_scores, weights, -1, weights.dtype, grad_input=d_scores)
             stencil.products(heads, d_scores, out=d_kernel[heads])
             d_scores = mirrored.apply(heads)
-            _scaled_product(d_scores, k[heads], q.shape[-1], dq[heads])
-            _scaled_product(d_scores.transpose(1, 2), q[heads], q.shape[-1], dk[heads])
+            scaled_product(d_scores, k[heads], q.shape[-1], dq[heads])
+            scaled_product(d_scores.transpose(1, 2), q[heads], q.shape[-1], dk[heads])
         grads = (t.view(*shape[:2], *t.shape[1:])[:, :, :-1] for t in (dq, dk, dv))
         return *grads, -d_kernel.view(shape[0], *kernel.shape).sum(0)
 
@@ -158,7 +147,7 @@ def _weights(q: Tensor, k: Tensor, kernel: Tensor) -> Iterator[tuple[slice, _Ste
     stencil = _Stencil(q, kernel)
     for start in range(0, len(q), stencil.size):
         heads = slice(start, min(start + stencil.size, len(q)))
-        _scaled_product(q[heads], k[heads].transpose(1, 2), q.shape[-1], stencil.room(heads))
+        scaled_product(q[heads], k[heads].transpose(1, 2), q.shape[-1], stencil.room(heads))
         weights = stencil.apply(heads)
         weights[:, :, -1] = -torch.inf
         torch.softmax(weights, -1, out=weights)
@@ -169,8 +158,3 @@ def _weights(q: Tensor, k: Tensor, kernel: Tensor) -> Iterator[tuple[slice, _Ste
 def _with_zero_token(t: Tensor) -> Tensor:
     """(B, h, N, d) -> (B · h, N + 1, d)."""
     return F.pad(t, (0, 0, 0, 1)).flatten(0, 1)
-
-
-def _scaled_product(a: Tensor, b: Tensor, d: int, out: Tensor) -> None:
-    """out = a b / √d, batch by batch."""
-    torch.baddbmm(out, a, b, beta=0, alpha=d**-0.5, out=out)

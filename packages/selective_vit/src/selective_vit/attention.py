@@ -24,6 +24,7 @@ from torch.overrides import has_torch_function_variadic
 
 from selective_vit.chunked import ChunkedSelectiveAttention
 from selective_vit.flex import flex_selective_attention
+from vit_core import cpu_kernel
 from vit_core.attention import masked_softmax, observed
 
 MODES = ("relu", "hard")
@@ -63,7 +64,7 @@ def selective_attention(
             raise ValueError('kernel="flex" takes one fixed threshold, no mask and no attention dropout')
         return flex_selective_attention(q, k, v, tau, selection.mode, selection.empty_row, selection.eps)
     plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor)
-    if selection.kernel != "weights" and plain and _chunks_pay(q, k, v):
+    if selection.kernel != "weights" and plain and cpu_kernel.applies(q, k, v):
         relu, argmax = selection.mode == "relu", selection.empty_row == "argmax"
         return ChunkedSelectiveAttention.apply(q, k, v, float(tau), relu, argmax, selection.eps, dropout_p)
     kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
@@ -99,15 +100,3 @@ def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
         strongest = torch.zeros_like(P).scatter_(-1, P.argmax(-1, keepdim=True), 1.0)
         w = torch.where(empty, P * strongest, w)
     return w
-
-
-def _chunks_pay(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
-    return (
-        q.device.type == "cpu"
-        and q.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not has_torch_function_variadic(q, k, v)
-        and q.numel() > 0
-    )

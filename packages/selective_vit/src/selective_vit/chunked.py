@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vit_core.cpu_kernel import scaled_product
 from vit_core.dropout import fill_keep_mask, keep_probability
 
 # Weights of one chunk: an image of ViT-B/16, 12 × 197 × 197, and so a chunk whose heads need no copy.
@@ -71,8 +72,8 @@ class ChunkedSelectiveAttention(torch.autograd.Function):
             _where_positive(dw.sub_(d_delta), w, 0.0, grad_input=dw)
             torch.bmm((w if mask is None else w.mul_(mask)).transpose(1, 2), d_out, out=dv_part)
             d_scores = _softmax_backward(dw, P, -1, P.dtype, grad_input=dw)
-            _scaled_product(d_scores, k_part, q.shape[-1], dq_part)
-            _scaled_product(d_scores.transpose(1, 2), q_part, q.shape[-1], dk_part)
+            scaled_product(d_scores, k_part, q.shape[-1], dq_part)
+            scaled_product(d_scores.transpose(1, 2), q_part, q.shape[-1], dk_part)
         return dq, dk, dv, None, None, None, None, None
 
 
@@ -126,7 +127,7 @@ def _selected(
 
 
 def _softmax_weights(q: Tensor, k_transposed: Tensor, out: Tensor) -> Tensor:
-    _scaled_product(q, k_transposed, q.shape[-1], out)
+    scaled_product(q, k_transposed, q.shape[-1], out)
     return torch.softmax(out, -1, out=out)
 
 
@@ -143,8 +144,3 @@ def _keep_strongest(P: Tensor, w: Tensor, total: Tensor) -> None:
         most *= empty
         w.scatter_add_(-1, where, most)
         total += most
-
-
-def _scaled_product(a: Tensor, b: Tensor, d: int, out: Tensor) -> None:
-    """out = a b / √d, batch by batch."""
-    torch.baddbmm(out, a, b, beta=0, alpha=d**-0.5, out=out)

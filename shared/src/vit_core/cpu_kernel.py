@@ -1,0 +1,22 @@
+"""What the papers' own attention kernels for a CPU share."""
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not has_torch_function_variadic(*tensors)
+        and tensors[0].numel() > 0
+    )
+
+
+def scaled_product(a: Tensor, b: Tensor, d: int, out: Tensor) -> None:
+    """out = a b / √d, batch by batch: (c, N, k) and (c, k, M) -> (c, N, M)."""
+    torch.baddbmm(out, a, b, beta=0, alpha=d**-0.5, out=out)
