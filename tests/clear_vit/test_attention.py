@@ -235,11 +235,13 @@ def test_both_ways_of_differential_attention_are_the_definition(qkv, monkeypatch
     expected = differential_by_hand(q, k, v, lam)
     monkeypatch.setattr(differential, "_CHUNK_SCORES", 4 * N**2)  # 6 heads: one full chunk and a part
     assert_close(differential_attention(q, k, v, lam), expected)
-    monkeypatch.setattr(cpu_kernel, "applies", lambda *_: False)
+    monkeypatch.setattr(differential, "_WIDE_HEAD", D)
     assert_close(differential_attention(q, k, v, lam), expected)
 
 
-def test_gradients_of_differential_attention(monkeypatch):
+@pytest.mark.parametrize("wide_head", [4, 8])
+def test_gradients_of_differential_attention(wide_head, monkeypatch):
+    monkeypatch.setattr(differential, "_WIDE_HEAD", wide_head)
     monkeypatch.setattr(differential, "_CHUNK_SCORES", 3 * 25)
     inputs = [double(2, 2, 5, 4, seed=s).requires_grad_() for s in range(3)]
     lam = double(2, 5, seed=4).sigmoid().requires_grad_()

@@ -293,7 +293,7 @@ def _draw_frequencies(path: Path, freqs: Tensor, title: str) -> None:
     depth, heads = freqs.shape[1:3]
     columns = min(4, depth)
     rows = math.ceil(depth / columns)
-    figure = Figure(figsize=(2.6 * columns + 0.8, 2.6 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns + 1.4, 2.6 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     most = 1.1 * float(freqs.abs().max())
     for ax in axes[depth:]:
@@ -306,7 +306,7 @@ def _draw_frequencies(path: Path, freqs: Tensor, title: str) -> None:
         ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal")
         ax.set_title(f"block {block}", fontsize=9)
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.supxlabel("frequency along x, radians a patch", fontsize=9)
     figure.supylabel("along y", fontsize=9)
     figure.suptitle(f"{title}; dashed: the fastest initial frequency", fontsize=9)

@@ -1,7 +1,7 @@
 """Differential attention, (A₁ − λ A₂) V, with a λ for each query: A₁ and A₂ are softmax maps of half a head each.
 
-On a CPU the two maps become one before the product with V, a few heads at a time in buffers that stay in the cache:
-`_ChunkedDifference`. Everywhere else, and where somebody looks on, each map is a call of the fused attention.
+On a CPU, of heads that are not narrow, the two maps become one before the product with V, a few heads at a time in
+buffers that stay in the cache: `_ChunkedDifference`. Everywhere else, and where somebody looks on, each map is a call of the fused attention.
 
 Shapes: B batch, h heads, N tokens, d head_dim; BH is images × heads.
 """
@@ -19,6 +19,8 @@ from vit_core.cpu_kernel import scaled_product
 
 # Scores of one map in one chunk: two images of ViT-Tiny at 256 × 256.
 _CHUNK_SCORES = 400_000
+# Below this width the products with half a head are slower than two calls of the fused attention.
+_WIDE_HEAD = 64
 
 
 def differential_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -27,7 +29,7 @@ def differential_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, dropout
     q, k, v (B, h, N, d) with an even d, of which q₁ and k₁ are the first half; lam (B, N), a row's -> (B, h, N, d).
     """
     lam = lam.to(v.dtype)
-    if dropout_p == 0.0 and cpu_kernel.applies(q, k, v, lam):
+    if dropout_p == 0.0 and q.shape[-1] >= _WIDE_HEAD and cpu_kernel.applies(q, k, v, lam):
         return _ChunkedDifference.apply(q, k, v, lam)
     first, second = (attention(half, k, v, dropout_p) for half in _halves_alone(q))
     return torch.addcmul(first, lam[:, None, :, None], second, value=-1)
