@@ -1,6 +1,7 @@
 """The eight models: counts, timm's contract, other grids, torch.compile, what each variant is."""
 
 import copy
+import math
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch.testing import assert_close
 
 from clear_vit import VARIANTS, ClearViT
+from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.model import ATTENTIONS
 from vit_core.explain import attention_rollout, capture_attention, grad_cam
 
@@ -19,9 +21,9 @@ COUNTS = {
 }  # fmt: skip
 
 
-def micro(variant, **fields):
+def micro(name, **fields):
     torch.manual_seed(0)
-    model = timm.create_model(f"clear_vit_micro_{variant}", **{"num_classes": 5, "depth": 2, **fields}).eval()
+    model = timm.create_model(f"clear_vit_micro_{name}", **{"num_classes": 5, "depth": 2, **fields}).eval()
     torch.nn.init.normal_(model.head.weight, std=0.1)  # the original's head starts at zero, and so does every logit
     return model
 
@@ -88,6 +90,7 @@ def test_forward_intermediates_at_any_size(variant, size):
     assert torch.equal(model.norm(maps[-1].flatten(2).transpose(1, 2)), final[:, 1:])
     (last,) = model.forward_intermediates(x, 1, norm=True, output_fmt="NLC", intermediates_only=True)
     assert torch.equal(last, final[:, 1:])
+    model.blocks[1].register_forward_hook(lambda *_: pytest.fail("stop_early runs no block that is not needed"))
     ((first, token),) = model.forward_intermediates(
         x, [0], return_prefix_tokens=True, stop_early=True, intermediates_only=True
     )
@@ -145,11 +148,14 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(varia
 
 @pytest.mark.slow
 def test_compiled_in_one_graph(variant):
-    model, x = micro(variant, depth=1, pos_dropout=0.0), images()
+    pixels = {"entropy_source": "pixels"} if variant == "diff_entropy" else {}
+    model, x = micro(variant, depth=1, **pixels), images()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    if variant == "pos_dropout":
+        return  # in training a compiled mask is another mask
     model.train()
     grads = []
     for call in (model, compiled):
@@ -195,8 +201,13 @@ def test_attention_is_seen(variant):
         scores = q @ k.transpose(-2, -1) / 4
         scores = scores - F.conv2d(scores, attn.kernel[:, None], padding=1, groups=4)
         assert_close(captured["blocks.0.attn"][0], scores.softmax(-1), rtol=1e-4, atol=1e-6)
-    elif variant not in ("diff_entropy", "diff_similarity"):
-        assert_close(captured["blocks.0.attn"][0] @ v, attn.attend(q, k, v, tokens, None), rtol=1e-4, atol=1e-6)
+    if variant == "diff_entropy":
+        first, second = captured["blocks.0.attn"]
+        lam = with_class_token(token_entropy(tokens[:, 1:]))[:, None, :, None]
+        given = F.rms_norm((first - lam * second) @ v, (16,), attn.head_norm.weight, 1e-5) * (1 - attn.lambda_init)
+    else:
+        given = captured["blocks.0.attn"][0] @ v
+    assert_close(given, attn.attend(q, k, v, tokens, None), rtol=1e-4, atol=1e-5)
 
 
 def test_explanations_work(variant):
@@ -211,11 +222,54 @@ def test_entropy_of_pixels_instead_of_tokens():
     assert tokens.state_dict().keys() == pixels.state_dict().keys()
     x = images()
     assert not torch.allclose(tokens(x), pixels(x))
-    flat = torch.ones(1, 3, 32, 32)  # entropy 0: of the second map nothing is left
     seen = []
-    pixels.blocks[0].attn.register_forward_hook(lambda _, inputs, out: seen.append((inputs[2], out)))
-    pixels(flat)
-    assert torch.equal(seen[0][0], torch.zeros(1, 65))
+    for block in pixels.blocks:
+        block.attn.register_forward_hook(lambda _, inputs, out: seen.append(inputs[2]))
+    pixels(x)
+    for entropy in seen:  # in every block, each patch its own
+        assert_close(entropy, with_class_token(pixel_entropy(x, (4, 4))))
+    assert len(seen) == 2
+    seen.clear()
+    pixels(torch.ones(1, 3, 32, 32))
+    assert torch.equal(seen[0], torch.zeros(1, 65)), "flat: of the second map nothing is left"
+    coarse = micro("diff_entropy", entropy_source="pixels", entropy_bins=4)
+    assert not torch.allclose(coarse(x), pixels(x))
+
+
+def test_lambda_init_rises_with_the_block():
+    found = [block.attn.lambda_init for block in micro("diff_entropy", depth=4).blocks]
+    assert found == pytest.approx(
+        [0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8 - 0.6 * math.exp(-0.6), 0.8 - 0.6 * math.exp(-0.9)]
+    )
+
+
+def test_dropout_of_tokens_and_the_spread_of_positions_are_timms_and_ours():
+    assert micro("baseline").pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert micro("baseline", pos_embed_std=0.5).pos_embed.std().item() == pytest.approx(0.5, rel=0.05)
+    model = micro("baseline", pos_drop_rate=0.5).train()
+    dropped = (model._pos_embed(torch.ones(8, 8, 8, 64)) == 0).float().mean()
+    assert 0.4 < dropped < 0.6
+
+
+def test_features_only_for_detectors(variant):
+    model = timm.create_model(f"clear_vit_micro_{variant}", features_only=True, out_indices=(0, 2)).eval()
+    assert [f.shape for f in model(images(48, 32))] == [(2, 64, 12, 8)] * 2
+    assert model.feature_info.channels() == [64, 64]
+
+
+@pytest.mark.slow
+def test_exported_for_any_batch(variant):
+    model, batch = micro(variant, depth=1), torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, (images(count=3),), dynamic_shapes=({0: batch},)).module()
+    x = images(count=5)
+    assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch(variant):
+    model = micro(variant)
+    logits = model(torch.empty(0, 3, 32, 32))
+    assert logits.shape == (0, 5)
+    logits.sum().backward()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -237,8 +291,6 @@ def test_attention_dropout_is_unbiased(attention):
     model = ClearViT(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, attention=attention,
                      attn_drop_rate=0.3)  # fmt: skip
     attn, x = model.blocks[0].attn, torch.randn(2, 17, 32)
-    captured = []
-    attn.register_forward_hook(lambda *args: captured.append(args[-1]))
     attn.eval()
     expected = attn(x)
     attn.train()
@@ -255,10 +307,29 @@ def test_attention_dropout_is_unbiased(attention):
         ({"rope": "other"}, "rope must be mixed or axial"),
         ({"rope": "mixed", "embed_dim": 36, "num_heads": 6}, "multiple of 4, got 6"),
         ({"attention": "diff_entropy", "embed_dim": 30, "num_heads": 6}, "head_dim must be even, got 5"),
-        ({"embed_dim": 100}, "multiple of num_heads, got 100 and 3"),
+        ({"embed_dim": 100}, "multiple of num_heads, and depth at least 1; got 100, 3 and 12"),
+        ({"num_heads": 0}, "got 192, 0 and 12"),
+        ({"depth": 0}, "got 192, 3 and 0"),
+        ({"img_size": 250}, "img_size must be a multiple of patch_size, got 250 and 16"),
+        ({"patch_size": 0}, "img_size must be a multiple of patch_size"),
+        ({"pos_embed": "sincos"}, "pos_embed must be learn or none"),
+        ({"pos_embed_std": -1.0}, "pos_embed_std must be 0 or more"),
+        ({"rope": "mixed", "rope_theta": 0.0}, "rope_theta must be a number over 0"),
+        ({"rope_theta": 10.0}, "rope_theta is for another variant"),
+        ({"first_difference": "keep"}, "first_difference is for another variant"),
+        ({"entropy_source": "pixels"}, "entropy_source is for another variant"),
+        ({"attention": "diff_entropy", "entropy_bins": 8}, "entropy_bins is for another variant"),
+        ({"pos_embed": "none", "pos_dropout": 0.1}, "pos_dropout is for another variant"),
+        ({"proj_bias": False}, "proj_bias is True"),
+        ({"pre_norm": True}, "pre_norm is False"),
+        ({"scale_attn_norm": True}, "scale_attn_norm is False"),
         ({"attention": "diff_similarity", "first_difference": "other"}, "first_difference must be keep or zero"),
-        ({"entropy_source": "other"}, "entropy_source must be tokens or pixels"),
-        ({"attention": "diff_entropy", "entropy_source": "pixels", "entropy_bins": 1}, "entropy_bins must be at least"),
+        ({"attention": "diff_entropy", "entropy_source": "other"}, "entropy_source must be tokens or pixels"),
+        ({"attention": "diff_entropy", "entropy_source": "pixels", "entropy_bins": 1}, "needs 2 bins"),
+        (
+            {"attention": "diff_entropy", "entropy_source": "pixels", "patch_size": 1, "img_size": 8},
+            "2 pixels a patch or more",
+        ),
         ({"pos_dropout": 1.0}, "pos_dropout must lie in"),
         ({"reg_tokens": 2}, "reg_tokens is 0 in clear-vit's backbone"),
         ({"patch_drop_rate": 0.1}, "patch_drop_rate is 0.0"),

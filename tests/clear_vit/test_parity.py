@@ -54,6 +54,12 @@ def test_wrong_keys_and_arguments_are_listed(original):
         model_from_original(broken, config)
     with pytest.raises(ValueError, match="config: missing num_heads; unexpected heads"):
         model_from_original(weights, {**{k: v for k, v in config.items() if k != "num_heads"}, "heads": 3})
+    if name == "clear_suppression":
+        extra = {**weights, "encoder.layers.encoder_layer_0.self_attention.suppression_conv.bias": torch.zeros(3)}
+        with pytest.raises(
+            ValueError, match=r"unexpected encoder.layers.encoder_layer_0.self_attention.suppression_conv"
+        ):
+            model_from_original(extra, config)
     if name != "clear_baseline":  # three projections, of which one is missing and one is too wide
         part = "encoder.layers.encoder_layer_1.self_attention."
         broken = dict(weights)
@@ -74,6 +80,13 @@ def test_a_converted_checkpoint_gives_the_same_logits(original, tmp_path, capsys
     trained = load_trained(RECIPE, ours, torch.device("cpu"))
     with torch.no_grad():
         assert_close(trained.model(tensors["input"]), tensors["eval_logits"], **TOLERANCE)
+    for wrong, message in (
+        (["--num-heads", "5"], "multiple of num_heads"),
+        (["--image-size", "17"], "multiple of patch"),
+    ):
+        argv = ["--checkpoint", str(tmp_path / "theirs.pth"), "--output", str(tmp_path / "wrong.pth"), *wrong]
+        assert convert_checkpoint.main(argv) == 2
+        assert message in capsys.readouterr().err
     if name == "clear_rope_mixed":  # the digits have as many classes; their names differ, and a note says so
         assert evaluate(["--checkpoint", str(ours), "--dataset", "digits", "--device", "cpu"]) == 0
         assert "note: 10 classes have other names" in capsys.readouterr().out
@@ -85,6 +98,10 @@ def test_what_is_no_original_checkpoint(tmp_path, capsys):
     torch.save({"weight": torch.zeros(3)}, file)
     assert convert_checkpoint.main(["--checkpoint", str(file), *output]) == 2
     assert "not a checkpoint of this clear-vit: missing conv_proj.weight" in capsys.readouterr().err
+    torch.save({"conv_proj.weight": torch.zeros(4, 3, 2, 2, dtype=torch.complex64)}, file)
+    assert convert_checkpoint.main(["--checkpoint", str(file), *output]) == 2
+    assert "holds complex numbers" in capsys.readouterr().err
+    assert convert_checkpoint.main(["--checkpoint", str(file), *output, "--num-heads", "0"]) == 2
     file.write_bytes(b"nothing")
     assert convert_checkpoint.main(["--checkpoint", str(file), *output]) == 2
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")

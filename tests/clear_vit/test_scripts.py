@@ -68,6 +68,8 @@ def test_the_imagenet100_preset_is_the_originals_recipe():
     assert (a.crop, a.crop_scale_min, a.crop_scale_max, a.hflip, a.erasing) == ("resized", 0.08, 1.0, 0.5, 0.25)
     assert (a.randaugment_ops, a.randaugment_magnitude, len(a.randaugment_names)) == (3, 0.3, 16)
     assert t.eval_freq * 495 == pytest.approx(2500, rel=0.02)
+    assert settled("--preset", "imagenet100").model == "clear_vit_tiny_rope_mixed_ape"
+    assert settled("--preset", "imagenet100").data.dataset == "imagenet100"
     micro = settled("--variant", "micro_rope", "--preset", "imagenet100", "--dataset", "cifar10")
     assert (micro.train.mixup, micro.data.dataset) == (0.8, "cifar10")
 
@@ -106,9 +108,17 @@ def test_tiny_trains_under_the_published_recipe(tmp_path):
     assert math.isfinite(float(rows(run / "metrics.csv")[0]["train_loss"]))
 
 
-def test_plot_logs(trained, tmp_path):
-    assert plot_logs([str(trained("suppression")), "--output", str(tmp_path / "c.png")]) == 0
+def test_plot_logs(trained, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "c.png")]
+    assert plot_logs([str(trained("suppression")), *output]) == 0
     assert width(tmp_path / "c.png") > 1000
+    for content, message in (
+        (b"epoch,val_acc1\nx,1\n", "is damaged"), (b"epoch,val_acc1\n1,\xff\n", "is damaged"),
+        (b"epoch,lr\n1,2\n", "no epoch with an accuracy"),
+    ):  # fmt: skip
+        (tmp_path / "metrics.csv").write_bytes(content)
+        assert plot_logs([str(tmp_path), *output]) == 2
+        assert message in capsys.readouterr().err
 
 
 # ── comparison ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,6 +138,8 @@ def test_compare_all_seven_and_go_on(tmp_path, capsys):
     assert all(0 <= float(r["acc1"]) <= float(r["acc5"]) <= 100 for r in measured)
     by = {r["row"]: r for r in measured}
     assert by["diff_entropy"]["gmacs"] == by["baseline"]["gmacs"], "two maps of half the width, one product with V"
+    taps = 9 * 4 * 65**2 / 1e9  # a convolution of 4 heads' scores
+    assert float(by["suppression"]["gmacs"]) == pytest.approx(float(by["baseline"]["gmacs"]) + taps, rel=1e-4)
     assert int(by["suppression"]["parameters"]) == int(by["baseline"]["parameters"]) + 4 * 9
     assert all(float(r["step_ms"]) > 0 for r in measured)
     assert 0.2 < float(by["baseline"]["step_to_baseline"]) < 5
@@ -140,14 +152,36 @@ def test_what_a_comparison_refuses(tmp_path, capsys):
         (["--model", "rope"], "a comparison has --variants and --size"),
         (["--time-rounds", "0"], "--time-rounds must be at least 1"),
         (["--seed", "3"], "has --seeds and --output-dir"),
+        (["--pos-embed-std", "-1", *TINY], "pos_embed_std must be 0 or more"),
     ):
         assert compare([*argv, "--output-dir", str(tmp_path / "c")]) == 2
         assert message in capsys.readouterr().err
 
 
+def test_a_damaged_folder_of_a_comparison(tmp_path, capsys):
+    for name, content in (
+        ("study.json", "[1]"), ("study.json", "{"), ("study.json", '{"rope": 3}'), ("measurements.csv", "a,b\n1,2\n"),
+        ("measurements.csv", "row,seed,acc1,acc5\nrope,x,1,2\n"), ("measurements.csv", "row,seed,acc1,acc5\nrope,0\n"),
+    ):  # fmt: skip
+        place = tmp_path / str(hash(content))
+        place.mkdir()
+        (place / name).write_text(content)
+        assert compare(["--variants", "rope", "--seeds", "0", "--output-dir", str(place), *TINY]) == 2
+        assert f"{name} is damaged" in capsys.readouterr().err
+
+
 def made_up(**accuracies):
     return [
-        {"row": v, "seed": s, "acc1": a, "acc5": a + 20, "parameters": 100, "gmacs": 0.1, "step_to_baseline": 1.0}
+        {
+            "row": v,
+            "seed": s,
+            "acc1": a,
+            "acc5": a + 20,
+            "parameters": 100,
+            "gmacs": 0.1,
+            "step_ms": 5,
+            "step_to_baseline": 1.0,
+        }
         for v, values in accuracies.items()
         for s, a in enumerate(values)
     ]
@@ -161,10 +195,8 @@ def test_the_seeds_order_is_counted_by_pairs(tmp_path):
     assert pairs_in_order(measured) == (2, 3, 6)
     assert pairs_in_order([m for m in measured if m["seed"] == 0]) == (3, 3, 6)
     text = table(measured)
-    assert (
-        "| rope | 60.00 ± 0.00 | 80.00 ± 0.00 | 9.00 ± 1.41 | 100 | 0.1000 | 1.00 ± 0.00 | 53.33 | 80.41 | +5.22 |"
-        in text
-    )
+    cost = "100 | 0.1000 | 5 ± 0 | 1.00 ± 0.00"
+    assert f"| rope | 60.00 ± 0.00 | 80.00 ± 0.00 | 9.00 ± 1.41 | {cost} | 53.33 | 80.41 | +5.22 |\n" in text
     assert "| rope_axial | 1.50 ± 0.71 |" in text
     assert "2 differ in the seed's direction by more than their spreads, 3 in the other, 1 by less" in text
     draw(measured, tmp_path / "c.png", "title")
@@ -184,9 +216,11 @@ def test_analyze(trained, variant, tmp_path, capsys):
     run = trained(variant, *(("--entropy-source", "pixels") if variant == "diff_entropy" else ()))
     argv = ["--checkpoint", str(run / "last.pth"), "--max-images", "20", "--pictures", "1", "--device", "cpu"]
     assert analyze.main([*argv, "--output-dir", str(tmp_path)]) == 0
-    heads = 8 if variant == "diff_entropy" else 4
+    maps = (1, 2) if variant == "diff_entropy" else (1,)
     attention = rows(tmp_path / "attention.csv")
-    assert [(r["block"], r["head"]) for r in attention] == [(str(b), str(h)) for b in range(2) for h in range(heads)]
+    assert [(int(r["block"]), int(r["map"]), int(r["head"])) for r in attention] == [
+        (b, m, h) for b in range(2) for m in maps for h in range(4)
+    ]
     assert all(0 < float(r["distance_px"]) < 45 and 0 <= float(r["entropy"]) <= 1 for r in attention)
     entropy = rows(tmp_path / "patch_entropy.csv")
     assert [r["source"] for r in entropy] == ["pixels", "tokens, block 0", "tokens, block 1"]

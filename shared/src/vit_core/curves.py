@@ -36,9 +36,14 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
         colour = f"C{number}"
         for ax, name in ((accuracy, "acc1"), (loss, "loss")):
             for split, style in (("val", "-o"), ("train", "--")):
-                seen = [(int(r["epoch"]), float(r[f"{split}_{name}"])) for r in rows if r.get(f"{split}_{name}")]
+                try:
+                    seen = [(int(r["epoch"]), float(r[f"{split}_{name}"])) for r in rows if r.get(f"{split}_{name}")]
+                except (TypeError, ValueError) as e:
+                    raise UserError(f"{folder / 'metrics.csv'} is damaged: {e}") from e
                 if seen:
                     ax.plot(*zip(*seen, strict=True), style, color=colour, markersize=3, label=f"{label}, {split}")
+    if not accuracy.lines:
+        raise UserError(f"{', '.join(map(str, runs))}: no epoch with an accuracy")
     accuracy.set(xlabel="epoch", ylabel="top-1 accuracy, %")
     loss.set(xlabel="epoch", ylabel="loss")
     for ax in (accuracy, loss):
@@ -57,6 +62,8 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
     try:
         with (run / "metrics.csv").open(newline="") as f:
             rows = list(csv.DictReader(f))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{run / 'metrics.csv'} is damaged: {e}") from e
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} is no run folder: it has no metrics.csv") from None
     if not rows or "epoch" not in rows[0]:

@@ -101,7 +101,12 @@ class Study:
     def _check_identity(self) -> None:
         """study.json: what each row is. UserError where the folder's study has a row of that name that is another."""
         file = self.folder / "study.json"
-        earlier = json.loads(file.read_text()) if file.is_file() else {}
+        try:
+            earlier = json.loads(file.read_text()) if file.is_file() else {}
+            if not all(isinstance(known, dict) for known in (earlier, *earlier.values())):
+                raise ValueError("no study")
+        except (ValueError, AttributeError) as e:
+            raise UserError(f"{file} is damaged ({e}); choose another --output-dir") from e
         for row in self.rows:
             settings = json.loads(json.dumps({**dataclasses.asdict(self.settled(row)), **self.measured_by}))
             for part in ("train", "data"):  # where it ran is not what it is
@@ -161,8 +166,16 @@ class Study:
         file = self.folder / "measurements.csv"
         if not file.is_file():
             return []
-        with file.open(newline="") as f:
-            return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(f)]
+        try:
+            with file.open(newline="") as f:
+                rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(f)]
+            for row in rows:
+                for name in ("acc1", "acc5", "seed"):
+                    float(row[name])
+                row["row"], int(row["seed"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{file} is damaged ({e!r}): remove what is not a whole line, or the file") from e
+        return rows
 
 
 def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> None:

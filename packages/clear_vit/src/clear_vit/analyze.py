@@ -23,7 +23,7 @@ from torch import Tensor
 
 import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.entropy import pixel_entropy, token_entropy
-from clear_vit.model import ClearViT, SuppressionAttention
+from clear_vit.model import ClearViT, DiffEntropyAttention, SuppressionAttention
 from clear_vit.recipe import RECIPE
 from clear_vit.rope import Grid
 from vit_core.cli import ArgumentParser, command
@@ -56,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokens = tokens_before_attention(model, images)
         entropies.update(model, images, tokens)
         suppression.update(model, model.grid_of(images), tokens)
+    heads = model.blocks[0].attn.num_heads
+    if isinstance(model.blocks[0].attn, DiffEntropyAttention):
+        title += f"; {heads} to {2 * heads - 1}: second maps"
     written = [
-        *_write_attention(folder, title, statistics, _diagonal(shown[0])), *entropies.write(folder),
+        *_write_attention(folder, title, statistics, _diagonal(shown[0]), heads=heads), *entropies.write(folder),
         *(_draw_entropy(folder, trained, image, i) for i, image in enumerate(shown, 1)),
         *suppression.write(folder, title), *_write_rope(folder, title, model),
     ]  # fmt: skip
@@ -105,10 +108,15 @@ def _kept_inputs(model: ClearViT) -> Iterator[list[Tensor]]:
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write_attention(folder: Path, title: str, statistics: AttentionStatistics, diagonal: float) -> list[str]:
+def _write_attention(
+    folder: Path, title: str, statistics: AttentionStatistics, diagonal: float, heads: int
+) -> list[str]:
     layers = list(statistics.layers.values())
     _write_csv(folder / "attention.csv", (
-        {"block": block, "head": head, "distance_px": f"{d:.4f}", "entropy": f"{e:.6f}"}
+        {
+            "block": block, "head": head % heads, "map": 1 + head // heads, "distance_px": f"{d:.4f}",
+            "entropy": f"{e:.6f}",
+        }
         for block, layer in enumerate(layers)
         for head, (d, e) in enumerate(zip(layer.distance.tolist(), layer.entropy.tolist(), strict=True))
     ))  # fmt: skip
@@ -126,6 +134,11 @@ def _write_attention(folder: Path, title: str, statistics: AttentionStatistics, 
 # ── patch entropy ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def pixels_of(model: ClearViT, images: Tensor) -> Tensor:
+    """(B, N): with the model's own bins, where it uses this entropy."""
+    return (model.pixel_entropy or pixel_entropy)(images, model.patch_embed.patch_size)
+
+
 class _Entropies:
     """Of all patches of all images: pixels first, then the tokens before each block's attention."""
 
@@ -133,7 +146,7 @@ class _Entropies:
         self.values: dict[str, list[Tensor]] = {}
 
     def update(self, model: ClearViT, images: Tensor, tokens: Sequence[Tensor]) -> None:
-        found = {"pixels": pixel_entropy(images, model.patch_embed.patch_size)}
+        found = {"pixels": pixels_of(model, images)}
         found |= {f"tokens, block {i}": token_entropy(t[:, 1:]) for i, t in enumerate(tokens)}
         for name, entropy in found.items():
             self.values.setdefault(name, []).append(entropy.flatten().cpu())
@@ -162,7 +175,7 @@ def _draw_entropy(folder: Path, trained: TrainedModel, image: Tensor, number: in
     model: Any = trained.model
     grid = model.grid_of(image)
     tokens = tokens_before_attention(model, image)
-    maps = {"pixels": pixel_entropy(image, model.patch_embed.patch_size)[0].view(grid)}
+    maps = {"pixels": pixels_of(model, image)[0].view(grid)}
     for block in dict.fromkeys((0, len(tokens) - 1)):
         maps[f"tokens, block {block}"] = token_entropy(tokens[block][0, 1:]).view(grid)
     picture = denormalise(image[0], trained.settings["mean"], trained.settings["std"])
@@ -197,7 +210,7 @@ class _Suppression:
 
     def shares(self) -> list[Tensor]:
         """‖wrapped part of conv(S)‖ / ‖conv(S)‖ of each block's heads, 0 to about 1."""
-        return [(part / whole).sqrt() for part, whole in zip(self.wrapped, self.whole, strict=True)]
+        return [(part / whole.clamp_min(1e-12)).sqrt() for part, whole in zip(self.wrapped, self.whole, strict=True)]
 
     def write(self, folder: Path, title: str) -> list[str]:
         if not self.attentions:

@@ -52,9 +52,11 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
     """
     theirs = {k.removeprefix("module."): v for k, v in state_dict.items() if isinstance(v, Tensor)}
     layers = {m[1] for k in theirs if (m := re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", k))}
-    mlp = next((v for k, v in theirs.items() if re.search(r"mlp\.(linear_1|0)\.bias$", k)), None)
+    mlp = next((v for k, v in theirs.items() if re.search(r"mlp\.(linear_1|0)\.bias$", k) and v.ndim == 1), None)
     needed = {"conv_proj.weight": 4, "heads.head.weight": 2}
-    problems = [f"missing {k}" for k, ndim in needed.items() if k not in theirs or theirs[k].ndim != ndim]
+    shapes = {k: theirs[k].shape for k in needed if k in theirs and theirs[k].numel()}
+    shapes = {k: theirs[k].shape for k in needed if k in theirs and theirs[k].numel()}
+    problems = [f"missing {k}" for k, ndim in needed.items() if len(shapes.get(k, ())) != ndim]
     if mlp is None:
         problems.append("missing encoder.layers.encoder_layer_0.mlp.linear_1.bias")
     places = next((theirs[k].numel() for k in ("freqs_t_x",) if k in theirs), None)
@@ -65,8 +67,9 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
     if problems or mlp is None:
         raise not_of(PAPER, problems)
     dim, _, patch_size, _ = theirs["conv_proj.weight"].shape
+    side = math.isqrt(places or 0) * patch_size
     return {
-        "image_size": image_size or math.isqrt(places or 0) * patch_size, "patch_size": patch_size,
+        "image_size": side if image_size is None else image_size, "patch_size": patch_size,
         "num_layers": len(layers), "num_heads": num_heads, "hidden_dim": dim, "mlp_dim": len(mlp),
         "num_classes": len(theirs["heads.head.weight"]),
     }  # fmt: skip
@@ -78,7 +81,11 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     state_dict: with or without `module.` in front; the variant is told from its keys. config: see `model_arguments`.
     Raises ValueError that lists missing, unexpected and wrongly shaped keys.
     """
-    model = ClearViT(**model_arguments(config), **VARIANTS[variant_of(state_dict)])
+    variant = VARIANTS[variant_of(state_dict)]
+    fields = model_arguments(config)
+    if "rope" not in variant:
+        fields.pop("rope_theta")
+    model = ClearViT(**fields, **variant)
     load_original(model, converted(state_dict, model), PAPER)
     return model.eval()
 
@@ -116,16 +123,19 @@ def converted(state_dict: Mapping[str, Tensor], model: ClearViT) -> dict[str, Te
     for key, value in ours.items():
         if key.endswith("attn.kernel") and value.ndim == 4 and value.shape[1] == 1:
             ours[key] = value.squeeze(1)  # a depthwise convolution's weight
-        if key == "rope.freqs" and model.rope is not None and value.numel() == model.rope.freqs.numel():
-            ours[key] = value.reshape(model.rope.freqs.shape)  # (2, depth, h · d/2)
+        if key == "rope.freqs" and model.rope is not None and value.ndim == 3:  # (2, depth, h · d/2)
+            axes, depth, heads, pairs = model.rope.freqs.shape
+            ours[key] = value.view(axes, depth, heads, pairs) if value.shape == (axes, depth, heads * pairs) else value
     return ours
 
 
 def _our_name(key: str) -> str:
     key = timm_name(key)
-    match = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.(w_o|suppression_conv)\.(\w+)", key)
+    match = re.fullmatch(
+        r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.(w_o\.|suppression_conv\.weight)(\w*)", key
+    )
     if match:
         layer, module, part = match.groups()
-        return f"blocks.{layer}.attn.proj.{part}" if module == "w_o" else f"blocks.{layer}.attn.kernel"
+        return f"blocks.{layer}.attn.proj.{part}" if module == "w_o." else f"blocks.{layer}.attn.kernel"
     key = re.sub(r"^heads\.head\.", "head.", key)
     return {"pos_embedding": "pos_embed", "freqs": "rope.freqs"}.get(key, key)

@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--class-names", help="text file, a name a line, in the order of the classifier")
     args = parser.parse_args(argv)
     weights = read_weights(args.checkpoint)
+    if args.num_heads < 1:
+        raise UserError("--num-heads must be at least 1")
     try:
         config = config_of(weights, args.num_heads, args.image_size)
         model = model_from_original(weights, config)
     except ValueError as e:
         raise UserError(f"{args.checkpoint}: {str(e)[:300]}") from e
     variant, count = variant_of(weights), config["num_classes"]
-    names = (
-        Path(args.class_names).read_text().splitlines() if args.class_names else [f"class {i}" for i in range(count)]
-    )
+    names = _class_names(args.class_names) if args.class_names else [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise UserError(f"--class-names {args.class_names}: {len(names)} names for {count} classes")
     save_checkpoint(args.output, {
@@ -71,6 +71,13 @@ def settings(variant: str, config: Mapping[str, int], class_names: Sequence[str]
     }  # fmt: skip
 
 
+def _class_names(file: str) -> list[str]:
+    try:
+        return Path(file).read_text().splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f"--class-names {file} is no text file") from e
+
+
 def read_weights(file: str) -> dict[str, Tensor]:
     """The tensors of a file, without what a trainer put around them. UserError for a file that is none."""
     if Path(file).suffix == ".safetensors":
@@ -82,7 +89,10 @@ def read_weights(file: str) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(found.get(name), Mapping):
             found = found[name]
-    return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if any(v.is_complex() for v in weights.values()):
+        raise UserError(f"{file} holds complex numbers: it is none of the original's checkpoints")
+    return weights
 
 
 if __name__ == "__main__":

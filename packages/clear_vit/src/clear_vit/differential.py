@@ -1,7 +1,7 @@
 """Differential attention, (A₁ − λ A₂) V, with a λ for each query: A₁ and A₂ are softmax maps of half a head each.
 
-On a CPU, of heads that are not narrow, the two maps become one before the product with V, a few heads at a time in
-buffers that stay in the cache: `_ChunkedDifference`. Everywhere else, and where somebody looks on, each map is a call of the fused attention.
+On a CPU the two maps of wide heads become one before the product with V, a few heads at a time in buffers that stay in
+the cache: `_ChunkedDifference`. Everywhere else, and where somebody looks on, each map is a call of fused attention.
 
 Shapes: B batch, h heads, N tokens, d head_dim; BH is images × heads.
 """

@@ -19,13 +19,14 @@ def token_entropy(tokens: Tensor) -> Tensor:
 def pixel_entropy(images: Tensor, patch_size: tuple[int, int], bins: int = 32) -> Tensor:
     """p = histogram of the patch's grey levels: images (B, C, H, W) -> (B, N) in [0, 1], patches in raster order.
 
-    A grey level is the mean over the channels; the bins divide the range that it has in the image, so that images may
-    be normalised. The largest entropy is that of as many levels as there are bins, or pixels if these are fewer.
+    A grey level is the mean over the channels; the bins divide the range that it has in the image. So one mean and one
+    standard deviation that normalise all channels change nothing; different ones weigh the channels a little
+    differently. The largest entropy is that of as many levels as there are bins, or pixels if these are fewer.
     """
     with torch.no_grad():
         grey = images.float().mean(1)  # (B, H, W)
         low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
-        level = ((grey - low) / (high - low).clamp_min(1e-12) * bins).long().clamp_max(bins - 1)
+        level = ((grey - low) / (high - low).clamp_min(1e-12) * bins).long().clamp(0, bins - 1)
         height, width = patch_size
         rows, columns = grey.shape[1] // height, grey.shape[2] // width
         patches = (
@@ -33,7 +34,7 @@ def pixel_entropy(images: Tensor, patch_size: tuple[int, int], bins: int = 32) -
         )  # (B, N, pixels)
         counts = torch.zeros(*patches.shape[:2], bins, device=images.device)
         p = counts.scatter_add_(2, patches, torch.ones_like(patches, dtype=counts.dtype)) / patches.shape[2]
-        entropy = torch.special.entr(p).sum(-1) / math.log(min(bins, patches.shape[2]))
+        entropy = torch.special.entr(p).sum(-1) / math.log(max(2, min(bins, patches.shape[2])))
         return entropy.clamp(0, 1) + 0.0  # rounding, and no −0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, to_2tuple
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block as TimmBlock
@@ -145,16 +145,23 @@ class Block(TimmBlock):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
+# Arguments of timm's that have one value here; others would change what the variants are compared on, or be lost.
+BACKBONE: dict[str, Any] = {
+    "class_token": True, "reg_tokens": 0, "patch_drop_rate": 0.0, "no_embed_class": True, "pre_norm": False,
+    "dynamic_img_size": True, "qk_norm": False, "scale_attn_norm": False, "proj_bias": True,
+}  # fmt: skip
+
+
 class ClearViT(VisionTransformer):
     """timm's VisionTransformer with the seed's attentions and positions: images (B, C, H, W) -> (B, num_classes).
 
     Any H and W that the patch divides: the position embedding is interpolated, and RoPE's grid continues.
 
-    attention: one of `ATTENTIONS`. first_difference: see `DiffSimilarityAttention`.
+    attention: one of `ATTENTIONS`. first_difference: of diff_similarity, see `DiffSimilarityAttention`.
     rope: None, "mixed" or "axial", with any attention; rope_theta: see `Rope`.
     pos_embed: "learn", added to the patches but not to the class token, or "none".
     pos_dropout: dropout on the position embedding itself. pos_embed_std: of its initial values.
-    entropy_source: "tokens" or "pixels", the latter with entropy_bins grey levels; of diff_entropy.
+    entropy_source: of diff_entropy, "tokens" (default) or "pixels"; the latter with entropy_bins (32) grey levels.
     Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
     """
 
@@ -164,32 +171,52 @@ class ClearViT(VisionTransformer):
     pos_embed: Any
 
     def __init__(
-        self, *, attention: str = "plain", first_difference: str = "keep", rope: str | None = None,
+        self, *, attention: str = "plain", first_difference: str | None = None, rope: str | None = None,
         rope_theta: float | None = None, pos_embed: str = "learn", pos_dropout: float = 0.0,
-        pos_embed_std: float = 0.02, entropy_source: str = "tokens", entropy_bins: int = 32, embed_dim: int = 192,
+        pos_embed_std: float = 0.02, entropy_source: str | None = None, entropy_bins: int | None = None,
+        img_size: int | tuple[int, int] = 256, patch_size: int | tuple[int, int] = 16, embed_dim: int = 192,
         depth: int = 12, num_heads: int = 3, qkv_bias: bool = True, attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0, **fields: Any,
     ) -> None:  # fmt: skip
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {attention!r}")
-        if entropy_source not in ("tokens", "pixels"):
+        of_whom = {
+            "first_difference": (first_difference, attention == "diff_similarity"),
+            "entropy_source": (entropy_source, attention == "diff_entropy"),
+            "entropy_bins": (entropy_bins, entropy_source == "pixels"),
+            "rope_theta": (rope_theta, rope is not None),
+            "pos_dropout": (pos_dropout or None, pos_embed == "learn"),
+        }
+        for name, (value, has_it) in of_whom.items():
+            if value is not None and not has_it:
+                raise ValueError(f"{name} is for another variant: this one has nothing that it changes")
+        if entropy_source not in (None, "tokens", "pixels"):
             raise ValueError(f"entropy_source must be tokens or pixels, got {entropy_source!r}")
-        if entropy_bins < 2:
-            raise ValueError(f"entropy_bins must be at least 2, got {entropy_bins}")
+        if pos_embed not in ("learn", "none"):
+            raise ValueError(f"pos_embed must be learn or none, got {pos_embed!r}")
         if not 0 <= pos_dropout < 1:
             raise ValueError(f"pos_dropout must lie in [0, 1), got {pos_dropout}")
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
-        fixed = {"class_token": True, "reg_tokens": 0, "patch_drop_rate": 0.0, "no_embed_class": True,
-                 "dynamic_img_size": True, "qk_norm": False}  # fmt: skip
-        for name, value in fixed.items():
-            if fields.setdefault(name, value) != value:
+        if not 0 <= pos_embed_std < math.inf:
+            raise ValueError(f"pos_embed_std must be 0 or more, got {pos_embed_std}")
+        if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
+            sizes = f"{embed_dim}, {num_heads} and {depth}"
+            raise ValueError(f"embed_dim must be a multiple of num_heads, and depth at least 1; got {sizes}")
+        bins = 32 if entropy_bins is None else entropy_bins
+        patch = to_2tuple(patch_size)
+        if entropy_source == "pixels" and min(bins, patch[0] * patch[1]) < 2:
+            raise ValueError(f"entropy of pixels needs 2 bins and 2 pixels a patch or more; got {bins} bins")
+        if min(patch) < 1 or any(side < 1 or side % p for side, p in zip(to_2tuple(img_size), patch, strict=True)):
+            raise ValueError(f"img_size must be a multiple of patch_size, got {img_size} and {patch_size}")
+        for name, value in BACKBONE.items():
+            if fields.get(name, value) != value:
                 raise ValueError(f"{name} is {value} in clear-vit's backbone")
+        fields |= {name: BACKBONE[name] for name in ("no_embed_class", "dynamic_img_size")}
         super().__init__(
-            embed_dim=embed_dim, depth=depth, num_heads=num_heads, qkv_bias=qkv_bias, pos_embed=pos_embed,
+            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+            qkv_bias=qkv_bias, pos_embed=pos_embed,
             attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate, block_fn=Block, weight_init="skip", **fields,
         )  # fmt: skip
-        own = {"first_difference": first_difference} if attention == "diff_similarity" else {}
+        own = {} if first_difference is None else {"first_difference": first_difference}
         for layer, block in enumerate(self.blocks):
             block.attn = ATTENTIONS[attention](
                 embed_dim, num_heads, layer=layer, qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
@@ -197,8 +224,7 @@ class ClearViT(VisionTransformer):
             )  # fmt: skip
         self.rope = None if rope is None else Rope(rope, depth, num_heads, embed_dim // num_heads, rope_theta)
         self.pos_dropout, self.pos_embed_std = pos_dropout, pos_embed_std
-        pixels = attention == "diff_entropy" and entropy_source == "pixels"
-        self.pixel_entropy = partial(pixel_entropy, bins=entropy_bins) if pixels else None
+        self.pixel_entropy = partial(pixel_entropy, bins=bins) if entropy_source == "pixels" else None
         self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
@@ -230,7 +256,7 @@ class ClearViT(VisionTransformer):
             if grid != self.patch_embed.grid_size:
                 places = resample_abs_pos_embed(places, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
             x = x + F.dropout(places, self.pos_dropout, self.training)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1))
 
     def run_blocks(self, images: Tensor) -> Iterator[Tensor]:
         """The tokens after each block. Raises ValueError for a size that the patch does not divide."""

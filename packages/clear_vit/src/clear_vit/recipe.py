@@ -32,12 +32,13 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
 
     imagenet100: the original's recipe. The micro models have their own short one, unless that is asked for.
     """
-    model, dataset = given.get("model"), given.get("dataset")
-    model = model or ("micro_rope_mixed_ape" if dataset in (None, "digits") else "rope_mixed_ape")
-    micro = model.startswith("micro_")
-    dataset = dataset or ("digits" if micro else "imagenet100")
+    model, dataset, published = given.get("model"), given.get("dataset"), given.get("preset") is not None
+    small = dataset == "digits" or (dataset is None and not published)
+    model = model or ("micro_rope_mixed_ape" if small else "rope_mixed_ape")
+    short = model.startswith("micro_") and not published
+    dataset = dataset or ("digits" if short else "imagenet100")
     values: dict[str, Any] = {"model": model, "dataset": dataset}
-    if micro and given.get("preset") is None:
+    if short:
         values |= {
             "epochs": 12, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 2, "crop": "none",
             "label_smoothing": 0.1,
@@ -53,6 +54,16 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     if dataset == "digits":
         values |= {"hflip": 0.0}  # a mirrored 2 is no 2
     return values
+
+
+def of_variant(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags without those that change nothing in this variant, for several variants under the same flags."""
+    fields = VARIANTS[variant]
+    has = {
+        "pos_dropout": "pos_dropout" in fields, "first_difference": fields.get("attention") == "diff_similarity",
+        "entropy_source": fields.get("attention") == "diff_entropy", "rope_theta": "rope" in fields,
+    }  # fmt: skip
+    return {k: v for k, v in given.items() if has.get(k, True)}
 
 
 RECIPE = Recipe(

@@ -24,7 +24,11 @@ default_cfgs = generate_default_cfgs(
 
 def _entry_point(name: str, fields: dict[str, Any]) -> Callable[..., ClearViT]:
     def create(pretrained: bool = False, **given: Any) -> ClearViT:
-        return build_model_with_cfg(ClearViT, name, pretrained, **{**fields, **given})
+        indices = given.pop("out_indices", 3)
+        return build_model_with_cfg(
+            ClearViT, name, pretrained, feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+            **{**fields, **given},
+        )  # fmt: skip
 
     create.__name__ = name
     return create

@@ -32,12 +32,15 @@ class Rope(nn.Module):
             raise ValueError(f"rope must be mixed or axial, got {kind!r}")
         if head_dim % 4:
             raise ValueError(f"rope needs a head_dim that is a multiple of 4, got {head_dim}")
-        self.kind, self.theta, self.depth = kind, theta or {"mixed": 10.0, "axial": 100.0}[kind], depth
-        self._cached: tuple[object, list[Tensor]] | None = None
+        theta = {"mixed": 10.0, "axial": 100.0}[kind] if theta is None else theta
+        if not (math.isfinite(theta) and theta > 0):
+            raise ValueError(f"rope_theta must be a number over 0, got {theta}")
+        self.kind, self.theta, self.depth = kind, theta, depth
+        self._cached: tuple[Grid, Tensor, list[Tensor]] | None = None
         if kind == "mixed":
             self.freqs = nn.Parameter(torch.empty(2, depth, num_heads, head_dim // 2))
         else:
-            self.register_buffer("freqs", torch.empty(2, 1, 1, head_dim // 2), persistent=False)
+            self.register_buffer("freqs", torch.empty(2, 1, 1, head_dim // 2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,17 +56,19 @@ class Rope(nn.Module):
     def forward(self, grid: Grid) -> list[Tensor]:
         """Cosines and sines for `rotate`, a table a layer: (2, 1 + N, 1, h or 1, d/2).
 
-        Computed once a forward pass; in evaluation they are kept until the grid or the frequencies change.
+        Computed once a forward pass; on a CPU they are kept in evaluation until the grid or the frequencies change. (On
+        a GPU to ask whether these changed would take longer.)
         """
         f = self.freqs
         learns = torch.is_grad_enabled() and f.requires_grad
-        if self.training or learns or torch.compiler.is_compiling() or f.is_inference():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.training or learns or traced or f.device.type != "cpu" or f.is_inference():
             return self._tables(grid)
-        key = (grid, f.data_ptr(), f._version, f.device, f.dtype)
-        if self._cached is None or self._cached[0] != key:
+        kept = self._cached
+        if kept is None or kept[0] != grid or kept[1].dtype != f.dtype or not torch.equal(kept[1], f):
             with torch.inference_mode(False), torch.no_grad():  # tensors that a later backward pass may use
-                self._cached = key, self._tables(grid)
-        return self._cached[1]
+                kept = self._cached = grid, f.detach().clone(), self._tables(grid)
+        return kept[2]
 
     def _tables(self, grid: Grid) -> list[Tensor]:
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
@@ -125,7 +130,7 @@ class _Rotate(torch.autograd.Function):
         conjugate = _as_complex(grad).conj_physical()
         d_cos = d_sin = None
         if pairs is not None:
-            d_turn = torch.zeros_like(pairs[0])  # conjugate, too
+            d_turn = pairs.new_zeros(pairs.shape[1:])  # conjugate, too
             for image, g in zip(pairs.unbind(), conjugate.unbind(), strict=True):
                 d_turn.addcmul_(image, g)
             d_turn = d_turn.sum(1, keepdim=True).sum_to_size(turn.shape)
