@@ -194,7 +194,9 @@ def test_the_seeds_order_is_counted_by_pairs(tmp_path):
     # baseline and suppression are nearer than their spreads.
     assert pairs_in_order(measured) == (2, 3, 6)
     assert pairs_in_order([m for m in measured if m["seed"] == 0]) == (3, 3, 6)
-    text = table(measured)
+    text = table(
+        [m | {"seed": str(m["seed"])} if m["row"] == "baseline" else m for m in measured]
+    )  # some read, some new
     cost = "100 | 0.1000 | 5 ± 0 | 1.00 ± 0.00"
     assert f"| rope | 60.00 ± 0.00 | 80.00 ± 0.00 | 9.00 ± 1.41 | {cost} | 53.33 | 80.41 | +5.22 |\n" in text
     assert "| rope_axial | 1.50 ± 0.71 |" in text

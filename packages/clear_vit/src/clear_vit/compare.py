@@ -133,7 +133,7 @@ def table(measurements: Sequence[Measurement]) -> str:
         differences = [
             float(m["acc1"]) - float(b["acc1"])
             for m in measurements for b in measurements
-            if m["row"] == v and b["row"] == "baseline" and m["seed"] == b["seed"]
+            if m["row"] == v and b["row"] == "baseline" and int(m["seed"]) == int(b["seed"])
         ]  # fmt: skip
         of = functools.partial(column, measurements, v)
         claimed = CLAIMED.get(v)
