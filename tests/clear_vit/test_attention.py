@@ -125,6 +125,9 @@ def test_the_kernel_of_rotate_and_its_gradients():
     odd = torch.randn(2 * 17 * 2 * H * D + 1)[1:].view(2, 17, 2, H, D)  # no view as complex numbers is possible
     table = table.detach().float()
     assert_close(rotate(odd, table), rotate(odd.clone(), table))
+    assert_close(rotate(odd.clone(), table, overwrite=True), rotate(odd, table))
+    fresh = odd.clone()
+    assert rotate(fresh, table, overwrite=True).data_ptr() == fresh.data_ptr()
     half = rotate(odd.bfloat16(), table)
     assert half.dtype == torch.bfloat16
     assert_close(half.float(), rotate(odd, table), atol=0.05, rtol=0.05)

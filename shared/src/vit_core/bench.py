@@ -186,14 +186,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{device}, batch {args.batch_size}, {torch.get_num_threads()} threads, AMP {args.amp}, "
         f"medians of {args.rounds} rounds"
     )
-    print(f"{'':24}{ours.model:>28}{theirs.model:>28}{'ratio':>9}")
+    width = max(28, *(len(f.model) + 2 for f in (ours, theirs)))
+    print(f"{'':24}{ours.model:>{width}}{theirs.model:>{width}}{'ratio':>9}")
     rows = {
         "inference, ms an image": ("inference_ms", ".2f"), "training, ms an image": ("training_ms", ".2f"),
         "multiply-adds, 10⁹": ("gmacs", ".3f"), "parameters": ("parameters", ",d"),
         "training memory, MiB": ("training_memory_mib", ",.0f"),
     }  # fmt: skip
     for title, (name, form) in rows.items():
-        values = "".join(f"{format(getattr(f, name), form):>28}" for f in (ours, theirs))
+        values = "".join(f"{format(getattr(f, name), form):>{width}}" for f in (ours, theirs))
         print(f"{title:24}{values}{ratios[name]:>8.2f}×")
     if args.json:
         record = {"figures": [asdict(ours), asdict(theirs)], "ratios": ratios, "environment": environment()}

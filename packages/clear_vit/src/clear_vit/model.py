@@ -64,7 +64,7 @@ class Attention(nn.Module):
         """Q and K, turned where there is a table, and V: (B, h, 1 + N, d) each."""
         qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)
         if rope is not None:
-            qk = rotate(qk, rope)  # (B, 1 + N, 2, h, d)
+            qk = rotate(qk, rope, overwrite=not torch.is_grad_enabled())  # (B, 1 + N, 2, h, d)
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))
         return q, k, v
 

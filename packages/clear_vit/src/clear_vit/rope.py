@@ -90,12 +90,14 @@ class Rope(nn.Module):
         return f"{self.kind}, theta={self.theta:g}"
 
 
-def rotate(qk: Tensor, table: Tensor) -> Tensor:
+def rotate(qk: Tensor, table: Tensor, *, overwrite: bool = False) -> Tensor:
     """Turn queries and keys (B, 1 + N, 2, h, d), whose channels 2i and 2i + 1 are a pair, by a layer's table
-    (2, 1 + N, 1, h, d/2).
+    (2, 1 + N, 1, h, d/2). overwrite: the result may take their place in memory; only where no gradient is wanted.
     """
     cos, sin = table
     if _complex_pays(qk, cos):
+        if overwrite:
+            return torch.view_as_real(_as_complex(qk).mul_(torch.complex(cos, sin))).flatten(-2)
         return _Rotate.apply(qk, cos, sin)
     x = qk.to(cos.dtype)  # half-precision queries and keys are turned in float32
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
