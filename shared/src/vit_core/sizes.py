@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 # 64 wide, 4 blocks, for 32 x 32 images (65 tokens); trains on a CPU. Arguments of timm's VisionTransformer.
 MICRO: dict[str, Any] = {
     "img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0
@@ -14,6 +16,6 @@ def unpublished_cfg(img_size: int, *, fixed_input_size: bool = True) -> dict[str
     """timm's default_cfg of a ViT that nobody published weights of, for 100 classes."""
     return {
         "input_size": (3, img_size, img_size), "fixed_input_size": fixed_input_size, "num_classes": 100,
-        "pool_size": None, "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225), "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
+        "pool_size": None, "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD, "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
     }  # fmt: skip

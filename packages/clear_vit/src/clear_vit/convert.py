@@ -55,11 +55,10 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
     mlp = next((v for k, v in theirs.items() if re.search(r"mlp\.(linear_1|0)\.bias$", k) and v.ndim == 1), None)
     needed = {"conv_proj.weight": 4, "heads.head.weight": 2}
     shapes = {k: theirs[k].shape for k in needed if k in theirs and theirs[k].numel()}
-    shapes = {k: theirs[k].shape for k in needed if k in theirs and theirs[k].numel()}
     problems = [f"missing {k}" for k, ndim in needed.items() if len(shapes.get(k, ())) != ndim]
     if mlp is None:
         problems.append("missing encoder.layers.encoder_layer_0.mlp.linear_1.bias")
-    places = next((theirs[k].numel() for k in ("freqs_t_x",) if k in theirs), None)
+    places = theirs["freqs_t_x"].numel() if "freqs_t_x" in theirs else None
     if "pos_embedding" in theirs and theirs["pos_embedding"].ndim == 3:
         places = theirs["pos_embedding"].shape[1]
     if places is None and image_size is None:
@@ -113,9 +112,8 @@ def converted(state_dict: Mapping[str, Tensor], model: ClearViT) -> dict[str, Te
                 f"{n} is {tuple(theirs[n].shape)}, expected {shape}" for n in found if theirs[n].shape != shape
             ]
             rows = [theirs.pop(n) for n in found]
-            if problems:
-                continue
-            ours[f"blocks.{layer}.attn.qkv.{part}"] = torch.cat(rows)
+            if not problems:
+                ours[f"blocks.{layer}.attn.qkv.{part}"] = torch.cat(rows)
     if problems:
         raise not_of(PAPER, problems)
     for key, value in theirs.items():

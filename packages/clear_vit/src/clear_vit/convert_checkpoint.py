@@ -1,4 +1,4 @@
-"""A checkpoint of the original as one of this project, which evaluate, analyze and --weights of other tools can read.
+"""A checkpoint of the original as one of this project, which evaluate and analyze can read.
 
 uv run clear-vit-convert-checkpoint --checkpoint ORIGINAL.pth --output rope_mixed_ape.pth
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 import clear_vit  # noqa: F401 -- registers the models with timm
@@ -25,7 +26,6 @@ from vit_core.errors import UserError
 from vit_core.recipe import settle
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # where trainers put the weights
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @command
@@ -65,7 +65,7 @@ def settings(variant: str, config: Mapping[str, int], class_names: Sequence[str]
     run = settle(RECIPE, {"model": variant}, None)
     return size | {
         "model": run.model, "model_kwargs": kwargs, "start": run.start, "class_names": list(class_names),
-        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
+        "mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD),
         "data": dataclasses.asdict(DataConfig(dataset="imagenet100")), "train": dataclasses.asdict(run.train),
         "augment": dataclasses.asdict(run.augment),
     }  # fmt: skip

@@ -261,7 +261,7 @@ class ClearViT(VisionTransformer):
     def run_blocks(self, images: Tensor) -> Iterator[Tensor]:
         """The tokens after each block. Raises ValueError for a size that the patch does not divide."""
         grid = self.grid_of(images)
-        x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        x = self._pos_embed(self.patch_embed(images))
         ropes = [None] * len(self.blocks) if self.rope is None else self.rope(grid)
         pixels = self.pixel_entropy
         entropy = None if pixels is None else with_class_token(pixels(images, self.patch_embed.patch_size))

@@ -82,10 +82,6 @@ class Rope(nn.Module):
         tables = list(torch.stack([angle.cos(), angle.sin()], 1).unsqueeze(3).unbind())
         return tables if self.kind == "mixed" else tables * self.depth
 
-    def train(self, mode: bool = True) -> "Rope":
-        self._cached = None
-        return super().train(mode)
-
     def extra_repr(self) -> str:
         return f"{self.kind}, theta={self.theta:g}"
 
