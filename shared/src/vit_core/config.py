@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vit_core.cli import flag
+from vit_core.data.datasets import NORMALIZATIONS
 from vit_core.precision import MODES
 
 
@@ -87,6 +88,12 @@ class DataConfig:
     download: bool = flag(False, "download the dataset where torchvision or its publisher offers it")
     img_size: int | None = flag(None, "side of the images in pixels (default: the model's)")
     num_classes: int | None = flag(None, "number of classes to expect (default: those of the dataset)")
+    eval_split: str | None = flag(
+        None, "images to evaluate on (default: the dataset's usual ones)", choices=("val", "test")
+    )
+    normalize: str = flag(
+        "dataset", "mean and deviation of the colours: the dataset's own, ImageNet's, or 0.5", choices=NORMALIZATIONS
+    )
     num_workers: int = flag(4, "processes that decode images read from the disk")
     cache: Literal["auto", "memory", "disk"] = flag(
         "auto", "keep decoded images in memory", choices=("auto", "memory", "disk")

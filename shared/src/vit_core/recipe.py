@@ -252,8 +252,9 @@ def load_images(config: DataConfig, img_size: int, world: World) -> Dataset:
 
     def load(download: bool) -> Dataset:
         return load_dataset(
-            config.dataset, data_path=config.data_path, download=download, img_size=img_size, cache=config.cache
-        )
+            config.dataset, data_path=config.data_path, download=download, img_size=img_size, cache=config.cache,
+            eval_split=config.eval_split, normalize=config.normalize,
+        )  # fmt: skip
 
     dataset = None
     with together():

@@ -3,6 +3,8 @@
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 # 64 wide, 4 blocks, for 32 x 32 images (65 tokens); trains on a CPU. Arguments of timm's VisionTransformer.
 MICRO: dict[str, Any] = {
@@ -10,6 +12,12 @@ MICRO: dict[str, Any] = {
 }  # fmt: skip
 # Of the initial position embedding: at timm's 0.02 a ViT this narrow learns too late where a patch lies.
 MICRO_POS_EMBED_STD = 0.5
+
+
+def spread_pos_embed(vit: VisionTransformer, std: float = MICRO_POS_EMBED_STD) -> None:
+    """Draw the position embedding of a new model anew, with this deviation."""
+    if vit.pos_embed is not None:
+        nn.init.trunc_normal_(vit.pos_embed, std=std, a=-2 * std, b=2 * std)
 
 
 def unpublished_cfg(img_size: int, *, fixed_input_size: bool = True) -> dict[str, Any]:

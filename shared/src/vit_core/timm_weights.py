@@ -1,12 +1,13 @@
-"""Where a new run's ViT gets its weights: timm's ViT-B/16 from the hub, or a file."""
+"""Where a new run's ViT gets its weights: timm's model of that size from the hub, or a file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
@@ -27,6 +28,7 @@ OWN_HEAD = r"(head|head_dist|fc_norm)\."
 class StartOptions:
     """What a new run starts from; a resumed run and an evaluation have their weights from the checkpoint."""
 
+    backbone: ClassVar[str] = BACKBONE  # timm's name of the model whose weights these are
     pretrained: bool = flag(False, "start the backbone from timm's ViT weights (default: base models yes, micro no)")
     pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
     weights: str | None = flag(
@@ -34,12 +36,12 @@ class StartOptions:
     )
 
 
-def backbone_cfgs(name: str) -> dict[str, Any]:
-    """timm's settings of its ViT-B/16, for a model called `name` that is built on it: "name.tag" -> settings.
+def backbone_cfgs(name: str, backbone: str = BACKBONE, tags: Sequence[str] = TAGS) -> dict[str, Any]:
+    """timm's settings of a backbone, for a model called `name` that is built on it: "name.tag" -> settings.
 
     A tag that this version of timm lacks is left out.
     """
-    found = {tag: get_pretrained_cfg(f"{BACKBONE}.{tag}", allow_unregistered=False) for tag in TAGS}
+    found = {tag: get_pretrained_cfg(f"{backbone}.{tag}", allow_unregistered=False) for tag in tags}
     return {f"{name}.{tag}": cfg.to_dict() for tag, cfg in found.items() if cfg is not None}
 
 
@@ -56,11 +58,13 @@ def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> No
             raise UserError(f"--weights {source}: no such file")
         state = _read(source)
     elif start.pretrained:
-        source = f"{BACKBONE}.{start.pretrained_tag}"
-        if vit.embed_dim != 768 or len(vit.blocks) != 12:
+        source = f"{start.backbone}.{start.pretrained_tag}"
+        with torch.device("meta"):
+            theirs: Any = timm.create_model(start.backbone)
+        if (vit.embed_dim, len(vit.blocks)) != (theirs.embed_dim, len(theirs.blocks)):
             raise UserError(f"--pretrained: there are no weights for this size of model; {advice}")
         try:
-            state = download(start.pretrained_tag, vit.patch_embed.img_size[0])
+            state = download(source, vit.patch_embed.img_size[0])
         except Exception as e:  # whatever the hub's client, its transport or its cache raise
             reason = " ".join(str(e).split())[:160]
             raise UserError(f"{source}: the weights could not be downloaded ({reason}); {advice}") from e
@@ -85,9 +89,9 @@ def _read(file: str) -> Mapping[str, Any]:
         raise UserError(f"--weights {file} is not a safetensors file, or is damaged ({e})") from e
 
 
-def download(tag: str, img_size: int) -> Mapping[str, Tensor]:
-    """The weights of timm's ViT-B/16, from its cache or the network. Raises what timm's download raises."""
-    return timm.create_model(f"{BACKBONE}.{tag}", pretrained=True, num_classes=0, img_size=img_size).state_dict()
+def download(name: str, img_size: int) -> Mapping[str, Tensor]:
+    """The weights of one of timm's ViTs, from its cache or the network. Raises what timm's download raises."""
+    return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size).state_dict()
 
 
 def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor], own: str = OWN_HEAD) -> None:

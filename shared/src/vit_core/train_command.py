@@ -237,5 +237,5 @@ def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> s
     log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {output.log_dir}"
     start = f"uv run {recipe.command}-train"
     if stopped.world.size > 1:  # with another number of processes the epoch would start anew
-        start = f"the same torchrun command with {recipe.command.replace('-', '_')}.train"
+        start = "the same torchrun command with"
     return f"{start} --resume {stopped.checkpoint}{log_dir}"

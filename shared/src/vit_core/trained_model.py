@@ -44,6 +44,7 @@ class TrainedModel:
             dataset=args.dataset or trained["dataset"],
             data_path=args.data_path or (trained["data_path"] if same else None),
             download=args.download,
+            eval_split=args.eval_split or (trained.get("eval_split") if same else None),
             num_workers=args.num_workers,
         )
         dataset = load_images(config, self.settings["img_size"], world)
@@ -81,6 +82,9 @@ def add_data_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")
     parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: the one it was trained on)")
     parser.add_argument("--download", action="store_true", help="download the dataset where it is missing")
+    parser.add_argument(
+        "--eval-split", choices=("val", "test"), help="which images of it (default: those of the training's evaluation)"
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
     add_device_flags(parser)

@@ -9,10 +9,9 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
 
 from selective_vit.model import make_selective
-from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
+from vit_core.sizes import MICRO, spread_pos_embed, unpublished_cfg
 from vit_core.timm_weights import backbone_cfgs
 
 default_cfgs = generate_default_cfgs(
@@ -37,9 +36,8 @@ def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransf
 
 def _create_micro(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransformer:
     vit = _create(name, pretrained, {**MICRO, **fields})
-    if vit.pos_embed is not None and not pretrained:
-        std = MICRO_POS_EMBED_STD
-        nn.init.trunc_normal_(vit.pos_embed, std=std, a=-2 * std, b=2 * std)
+    if not pretrained:
+        spread_pos_embed(vit)
     return vit
 
 

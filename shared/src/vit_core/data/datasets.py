@@ -29,6 +29,8 @@ CIFAR100_STATS: Stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 DIGITS_STATS: Stats = ((0.305,) * 3, (0.376,) * 3)
 HALF_STATS: Stats = ((0.5,) * 3, (0.5,) * 3)
 
+NORMALIZATIONS = ("dataset", "imagenet", "half")
+
 FAKE_CLASSES, FAKE_TRAIN, FAKE_VAL = 100, 10_000, 1_000
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -76,6 +78,7 @@ def load_dataset(
     img_size: int,
     cache: Cache = "auto",
     eval_split: str | None = None,
+    normalize: str = "dataset",
 ) -> Dataset:
     """Find the data set `name` (one of `DATASETS`) and decode it, if it is small.
 
@@ -86,6 +89,7 @@ def load_dataset(
         img_size: side of the images of `fake`; the others are resized by the loader.
         cache: "memory", "disk", or "auto" (see `vit_core.data.sources.source_from_files`).
         eval_split: "val" or "test"; the default is the first that the data set offers.
+        normalize: whose mean and deviation: the data set's own, "imagenet"'s, or "half", which is 0.5 for both.
 
     Raises: UserError for an unknown name or split and for missing, damaged or unreadable files.
     """
@@ -93,7 +97,10 @@ def load_dataset(
         raise UserError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
     if cache not in CACHES:
         raise UserError(f"unknown cache {cache!r}; choose from {', '.join(CACHES)}")
-    load, splits, stats = _REGISTRY[name]
+    if normalize not in NORMALIZATIONS:
+        raise UserError(f"unknown normalization {normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
+    load, splits, own_stats = _REGISTRY[name]
+    stats = {"dataset": own_stats, "imagenet": IMAGENET_STATS, "half": HALF_STATS}[normalize]
     path = None if data_path is None else Path(data_path).expanduser()
     if eval_split is None and name == "imagefolder":
         eval_split = "val" if path is None or (path / "val").is_dir() or not (path / "test").is_dir() else "test"

@@ -1,6 +1,7 @@
 """What a model looks at: attention as it runs, rollout, sparsity, Grad-CAM; how good such maps are; pictures."""
 
 from vit_core.explain.attention_capture import AttentionCall, CapturedAttention, capture_attention
+from vit_core.explain.attention_relevance import attention_relevance
 from vit_core.explain.attention_statistics import AttentionStatistics, LayerAttention, measure_attention
 from vit_core.explain.captum_grad_cam import captum_grad_cam
 from vit_core.explain.class_token import class_token_attention
@@ -17,7 +18,8 @@ from vit_core.explain.grad_cam import default_layer, grad_cam
 from vit_core.explain.grids import token_grid
 from vit_core.explain.head_table import draw_heads
 from vit_core.explain.overlay import denormalise, figure_of_maps, overlay
-from vit_core.explain.rollout import attention_rollout
+from vit_core.explain.pointing_game import pointing_game
+from vit_core.explain.rollout import attention_rollout, rolled_out
 from vit_core.explain.sparsity import LayerSparsity, SparsityTracker, measure_sparsity
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "LayerAttention",
     "LayerSparsity",
     "SparsityTracker",
+    "attention_relevance",
     "attention_rollout",
     "captum_grad_cam",
     "capture_attention",
@@ -45,7 +48,9 @@ __all__ = [
     "measure_focus",
     "measure_sparsity",
     "overlay",
+    "pointing_game",
     "random_control",
+    "rolled_out",
     "token_grid",
     "top_places",
 ]

@@ -68,7 +68,7 @@ def grad_cam(
             logits = (forward or model)(images.clone())  # a copy: an inference tensor cannot enter a graph
             if leaf is None:
                 raise ValueError("the layer was not called in the forward pass: give a layer= that is")
-            score = _target_logits(logits, targets)
+            score = target_logits(logits, targets)
             gradient = torch.autograd.grad(score, leaf, allow_unused=True)[0] if score.requires_grad else None
         finally:
             handle.remove()
@@ -109,7 +109,7 @@ def default_layer(model: nn.Module) -> nn.Module:
     raise ValueError(f"no default Grad-CAM layer is known for {type(model).__name__}: give layer=, or grad_cam_layer")
 
 
-def _target_logits(logits: Any, targets: Tensor | int | None) -> Tensor:
+def target_logits(logits: Any, targets: Tensor | int | None) -> Tensor:
     """Σ_b logits[b, targets[b]]."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ValueError("the model does not give logits (B, classes): give forward=, a function from images to logits")

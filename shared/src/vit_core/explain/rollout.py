@@ -6,12 +6,13 @@ to sum to one. The product of all blocks' Ā says how much of each input token i
 Shapes: B images, h heads, N tokens, (H, W) the grid of patches.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vit_core.explain.attention_capture import capture_attention
+from vit_core.explain.attention_capture import CapturedAttention, capture_attention
 from vit_core.explain.evaluation_mode import evaluation_mode
 from vit_core.explain.grids import Grid, token_grid
 
@@ -37,16 +38,18 @@ def attention_rollout(
         residual: the part of the identity in Ā.
     Raises: ValueError for a model in which not every block shows one square attention matrix.
     """
-    if fusion not in FUSIONS or not 0 <= discard < 1 or not 0 <= residual < 1:
-        raise ValueError(f"need fusion of {', '.join(FUSIONS)}; discard and residual in [0, 1)")
-    blocks: Any = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} has no blocks: attention rollout is for plain ViTs")
     with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
         model(images)
-    layers = [c.weights for c in captured.calls if c.module.startswith("blocks.")]
-    if len(layers) != len(blocks) or any(w.shape != layers[0].shape or w.shape[-1] != w.shape[-2] for w in layers):
-        raise ValueError(f"{type(model).__name__}: not every block has one attention among all tokens")
+    rolled = rolled_out(attention_of_blocks(captured, model), fusion=fusion, discard=discard, residual=residual)
+    return reading_of_patches(rolled, model, images, grid)
+
+
+def rolled_out(
+    layers: Sequence[Tensor], *, fusion: str = "mean", discard: float = 0.0, residual: float = 0.5
+) -> Tensor:
+    """The product over the attention weights (B, h, N, N) of one block after another: (B, N, N), a row an output."""
+    if fusion not in FUSIONS or not 0 <= discard < 1 or not 0 <= residual < 1:
+        raise ValueError(f"need fusion of {', '.join(FUSIONS)}; discard and residual in [0, 1)")
     rolled: Tensor | None = None
     for weights in layers:  # (B, h, N, N)
         fused = weights.mean(1) if fusion == "mean" else getattr(weights, f"a{fusion}")(1)
@@ -57,7 +60,25 @@ def attention_rollout(
         mixed = (1 - residual) * fused + residual * torch.eye(fused.shape[-1], device=fused.device)
         mixed = mixed / mixed.sum(-1, keepdim=True).clamp_min(1e-12)  # a row may be empty
         rolled = mixed if rolled is None else mixed @ rolled
-    assert rolled is not None
+    if rolled is None:
+        raise ValueError("there is no attention to roll out")
+    return rolled
+
+
+def attention_of_blocks(captured: CapturedAttention, model: nn.Module) -> list[Tensor]:
+    """The weights (B, h, N, N) of each block of a plain ViT. ValueError where a block has none, or several."""
+    blocks: Any = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ValueError(f"{type(model).__name__} has no blocks: attention through all layers is for plain ViTs")
+    layers = [c.weights for c in captured.calls if c.module.startswith("blocks.")]
+    if len(layers) != len(blocks) or any(w.shape != layers[0].shape or w.shape[-1] != w.shape[-2] for w in layers):
+        raise ValueError(f"{type(model).__name__}: not every block has one attention among all tokens")
+    return layers
+
+
+def reading_of_patches(rolled: Tensor, model: nn.Module, images: Tensor, grid: Grid | None) -> Tensor:
+    """From what each output token has of each input token (B, N, N): the class token's row, or without one the
+    patches' mean, over the patches as a grid (B, H, W)."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     has_class = getattr(model, "cls_token", None) is not None
     row = rolled[:, 0, prefix:] if has_class else rolled[:, prefix:, prefix:].mean(1)

@@ -1,0 +1,148 @@
+"""How important each patch is for what the model says: six answers to one question.
+
+An importance is a function from `Seen`, which holds what a forward pass has computed so far, to values (B, N), the more
+the more important. `forward_pruned` asks it at the layer where it prunes, `importance_map` behind the last block. What
+is written by somebody else, such as the distilled network of the full Zoomer, fits in as any such function.
+
+    token_norm      the L2 norm of a patch's token, as the study prunes; behind the last block the norm of that block's
+                    attention output, as the study draws its maps
+    cls_attention   what the class token attends to in the last block so far, mean over heads
+    rollout         attention rolled out through the blocks so far (Abnar and Zuidema)
+    grad_rollout    attention times its gradient, through all blocks (Chefer et al., ICCV 2021)
+    gradcam         Grad-CAM of the whole model
+    random          the control
+
+The two with gradients run the whole model forward and backward before anything is pruned: they save nothing, and show
+what a better choice of patches would bring. Their class is the predicted one.
+
+Shapes: B images, N patches, P prefix tokens, D embed_dim, h heads.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_core.explain import attention_relevance, grad_cam, rolled_out, token_grid
+from vit_core.explain.evaluation_mode import evaluation_mode
+
+if TYPE_CHECKING:
+    from zoom_vit.model import ZoomViT
+
+
+class Seen(NamedTuple):
+    """What an importance may look at."""
+
+    model: "ZoomViT"
+    images: Tensor  # (B, 3, H, W)
+    states: tuple[Tensor, ...]  # tokens (B, P + N, D): the input of each block so far, and the output of the last
+    targets: Tensor | None = None  # (B,) classes to explain. Default: the predicted ones
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.states[-1]
+
+    @property
+    def layer(self) -> int:
+        """How many blocks have run."""
+        return len(self.states) - 1
+
+    @property
+    def patches(self) -> slice:
+        """Where the patches are among the tokens."""
+        return slice(self.model.num_prefix_tokens, None)
+
+
+Importance = Callable[[Seen], Tensor]
+
+
+def token_norm(seen: Seen) -> Tensor:
+    tokens = seen.tokens
+    if seen.layer == len(seen.model.blocks):
+        block: Any = seen.model.blocks[-1]
+        tokens = block.attn(block.norm1(seen.states[-2]))
+    return tokens[:, seen.patches].norm(dim=-1)
+
+
+def cls_attention(seen: Seen) -> Tensor:
+    """Of the class token alone: one row of the attention matrix, at the cost of the keys."""
+    block: Any = seen.model.blocks[seen.layer - 1]
+    return attention_weights(block, seen.states[-2], rows=1).mean(1)[:, 0, seen.patches]
+
+
+def rollout(seen: Seen) -> Tensor:
+    layers = [attention_weights(b, x) for b, x in zip(seen.model.blocks, seen.states[:-1], strict=False)]
+    return rolled_out(layers)[:, 0, seen.patches]
+
+
+def grad_rollout(seen: Seen) -> Tensor:
+    return attention_relevance(seen.model, seen.images, seen.targets).flatten(1)
+
+
+def gradcam(seen: Seen) -> Tensor:
+    return grad_cam(seen.model, seen.images, seen.targets).flatten(1)
+
+
+class Random:
+    """Values that depend on the image, the patch and the seed alone: not on the batch, the device or what was drawn."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, seen: Seen) -> Tensor:
+        N = seen.tokens.shape[1] - seen.model.num_prefix_tokens
+        bits = seen.images.float().contiguous().view(torch.int32).flatten(1).long()
+        place = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+        image = _mixed((bits * (2 * place + 1)).sum(1) + self.seed * 0x632BE5AB)
+        values = _mixed(image[:, None] + torch.arange(N, device=bits.device) * 0x1E3779B97F4A7C15)
+        return (values >> 11 & (1 << 52) - 1).double() / (1 << 52)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """int64 -> int64, every bit of the result from every bit of x (Stafford's 13th variant of MurmurHash's mixer)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor  # >> carries the sign
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "token_norm": token_norm, "cls_attention": cls_attention, "rollout": rollout, "grad_rollout": grad_rollout,
+    "gradcam": gradcam, "random": Random(),
+}  # fmt: skip
+
+
+def named(name: str) -> Importance:
+    if name not in IMPORTANCES:
+        raise ValueError(f"importance must be one of {', '.join(IMPORTANCES)}; got {name!r}")
+    return IMPORTANCES[name]
+
+
+def importance_map(
+    model: "ZoomViT", images: Tensor, importance: str | Importance = "token_norm", targets: Tensor | None = None
+) -> Tensor:
+    """The importance of each patch behind the last block: (B, rows, columns).
+
+    The model runs in evaluation mode, without gradients for the caller, and is left as it was.
+    targets: classes (B,) that grad_rollout and gradcam explain. Default: the predicted ones.
+    """
+    score = named(importance) if isinstance(importance, str) else importance
+    with torch.no_grad(), evaluation_mode(model):
+        seen = model.see(images)._replace(targets=targets)
+        values = score(seen)
+    return values.unflatten(1, token_grid(model, values.shape[1], None, images.shape[-2:]))
+
+
+def attention_weights(block: nn.Module, x: Tensor, rows: int | None = None) -> Tensor:
+    """The weights of one of timm's blocks for its input x (B, P + N, D): (B, h, P + N, P + N), or its first rows."""
+    attn: Any = block.attn
+    x = block.norm1(x)  # type: ignore[operator]
+
+    def project(part: int, t: Tensor) -> Tensor:  # to the queries (0) or the keys (1) alone
+        which = slice(part * attn.num_heads * attn.head_dim, (part + 1) * attn.num_heads * attn.head_dim)
+        bias = None if attn.qkv.bias is None else attn.qkv.bias[which]
+        return F.linear(t, attn.qkv.weight[which], bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+
+    q, k = attn.q_norm(project(0, x[:, :rows])), attn.k_norm(project(1, x))
+    return (q @ k.transpose(-2, -1) * attn.scale).softmax(-1)

@@ -1,0 +1,82 @@
+"""The study's two recipes, CIFAR-10 and Flowers-102, as the shared commands take them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vit_core import timm_weights
+from vit_core.cli import flag
+from vit_core.recipe import Recipe
+from zoom_vit.registry import BACKBONE, TAGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Flags that change the model; None leaves its own default."""
+
+    drop_rate: float | None = flag(None, "dropout before the classifier (default: 0)")
+    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(timm_weights.StartOptions):
+    """What a new run starts from: the study from random weights."""
+
+    backbone: ClassVar[str] = BACKBONE
+    pretrained: bool = flag(False, "start from timm's ViT-Tiny weights: a stronger baseline than the study's")
+    pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
+
+
+# Adam at 1e-4 throughout; no decay, smoothing or clipping is named, so there is none.
+PUBLISHED: dict[str, Any] = {
+    "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "warmup_epochs": 0, "schedule": "constant", "min_lr": 0.0,
+    "grad_clip": 0.0, "label_smoothing": 0.0, "crop": "none",
+}  # fmt: skip
+CIFAR10 = {"dataset": "cifar10", "normalize": "half", "hflip": 0.0, "batch_size": 64, "epochs": 3}
+FLOWERS102 = {"dataset": "flowers102", "normalize": "imagenet", "hflip": 0.5, "batch_size": 32, "epochs": 5}
+
+
+def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def presets(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Model and dataset where they are not given, and the hyperparameters that belong to them.
+
+        The study's own; the micro model has ours, but for `--preset published`.
+        """
+        dataset = given.get("dataset")
+        chosen = given.get("model") or ("micro" if dataset == "digits" else model)
+        values: dict[str, Any] = {**PUBLISHED, **published, "model": chosen}
+        if chosen == "micro" and given.get("preset") is None:
+            values |= {
+                "optimizer": "adamw", "lr": 2e-3, "min_lr": 1e-6, "weight_decay": 0.05, "warmup_epochs": 2,
+                "schedule": "cosine", "grad_clip": 1.0, "label_smoothing": 0.1, "batch_size": 32, "epochs": 12,
+            }  # fmt: skip
+        if dataset is not None:
+            values |= {"dataset": dataset}
+        if dataset == "digits":
+            values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+        return values
+
+    return presets
+
+
+def _recipe(command: str, images: str, model: str, published: Mapping[str, Any]) -> Recipe:
+    return Recipe(
+        paper="ZoomViT study",
+        description=f"Train the study's ViT: without further arguments on {images} as published; with --dataset digits "
+        "a micro model on the embedded digits.",
+        command=command,
+        models={
+            "tiny_patch8_32": "zoom_vit_tiny_patch8_32",
+            "tiny_patch16_224": "zoom_vit_tiny_patch16_224",
+            "micro": "zoom_vit_micro",
+        },
+        presets=_presets(model, published),
+        options=ModelOptions,
+        start_options=StartOptions,
+        initialise=timm_weights.initialise,
+        aliases={"data_dir": "data_path", "output_dir": "save_dir"},
+    )
+
+
+CIFAR = _recipe("zoom-vit-cifar", "CIFAR-10", "tiny_patch8_32", CIFAR10)
+FLOWERS = _recipe("zoom-vit-flowers", "Flowers-102", "tiny_patch16_224", FLOWERS102)
