@@ -1,7 +1,9 @@
 """What the papers' `convert` modules share: torchvision's names of a ViT in timm's, and how to say what is wrong."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +27,24 @@ def timm_name(key: str) -> str:
     key = re.sub(r"^conv_proj\.", "patch_embed.proj.", key)
     key = re.sub(r"^encoder\.ln\.", "norm.", key)
     return {"class_token": "cls_token", "encoder.pos_embedding": "pos_embed"}.get(key, key)
+
+
+def vit_arguments(state_dict: Mapping[str, Tensor], paper: str) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformer, read off weights under timm's names; heads are taken to be 64 wide.
+
+    ValueError where a weight that tells a size is missing or of another rank.
+    """
+    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "head.weight": 2, "blocks.0.mlp.fc1.weight": 2}
+    wrong = [f"missing {k}" for k, ndim in needed.items() if k not in state_dict or state_dict[k].ndim != ndim]
+    if wrong:
+        raise not_of(paper, wrong)
+    dim, _, patch_size, _ = state_dict["patch_embed.proj.weight"].shape
+    return {
+        "img_size": math.isqrt(state_dict["pos_embed"].shape[1] - 1) * patch_size, "patch_size": patch_size,
+        "embed_dim": dim, "depth": len({m[1] for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))}),
+        "num_heads": max(dim // 64, 1), "mlp_ratio": len(state_dict["blocks.0.mlp.fc1.weight"]) / dim,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict, "num_classes": len(state_dict["head.weight"]),
+    }  # fmt: skip
 
 
 def load_original(model: nn.Module, state_dict: Mapping[str, Tensor], paper: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,18 +17,23 @@ from vit_core.run_folder import environment
 from vit_core.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
 
 
-def parser(recipe: Recipe) -> ArgumentParser:
+def parser(recipe: Recipe, folder: str | None = None) -> ArgumentParser:
     p = ArgumentParser(prog=f"{recipe.command}-evaluate", description=f"Evaluate a checkpoint of {recipe.paper}.")
     add_checkpoint_flag(p)
     p.add_argument("--model", choices=tuple(recipe.models), help="check that the checkpoint is of this model")
     add_data_flags(p)
+    if folder is not None:
+        p.add_argument("--output-dir", default=folder, help="folder of results.txt and .json (default: %(default)s)")
     p.add_argument("--json", metavar="FILE", type=output_file, help="write the result there too")
     return p
 
 
-def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv`, evaluate, print the result block. Returns the exit code."""
-    args = parser(recipe).parse_args(argv)
+def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = None) -> int:
+    """Parse `argv`, evaluate, print the result block; where a folder is given, write it to results.txt there, too.
+
+    Returns the exit code.
+    """
+    args = parser(recipe, folder).parse_args(argv)
     check_data_flags(args)
     world = distributed.start(args.device)
     try:
@@ -43,10 +49,19 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     if world.is_main:
         name = trained.settings["model"]
         short = {name: key for key, name in recipe.models.items()}[name]
-        print(format_result(result, data.dataset, f"{recipe.paper}-{short}"))
+        block = format_result(result, data.dataset, f"{recipe.paper}-{short}")
+        print(block)
+        record = dataclasses.asdict(result) | {
+            "dataset": data.dataset, "eval_split": dataset.eval_split, "model": name, "checkpoint": args.checkpoint,
+            "environment": environment(),
+        }  # fmt: skip
+        text = json.dumps(record, indent=2) + "\n"
         if args.json:
-            record = dataclasses.asdict(result) | {
-                "dataset": data.dataset, "model": name, "checkpoint": args.checkpoint, "environment": environment(),
-            }  # fmt: skip
-            args.json.write_text(json.dumps(record, indent=2) + "\n")
+            args.json.write_text(text)
+        if folder is not None:
+            place = Path(args.output_dir)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "results.txt").write_text(block + "\n")
+            (place / "results.json").write_text(text)
+            print(f"results.txt and results.json are in {place}")
     return 0

@@ -55,6 +55,7 @@ class Recipe:
     loss_function: LossFunction = classification_loss
     before_step: Callable[[nn.Module, float], None] = nothing_to_do  # the model, share of the training done (0 to 1)
     aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
+    test_splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split of what evaluates a checkpoint
     configs: Path | None = None  # folder of the YAML files that --config knows by name
 
     def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A model from the checkpoint of its run, and the images to try it on: what every analysis script begins with."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class TrainedModel:
     settings: dict[str, Any]  # the checkpoint's `config`
     source: Path
     epoch: int = 0  # epochs that the run had done
+    test_splits: Mapping[str, str] = field(default_factory=dict)  # the recipe's
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -40,11 +42,12 @@ class TrainedModel:
         """What `add_data_flags` asked for; by default that of the run. UserError for another number of classes."""
         trained = self.settings["data"]
         same = args.dataset in (None, trained["dataset"])
+        name = args.dataset or trained["dataset"]
         config = DataConfig(
-            dataset=args.dataset or trained["dataset"],
+            dataset=name,
             data_path=args.data_path or (trained["data_path"] if same else None),
             download=args.download,
-            eval_split=args.eval_split or (trained.get("eval_split") if same else None),
+            eval_split=args.eval_split or self.test_splits.get(name) or (trained.get("eval_split") if same else None),
             num_workers=args.num_workers,
         )
         dataset = load_images(config, self.settings["img_size"], world)
@@ -77,21 +80,21 @@ def add_checkpoint_flag(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_data_flags(parser: ArgumentParser) -> None:
-    """Flags of a script that evaluates: which images, how many at a time, where."""
+def add_data_flags(parser: ArgumentParser, *, amp: bool = True) -> None:
+    """Flags of a script that evaluates: which images, how many at a time, where; mixed precision, if that is for it."""
     parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")
     parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: the one it was trained on)")
     parser.add_argument("--download", action="store_true", help="download the dataset where it is missing")
     parser.add_argument(
-        "--eval-split", choices=("val", "test"), help="which images of it (default: those of the training's evaluation)"
+        "--eval-split",
+        choices=("val", "test"),
+        help="which images of it (default: those that the training was validated on, or the paper's test split)",
     )
     parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
-    add_device_flags(parser)
-
-
-def add_device_flags(parser: ArgumentParser) -> None:
     add_loading_flags(parser)
+    if not amp:
+        return
     parser.add_argument(
         "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
     )
@@ -128,5 +131,6 @@ def load_trained(
     ema = None if raw_weights else checkpoint.get("ema_state_dict")
     load_weights(built, ema or checkpoint["model_state_dict"], path)
     return TrainedModel(
-        model=built.to(device).eval(), settings=settings, source=Path(path), epoch=int(checkpoint["epoch"])
+        model=built.to(device).eval(), settings=settings, source=Path(path), epoch=int(checkpoint["epoch"]),
+        test_splits=recipe.test_splits,
     )  # fmt: skip

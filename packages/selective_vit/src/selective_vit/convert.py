@@ -1,7 +1,5 @@
 """Weights of the original: one attention layer, or a whole checkpoint of its model."""
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from selective_vit.attention import Selection
 from selective_vit.model import SelectiveAttention, ThresholdForm, make_selective
-from vit_core.conversion import load_original, not_of
+from vit_core.conversion import load_original, vit_arguments
 
 PAPER = "SelectiveViT"
 
@@ -41,17 +39,8 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     """
     config = dict(config)
     theirs = {k.removeprefix("module.").removeprefix("model."): v for k, v in state_dict.items()}
-    needed = ("patch_embed.proj.weight", "pos_embed", "head.weight", "blocks.0.mlp.fc1.weight")
-    missing = [k for k in needed if k not in theirs]
-    if missing:
-        raise not_of(PAPER, [f"missing model.{k}" for k in missing])
-    dim, _, patch_size, _ = theirs[needed[0]].shape
-    model = VisionTransformer(
-        img_size=math.isqrt(theirs["pos_embed"].shape[1] - 1) * patch_size, patch_size=patch_size, embed_dim=dim,
-        depth=len({m[1] for k in theirs if (m := re.match(r"blocks\.(\d+)\.", k))}),
-        num_heads=int(config.pop("heads", 0) or max(dim // 64, 1)), num_classes=len(theirs["head.weight"]),
-        mlp_ratio=len(theirs["blocks.0.mlp.fc1.weight"]) / dim, qkv_bias="blocks.0.attn.qkv.bias" in theirs,
-    )  # fmt: skip
+    sizes = vit_arguments(theirs, PAPER)
+    model = VisionTransformer(**sizes | {"num_heads": int(config.pop("heads", 0) or sizes["num_heads"])})
     form, selection = _selection({"threshold": 0.01, "eps": 1e-6, **config})
     make_selective(model, form.threshold, selection.mode, selection.empty_row, eps=selection.eps)
     load_original(model, theirs, PAPER)

@@ -75,6 +75,7 @@ def _recipe(command: str, images: str, model: str, published: Mapping[str, Any])
         start_options=StartOptions,
         initialise=timm_weights.initialise,
         aliases={"data_dir": "data_path", "output_dir": "save_dir"},
+        test_splits={"flowers102": "test"},
     )
 
 

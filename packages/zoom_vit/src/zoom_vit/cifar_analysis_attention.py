@@ -1,0 +1,88 @@
+"""Importance maps of a trained model, and how far the six ways to get them agree.
+
+    uv run zoom-vit-cifar-analysis-attention --checkpoint FILE
+
+Writes visualizations/, a picture an image, and attention.txt and .json: over more images the entropy of each kind of
+map, and the share of the top patches that two kinds have in common.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.explain import top_places
+from vit_core.run_folder import environment
+from vit_core.study import markdown_table
+from zoom_vit.alignment import noise_entropy, normalised_entropy
+from zoom_vit.examples import draw_importance
+from zoom_vit.experiment import CIFAR_FOLDER, Experiment, add_experiment_flags, begin
+from zoom_vit.importance import IMPORTANCES, importance_map
+from zoom_vit.recipe import CIFAR
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="zoom-vit-cifar-analysis-attention", description="Importance maps of a trained model.")
+    parser.add_argument("--pictures", type=int, default=8, help="images to draw (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, default=500, help="images to measure (default: %(default)s)")
+    add_experiment_flags(parser, CIFAR_FOLDER)
+    args = parser.parse_args(argv)
+    if args.pictures < 0:
+        raise UserError("--pictures must be at least 0")
+    experiment = begin(CIFAR, args)
+    record = measure(experiment, args.keep_ratio, args.max_images)
+    text = report(record)
+    (experiment.folder / "attention.txt").write_text(text)
+    record |= {"checkpoint": args.checkpoint, "environment": environment()}
+    (experiment.folder / "attention.json").write_text(json.dumps(record, indent=2) + "\n")
+    folder = experiment.folder / "visualizations"
+    names = experiment.trained.class_names
+    for numbers, images, targets in experiment.batches(args.pictures) if args.pictures else ():
+        for number, image, target in zip(numbers, images, targets.tolist(), strict=True):
+            file = folder / f"{number:05d}_{names[target].replace('/', '-').replace(' ', '_')}.png"
+            draw_importance(experiment, image[None], target, file)
+    print(f"{text}\nattention.txt, attention.json and visualizations/ are in {experiment.folder}")
+    return 0
+
+
+def measure(experiment: Experiment, share: float, limit: int) -> dict[str, Any]:
+    """Mean entropy of each kind of map, and for two kinds how much of their top `share` of patches is the same."""
+    names = list(IMPORTANCES)
+    entropy = torch.zeros(len(names), dtype=torch.float64)
+    common = torch.zeros(len(names), len(names), dtype=torch.float64)
+    count = places = 0
+    for _, images, _ in experiment.batches(limit):
+        maps = [importance_map(experiment.model, images, name) for name in names]
+        entropy += torch.stack([normalised_entropy(m).sum().cpu() for m in maps])
+        top = torch.stack([top_places(m, share).flatten(1) for m in maps]).double()  # (importances, B, N)
+        chosen = top.sum(2)[0].mean()
+        common += (torch.einsum("ibn,jbn->ij", top, top) / chosen).cpu()
+        count, places = count + len(images), top.shape[2]
+    return {
+        "images": count, "patches": places, "share": share, "importances": names,
+        "entropy": (entropy / count).tolist(), "noise_entropy": noise_entropy(places),
+        "agreement": (100 * common / count).tolist(),
+    }  # fmt: skip
+
+
+def report(record: dict[str, Any]) -> str:
+    names = record["importances"]
+    lines = [
+        [name, f"{record['entropy'][i]:.3f}", *(f"{v:.0f}" for v in record["agreement"][i])]
+        for i, name in enumerate(names)
+    ]
+    return (
+        f"{record['images']} images, {record['patches']} patches. Entropy 1: a constant map; noise has "
+        f"{record['noise_entropy']:.3f}. Agreement: percent of the top {100 * record['share']:g}% of patches that two "
+        "kinds share; by chance as many.\n\n" + markdown_table(["importance", "entropy", *names], lines)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

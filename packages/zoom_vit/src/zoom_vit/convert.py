@@ -1,0 +1,27 @@
+"""Checkpoints of the original study: timm's ViT under `model.`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vit_core.conversion import load_original, vit_arguments
+from zoom_vit.model import ZoomViT
+
+PAPER = "ZoomViT study"
+_SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+
+
+def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZoomViT:
+    """The model of a checkpoint, in evaluation mode.
+
+    state_dict: timm's names under `model.`, with or without `module.` in front. config: the original's timm_model,
+    img_size, patch_size, embed_dim, depth, num_heads and num_classes, as numbers or as text. None is required: sizes
+    are read off the weights, and heads are 64 wide, as in the ViT-Tiny that timm_model names, where num_heads is not
+    given. What else the config holds is about images and left alone.
+    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    """
+    theirs = {k.removeprefix("module.").removeprefix("model."): v for k, v in state_dict.items()}
+    model = ZoomViT(**vit_arguments(theirs, PAPER) | {k: int(config[k]) for k in _SIZES if k in config})
+    load_original(model, theirs, PAPER)
+    return model.eval()

@@ -1,0 +1,126 @@
+"""Images of each alignment group, and pictures of what the study does with them.
+
+The folders are the study's: `1_good_attention`, `2_inverted_attention`, `3_diffuse_attention`, under each of
+`1_visualizations`, `2_zoom_image` and `3_image_level_zoom`.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vit_core.cli import ArgumentParser
+from vit_core.errors import UserError
+from vit_core.explain import figure_of_maps
+from vit_core.recipe import Recipe
+from zoom_vit.alignment import GROUPS, Judgement, judge
+from zoom_vit.experiment import Experiment, add_experiment_flags, add_judgement_flags, begin, judgement
+from zoom_vit.importance import IMPORTANCES, importance_map
+from zoom_vit.zoom import attenuate_background, crop_zoom, zoom_boxes, zoom_mask
+
+GROUP_FOLDERS = tuple(f"{i}_{name}_attention" for i, name in enumerate(GROUPS, 1))
+
+
+class Example(NamedTuple):
+    """One image of the evaluation split, as `judge` sees it."""
+
+    number: int  # in the split
+    image: Tensor  # (1, 3, S, S), normalised
+    target: int
+    group: int  # into GROUPS
+    entropy: float
+
+
+def add_example_flags(parser: ArgumentParser, folder: str) -> None:
+    parser.add_argument("--per-group", type=int, default=4, help="pictures of each group (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, default=200, help="to look for them (default: %(default)s)")
+    parser.add_argument(
+        "--indices", type=int, nargs="+", help="these images instead, such as the study's 1143 5238 204"
+    )
+    add_judgement_flags(parser)
+    add_experiment_flags(parser, folder)
+
+
+def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, list[Example]]:
+    """Load what the flags name, find the images, and say how many of each group there are."""
+    if args.per_group < 1:
+        raise UserError("--per-group must be at least 1")
+    experiment = begin(recipe, args)
+    by = judgement(experiment)
+    found: list[Example] = []
+    counts = [0] * len(GROUPS)
+    if args.indices is None:
+        batches: Iterable[tuple[list[int], Tensor, Tensor]] = experiment.batches(args.max_images)
+    else:
+        batches = [(args.indices, *experiment.pick(args.indices))]
+    for numbers, images, targets in batches:
+        judged = judge(experiment.model, images, targets, by)
+        groups, entropies = judged["group"].tolist(), judged["entropy"].tolist()
+        for i, number in enumerate(numbers):
+            counts[groups[i]] += 1
+            if args.indices is not None or counts[groups[i]] <= args.per_group:
+                found.append(Example(number, images[i : i + 1].clone(), int(targets[i]), groups[i], entropies[i]))
+    print(f"of {sum(counts)} images " + ", ".join(f"{n} {name}" for n, name in zip(counts, GROUPS, strict=True)))
+    return experiment, by, found
+
+
+def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Path, note: str = "") -> None:
+    """All six importance maps over one image (1, 3, S, S)."""
+    with torch.no_grad():
+        logits = experiment.model(image)[0]
+    maps = {name: importance_map(experiment.model, image, name)[0] for name in IMPORTANCES}
+    title = f"{experiment.trained.class_names[target]}; the model says {experiment.says(logits)}{note}"
+    figure_of_maps(experiment.picture(image[0]), maps, path, title=title)
+
+
+def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> None:
+    """The image, its importance, the mask, and the image with its background darkened."""
+    picture = experiment.picture(example.image[0])
+    maps = importance_map(experiment.model, example.image, by.importance)
+    mask = zoom_mask(maps, by.keep_ratio, (picture.shape[1], picture.shape[2]))
+    dark = attenuate_background(picture[None], mask.cpu())[0]
+    with torch.no_grad():
+        seen = experiment.model(torch.cat([example.image, attenuate_background(example.image, mask)]))
+    panels = [
+        (f"image: {experiment.says(seen[0])}", picture),
+        (f"the {100 * by.keep_ratio:g}% of largest {by.importance}", mask[0].cpu().expand(3, -1, -1)),
+        (f"background × 0.3: {experiment.says(seen[1])}", dark),
+    ]
+    _draw(panels, path, f"image {example.number}, {experiment.trained.class_names[example.target]}")
+
+
+def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> None:
+    """The image with the box around its most important patches, and what is in the box."""
+    picture = experiment.picture(example.image[0])
+    maps = importance_map(experiment.model, example.image, by.importance)
+    crop = crop_zoom(example.image, maps, by.keep_ratio)
+    box = zoom_boxes(maps, by.keep_ratio, (picture.shape[1], picture.shape[2]))[0].tolist()
+    with torch.no_grad():
+        seen = experiment.model(torch.cat([example.image, crop]))
+    panels = [
+        (f"image: {experiment.says(seen[0])}", picture),
+        (f"zoom: {experiment.says(seen[1])}", experiment.picture(crop[0])),
+    ]
+    title = f"image {example.number}, {experiment.trained.class_names[example.target]}"
+    _draw(panels, path, title, box)
+
+
+def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Sequence[int] | None = None) -> None:
+    """Pictures (3, S, S) in [0, 1] in a row; box: top, left, height, width, on the first."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(3.3 * len(panels), 3.7), layout="constrained")
+    for ax, (name, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.set_title(name, fontsize=9)
+        ax.axis("off")
+    if box is not None:
+        top, left, height, width = box
+        edge = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#ff3b30", linewidth=2)
+        figure.axes[0].add_patch(edge)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,129 @@
+"""What the analysis scripts have in common: their flags, the trained model and its images, and the study's folders."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_core.cli import ArgumentParser
+from vit_core.data import BatchLoader, Dataset
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.explain import denormalise
+from vit_core.recipe import Recipe
+from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from zoom_vit.alignment import JUDGES, Judgement
+from zoom_vit.importance import IMPORTANCES
+from zoom_vit.model import ZoomViT
+
+CIFAR_FOLDER = "experiments/cifar/vit_baseline"
+FLOWERS_FOLDER = "experiments/flowers/vit_baseline"
+PUBLISHED_IMAGES = (1143, 5238, 204)  # of the test split: called good, inverted, diffuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A trained model, the images it is tried on, and the folder of what comes out."""
+
+    trained: TrainedModel
+    model: ZoomViT
+    dataset: Dataset
+    world: World
+    folder: Path
+    args: Any
+
+    def loader(self, limit: int | None = None) -> BatchLoader:
+        """The evaluation split, in its order; of it `limit` images, evenly spread."""
+        size = {"batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
+        return self.trained.loader(self.dataset, self.world, limit=limit, **size)
+
+    def numbers(self, limit: int | None = None) -> list[int]:
+        """Which images of the split `loader(limit)` has: their indices."""
+        count = len(self.dataset.val)
+        limit = min(limit or count, count)
+        return [i * count // limit for i in range(limit)]
+
+    def batches(self, limit: int | None = None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Indices, normalised images (B, 3, S, S) and classes (B,) of one batch after another."""
+        numbers = self.numbers(limit)
+        for images, targets in self.loader(limit).epoch():
+            yield numbers[: len(images)], images, targets
+            del numbers[: len(images)]
+
+    def pick(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """The images (n, 3, S, S) of the split with these indices, normalised, and their classes (n,)."""
+        count = len(self.dataset.val)
+        wrong = [i for i in indices if not 0 <= i < count]
+        if wrong:
+            raise UserError(f"--indices {wrong[0]}: the evaluation split has the images 0 to {count - 1}")
+        loader = self.trained.loader(self.dataset, self.world, batch_size=1, num_workers=0)
+        pairs = [next(loader.epoch(start_batch=i)) for i in indices]
+        return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+    def picture(self, image: Tensor) -> Tensor:
+        """A normalised image (3, S, S) as it was, in [0, 1] on the CPU."""
+        return denormalise(image, self.trained.settings["mean"], self.trained.settings["std"]).cpu()
+
+    def says(self, logits: Tensor) -> str:
+        """The predicted class and its probability, for one image's logits (C,)."""
+        p = logits.softmax(0)
+        best = int(p.argmax())
+        return f"{self.trained.class_names[best]} {float(p[best]):.3f}"
+
+
+def add_experiment_flags(parser: ArgumentParser, folder: str, *, importance: bool = True) -> None:
+    add_checkpoint_flag(parser)
+    if importance:
+        parser.add_argument(
+            "--importance", choices=tuple(IMPORTANCES), default="token_norm",
+            help="how important a patch is (default: %(default)s, as published)",
+        )  # fmt: skip
+        parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of patches (default: %(default)s)")
+    parser.add_argument("--output-dir", default=folder, help="folder of the results (default: %(default)s)")
+    add_data_flags(parser, amp=False)
+    parser.set_defaults(batch_size=64)
+
+
+def begin(recipe: Recipe, args: Any) -> Experiment:
+    """Load what the flags name. UserError for what does not fit."""
+    check_data_flags(args)
+    if not 0 < getattr(args, "keep_ratio", 1.0) <= 1:
+        raise UserError(f"--keep-ratio must lie in (0, 1], got {args.keep_ratio}")
+    if getattr(args, "max_images", 1) is not None and getattr(args, "max_images", 1) < 1:
+        raise UserError("--max-images must be at least 1")
+    world = World(0, 1, pick_device(args.device))
+    trained = load_trained(recipe, args.checkpoint, world.device, raw_weights=args.raw_weights)
+    assert isinstance(trained.model, ZoomViT)
+    dataset, _ = trained.dataset(args, world)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Experiment(
+        trained=trained, model=trained.model, dataset=dataset, world=world, folder=folder, args=args
+    )  # fmt: skip
+
+
+def add_judgement_flags(parser: ArgumentParser) -> None:
+    """How the intent of an image is judged; see `alignment.Judgement`."""
+    parser.add_argument("--prune-layer", type=int, help="blocks that see all patches (default: half of them)")
+    parser.add_argument(
+        "--judged-by", choices=JUDGES, default="pixels",
+        help="how it is tried what the top patches alone leave of the class (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--entropy-threshold", type=float, help="over which an intent is diffuse (default: as noise)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random control (default: %(default)s)")
+
+
+def judgement(experiment: Experiment) -> Judgement:
+    """What `add_judgement_flags` asked for. UserError for what the model does not have."""
+    args, depth = experiment.args, len(experiment.model.blocks)
+    if args.entropy_threshold is not None and not 0 <= args.entropy_threshold <= 1:
+        raise UserError(f"--entropy-threshold must lie in [0, 1], got {args.entropy_threshold}")
+    if args.prune_layer is not None and not 1 <= args.prune_layer < depth:
+        raise UserError(f"--prune-layer must lie in 1 … {depth - 1} for {depth} blocks, got {args.prune_layer}")
+    return Judgement(
+        importance=args.importance, keep_ratio=args.keep_ratio, prune_layer=args.prune_layer or depth // 2,
+        judged_by=args.judged_by, entropy_threshold=args.entropy_threshold, seed=args.seed,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Accuracy against throughput under token pruning: every importance, several layers, keep ratios from 1.0 to 0.1.
+
+    uv run zoom-vit-pruning-curve --checkpoint FILE
+
+Every batch goes through the dense model and all settings in turn, so that a machine whose speed drifts slows all alike;
+a speed-up is the median over the batches of dense time by pruned time. Multiply-adds are counted, those of the
+importance included: the two with gradients run the whole model forward and backward first. Writes pruning_curve.csv,
+.json and .png.
+"""
+
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.bench import multiply_adds
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.evaluation import now
+from vit_core.run_folder import environment
+from zoom_vit.experiment import FLOWERS_FOLDER, Experiment, add_experiment_flags, begin
+from zoom_vit.importance import IMPORTANCES
+from zoom_vit.recipe import FLOWERS
+
+KEEP_RATIOS = tuple(round(1 - 0.1 * i, 1) for i in range(10))
+Setting = tuple[str, int, float]  # importance, layer, keep ratio
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if not all(0 < k <= 1 for k in args.keep_ratios):
+        raise UserError("--keep-ratios must lie in (0, 1]")
+    experiment = begin(FLOWERS, args)
+    depth = len(experiment.model.blocks)
+    layers = args.prune_layers or sorted({max(1, depth * i // 4) for i in (1, 2, 3)})
+    if not all(1 <= layer < depth for layer in layers):
+        raise UserError(f"--prune-layers must lie in 1 … {depth - 1} for {depth} blocks")
+    rows = measure(experiment, args.importances, layers, args.keep_ratios, args.max_images)
+    write(experiment, rows)
+    draw(rows, experiment.folder / "pruning_curve.png", title_of(experiment, rows))
+    print(f"\npruning_curve.csv, pruning_curve.json and pruning_curve.png are in {experiment.folder}")
+    return 0
+
+
+def measure(
+    experiment: Experiment, importances: Sequence[str], layers: Sequence[int], keeps: Sequence[float], limit: int | None
+) -> list[dict[str, Any]]:
+    """A row for the dense model and for each setting: accuracy in percent, images a second, speed-up, multiply-adds."""
+    model, device = experiment.model, experiment.world.device
+    dense: Setting = ("dense", len(model.blocks), 1.0)
+    settings = [dense, *((name, layer, keep) for name in importances for layer in layers for keep in keeps)]
+
+    def logits_of(setting: Setting, images: torch.Tensor) -> torch.Tensor:
+        name, layer, keep = setting
+        if setting == dense:
+            return model(images)
+        return model.forward_pruned(images, keep, layer, name).logits
+
+    hits = dict.fromkeys(settings, 0)
+    seconds: dict[Setting, list[float]] = {s: [] for s in settings}
+    gmacs = dict.fromkeys(settings, 0.0)
+    numbers = experiment.numbers(limit)
+    with torch.no_grad(), tqdm(total=len(numbers), disable=not sys.stderr.isatty(), leave=False) as bar:
+        for _, images, targets in experiment.batches(limit):
+            if not gmacs[dense]:  # the counting warms all kernels up
+                for setting in settings:
+                    gmacs[setting] = multiply_adds(partial(logits_of, setting, images[:1])) / 1e9
+                logits_of(dense, images)
+            for setting in settings:
+                start = now(device)
+                logits = logits_of(setting, images)
+                seconds[setting].append((now(device) - start) / len(images))
+                hits[setting] += int((logits.argmax(1) == targets).sum())
+            bar.update(len(images))
+    return [
+        {
+            "importance": s[0], "prune_layer": s[1], "keep_ratio": s[2], "images": len(numbers),
+            "acc1": 100 * hits[s] / len(numbers), "images_per_second": 1 / statistics.median(seconds[s]),
+            "speed_up": statistics.median(d / t for d, t in zip(seconds[dense], seconds[s], strict=True)),
+            "gmacs": gmacs[s], "ideal_speed_up": gmacs[dense] / gmacs[s],
+        }
+        for s in settings
+    ]  # fmt: skip
+
+
+def write(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> None:
+    with (experiment.folder / "pruning_curve.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    record = {
+        "checkpoint": str(experiment.trained.source), "dataset": experiment.dataset.name,
+        "eval_split": experiment.dataset.eval_split, "rows": list(rows), "environment": environment(),
+    }  # fmt: skip
+    (experiment.folder / "pruning_curve.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
+    dense, model = rows[0], experiment.trained.settings["model"]
+    return (
+        f"{model}, {experiment.dataset.name}: {dense['images']:,} images, dense {dense['acc1']:.1f}% at "
+        f"{dense['images_per_second']:.0f} images/s"
+    )
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Accuracy against measured speed-up, a panel a layer, a line an importance, a dot a keep ratio."""
+    from matplotlib.figure import Figure
+
+    dense, pruned = rows[0], rows[1:]
+    layers = sorted({r["prune_layer"] for r in pruned})
+    figure = Figure(figsize=(4.2 * len(layers), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+    for ax, layer in zip(axes, layers, strict=True):
+        for name in dict.fromkeys(r["importance"] for r in pruned):
+            line = [r for r in pruned if r["importance"] == name and r["prune_layer"] == layer]
+            style = {"color": "#777777", "linestyle": "--"} if name == "random" else {}
+            x, y = [r["speed_up"] for r in line], [r["acc1"] for r in line]
+            ax.plot(x, y, marker="o", ms=3.5, lw=1.3, label=name, **style)
+        ax.axhline(dense["acc1"], color="black", lw=0.8, ls=":")
+        ax.axvline(1, color="black", lw=0.8, ls=":")
+        ax.set(title=f"pruned after block {layer}", xlabel="speed-up over the dense model (measured)", xscale="log")
+        ax.xaxis.set_major_formatter("{x:g}×")
+        ax.xaxis.set_minor_formatter("{x:g}×")
+        ax.tick_params(axis="x", which="both", labelsize=7)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("top-1 accuracy, %")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{title}; keep ratios {pruned[0]['keep_ratio']:g} to {pruned[-1]['keep_ratio']:g}", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="zoom-vit-pruning-curve", description="Accuracy against throughput under token pruning."
+    )
+    parser.add_argument(
+        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES), help="(default: all)"
+    )
+    parser.add_argument("--prune-layers", nargs="+", type=int, help="(default: a quarter, half, three quarters)")
+    parser.add_argument(
+        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS), help="(default: 1.0, 0.9 … 0.1)"
+    )
+    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
+    add_experiment_flags(parser, FLOWERS_FOLDER, importance=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A second look at the zoomed image: accuracy from the crop alone, and from the mean of both looks.
+
+    uv run zoom-vit-zoom-curve --checkpoint FILE
+
+The box around the most important patches is enlarged to the whole image (`zoom.crop_zoom`), for keep ratios from 1.0 to
+0.1 and every importance. Writes zoom_curve.csv, .json and .png.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.cli import ArgumentParser, command
+from vit_core.errors import UserError
+from vit_core.run_folder import environment
+from zoom_vit.experiment import FLOWERS_FOLDER, Experiment, add_experiment_flags, begin
+from zoom_vit.importance import IMPORTANCES, importance_map
+from zoom_vit.pruning_curve import KEEP_RATIOS
+from zoom_vit.recipe import FLOWERS
+from zoom_vit.zoom import crop_zoom, zoom_boxes
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if not all(0 < k <= 1 for k in args.keep_ratios):
+        raise UserError("--keep-ratios must lie in (0, 1]")
+    experiment = begin(FLOWERS, args)
+    dense, rows = measure(experiment, args.importances, args.keep_ratios, args.max_images)
+    write(experiment, dense, rows)
+    draw(dense, rows, experiment.folder / "zoom_curve.png", title_of(experiment, rows))
+    print(f"dense {dense:.2f}%; zoom_curve.csv, zoom_curve.json and zoom_curve.png are in {experiment.folder}")
+    return 0
+
+
+def measure(
+    experiment: Experiment, importances: Sequence[str], keeps: Sequence[float], limit: int | None
+) -> tuple[float, list[dict[str, Any]]]:
+    """Accuracy of the first look; and a row a setting: accuracy from the crop and of both looks, mean area of the box,
+    all in percent."""
+    model = experiment.model
+    settings = [(name, keep) for name in importances for keep in keeps]
+    sums = torch.zeros(len(settings), 3, dtype=torch.float64)  # hits of the crop, of both; area
+    dense = 0
+    numbers = experiment.numbers(limit)
+    with torch.no_grad(), tqdm(total=len(numbers), disable=not sys.stderr.isatty(), leave=False) as bar:
+        for _, images, targets in experiment.batches(limit):
+            first = model(images).softmax(1)
+            dense += int((first.argmax(1) == targets).sum())
+            size = (images.shape[2], images.shape[3])
+            maps = {name: importance_map(model, images, name) for name in importances}
+            for i, (name, keep) in enumerate(settings):
+                second = model(crop_zoom(images, maps[name], keep)).softmax(1)
+                boxes = zoom_boxes(maps[name], keep, size)
+                area = (boxes[:, 2] * boxes[:, 3]).double().sum() / (size[0] * size[1])
+                hits = [int((p.argmax(1) == targets).sum()) for p in (second, first + second)]
+                sums[i] += torch.tensor([*hits, float(area)], dtype=torch.float64)
+            bar.update(len(images))
+    percent = (100 * sums / len(numbers)).tolist()
+    rows = [
+        {"importance": name, "keep_ratio": keep, "images": len(numbers), "crop_acc1": c, "both_acc1": b, "box_area": a}
+        for (name, keep), (c, b, a) in zip(settings, percent, strict=True)
+    ]
+    return 100 * dense / len(numbers), rows
+
+
+def write(experiment: Experiment, dense: float, rows: Sequence[dict[str, Any]]) -> None:
+    with (experiment.folder / "zoom_curve.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    record = {
+        "checkpoint": str(experiment.trained.source), "dataset": experiment.dataset.name, "dense_acc1": dense,
+        "eval_split": experiment.dataset.eval_split, "rows": list(rows), "environment": environment(),
+    }  # fmt: skip
+    (experiment.folder / "zoom_curve.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
+    return f"{experiment.trained.settings['model']}, {experiment.dataset.name}: {rows[0]['images']:,} images"
+
+
+def draw(dense: float, rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Accuracy by keep ratio, a line an importance: from the crop alone, and from both looks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    pairs = (("crop_acc1", "from the crop"), ("both_acc1", "mean of both looks"))
+    for ax, (name, label) in zip(figure.subplots(1, 2), pairs, strict=True):
+        for importance in dict.fromkeys(r["importance"] for r in rows):
+            line = [r for r in rows if r["importance"] == importance]
+            style = {"color": "#777777", "linestyle": "--"} if importance == "random" else {}
+            x, y = [r["keep_ratio"] for r in line], [r[name] for r in line]
+            ax.plot(x, y, marker="o", ms=3.5, label=importance, **style)
+        ax.axhline(dense, color="black", lw=0.8, ls=":", label="the whole image")
+        ax.set(title=label, xlabel="keep ratio: share of patches in the box", ylabel="top-1 accuracy, %")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second look at the zoomed image.")
+    parser.add_argument(
+        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES), help="(default: all)"
+    )
+    parser.add_argument(
+        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS), help="(default: 1.0, 0.9 … 0.1)"
+    )
+    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
+    add_experiment_flags(parser, FLOWERS_FOLDER, importance=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
