@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import normalize
 
 from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
@@ -80,13 +81,14 @@ def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, pa
     picture = experiment.picture(example.image[0])
     maps = importance_map(experiment.model, example.image, by.importance)
     mask = zoom_mask(maps, by.keep_ratio, (picture.shape[1], picture.shape[2]))
-    dark = attenuate_background(picture[None], mask.cpu())[0]
+    dark = attenuate_background(picture[None], mask.cpu())
+    s = experiment.trained.settings
     with torch.no_grad():
-        seen = experiment.model(torch.cat([example.image, attenuate_background(example.image, mask)]))
+        seen = experiment.model(torch.cat([example.image, normalize(dark, s["mean"], s["std"]).to(mask.device)]))
     panels = [
         (f"image: {experiment.says(seen[0])}", picture),
         (f"the {100 * by.keep_ratio:g}% of largest {by.importance}", mask[0].cpu().expand(3, -1, -1)),
-        (f"background × 0.3: {experiment.says(seen[1])}", dark),
+        (f"background × 0.3: {experiment.says(seen[1])}", dark[0]),
     ]
     _draw(panels, path, f"image {example.number}, {experiment.trained.class_names[example.target]}")
 

@@ -115,6 +115,7 @@ def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
 def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Accuracy against measured speed-up, a panel a layer, a line an importance, a dot a keep ratio."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     dense, pruned = rows[0], rows[1:]
     layers = sorted({r["prune_layer"] for r in pruned})
@@ -129,9 +130,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         ax.axhline(dense["acc1"], color="black", lw=0.8, ls=":")
         ax.axvline(1, color="black", lw=0.8, ls=":")
         ax.set(title=f"pruned after block {layer}", xlabel="speed-up over the dense model (measured)", xscale="log")
-        ax.xaxis.set_major_formatter("{x:g}×")
-        ax.xaxis.set_minor_formatter("{x:g}×")
-        ax.tick_params(axis="x", which="both", labelsize=7)
+        low, high = ax.get_xlim()
+        ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if low <= t <= high]
+        ax.set_xticks(ticks, [f"{t:g}×" for t in ticks], fontsize=8)
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("top-1 accuracy, %")
     axes[0].legend(fontsize=8)

@@ -1,0 +1,87 @@
+"""How much of the saved multiply-adds becomes saved time: dense, pruned and timm's ViT-Tiny in turn, in one run.
+
+    uv run python -m zoom_vit.bench_pruning
+
+Ideal is the ratio of the counted multiply-adds; realised is the median over the rounds of dense time by pruned time.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+
+from vit_core.bench import in_turn, multiply_adds
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.distributed import pick_device, seed_everything
+from vit_core.errors import UserError
+from vit_core.run_folder import environment
+from zoom_vit.importance import IMPORTANCES
+from zoom_vit.registry import BACKBONE, zoom_vit_tiny_patch16_224
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m zoom_vit.bench_pruning", description=__doc__.splitlines()[0])
+    parser.add_argument("--keep-ratios", nargs="+", type=float, default=[0.3, 0.5], help="(default: 0.3 0.5)")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 32], help="(default: 8 32)")
+    parser.add_argument("--prune-layer", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--importance", choices=tuple(IMPORTANCES), default="token_norm", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or min(args.batch_sizes) < 1 or not all(0 < k <= 1 for k in args.keep_ratios):
+        raise UserError("--rounds and --batch-sizes must be at least 1, --keep-ratios lie in (0, 1]")
+    if not 1 <= args.prune_layer <= 11:
+        raise UserError(f"--prune-layer must lie in 1 … 11, got {args.prune_layer}")
+    device = pick_device(args.device)
+    print(f"{device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds, {args.importance}, "
+          f"pruned after block {args.prune_layer}")  # fmt: skip
+    rows = []
+    for batch_size in args.batch_sizes:
+        rows += measure(batch_size, args.keep_ratios, args.prune_layer, args.importance, device, args.rounds)
+    if args.json:
+        args.json.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=2) + "\n")
+    return 0
+
+
+def measure(
+    batch_size: int, keeps: Sequence[float], layer: int, importance: str, device: torch.device, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for timm's model and one for each keep ratio, against the dense model at this batch size; printed, too."""
+    seed_everything(0)
+    images = torch.randn(batch_size, 3, 224, 224, device=device)
+    ours = zoom_vit_tiny_patch16_224(num_classes=102).to(device).eval()
+    theirs = timm.create_model(BACKBONE, num_classes=102).to(device).eval()
+    theirs.load_state_dict(ours.state_dict())
+    works: dict[str, Callable[..., Any]] = {"dense": ours, BACKBONE: theirs}
+    works |= {
+        f"keep {k:g}": partial(ours.forward_pruned, keep_ratio=k, prune_layer=layer, importance=importance)
+        for k in keeps
+    }
+    with torch.inference_mode():
+        seconds = in_turn([partial(work, images) for work in works.values()], device, rounds)
+    with torch.no_grad():
+        cost = [multiply_adds(partial(work, images[:1])) for work in works.values()]
+    rows = []
+    print(f"batch {batch_size}: dense {1e3 * statistics.median(r[0] for r in seconds) / batch_size:.2f} ms an image")
+    for i, name in enumerate(works):
+        if i == 0:
+            continue
+        realised, ideal = statistics.median(r[0] / r[i] for r in seconds), cost[0] / cost[i]
+        ms = 1e3 * statistics.median(r[i] for r in seconds) / batch_size
+        rows.append({
+            "batch_size": batch_size, "model": name, "ms_per_image": ms, "gmacs": cost[i] / 1e9, "realised": realised,
+            "ideal": ideal, "share": realised / ideal,
+        })  # fmt: skip
+        print(f"  {name:22} {ms:6.2f} ms an image, {realised:.3f}× of {ideal:.3f}× possible: {realised / ideal:.3f}")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

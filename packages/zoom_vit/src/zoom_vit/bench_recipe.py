@@ -1,0 +1,99 @@
+"""The loader's share of an epoch of the CIFAR-10 recipe: ours, and torchvision's in the training process.
+
+    uv run python -m zoom_vit.bench_recipe --data-path DIR
+
+DIR holds train/<class>/ and test/<class>/. The two alternate, some steps each, on one model; torchvision reads with
+ImageFolder, ToTensor and Normalize. Ours decodes all images before the first step: that time is spread over the epochs.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.data import Augment, AugmentConfig, BatchLoader, load_dataset
+from vit_core.distributed import seed_everything
+from vit_core.errors import UserError
+from vit_core.run_folder import environment
+from zoom_vit.recipe import CIFAR10, PUBLISHED
+from zoom_vit.registry import zoom_vit_tiny_patch8_32
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m zoom_vit.bench_recipe", description=__doc__.splitlines()[0])
+    parser.add_argument("--data-path", required=True, help="folder with train/ and test/")
+    parser.add_argument("--steps", type=int, default=20, help="of each loader in a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    args = parser.parse_args(argv)
+    if args.steps < 1 or args.rounds < 1:
+        raise UserError("--steps and --rounds must be at least 1")
+    start = time.perf_counter()
+    data = load_dataset("imagefolder", data_path=args.data_path, img_size=32, normalize="half")
+    decoding = time.perf_counter() - start
+    batch_size, epochs = CIFAR10["batch_size"], CIFAR10["epochs"]
+    augment = Augment(AugmentConfig(hflip=0.0), 32, data.mean, data.std)
+    loader = BatchLoader(data.train, batch_size=batch_size, transform=augment, train=True)
+    prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+    folder = datasets.ImageFolder(str(Path(args.data_path) / "train"), prepare)
+    theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, drop_last=True)
+    if len(loader) < args.steps:
+        raise UserError(f"--steps {args.steps}: an epoch has {len(loader)}")
+
+    seed_everything(0)
+    model = zoom_vit_tiny_patch8_32(num_classes=data.num_classes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=PUBLISHED["lr"], fused=True)
+
+    def step(images: Tensor, targets: Tensor) -> None:
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def forever(source: Any) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            yield from source.epoch(epoch) if isinstance(source, BatchLoader) else source
+            epoch += 1
+
+    batches = {"ours": forever(loader), "torchvision": forever(theirs)}
+    waits, works = dict.fromkeys(batches, 0.0), dict.fromkeys(batches, 0.0)
+    for source in batches.values():  # warm-up
+        for _ in range(3):
+            step(*next(source))
+    for _ in range(args.rounds):
+        for name, source in batches.items():
+            for _ in range(args.steps):
+                begun = time.perf_counter()
+                batch = next(source)
+                loaded = time.perf_counter()
+                step(*batch)
+                waits[name] += loaded - begun
+                works[name] += time.perf_counter() - loaded
+    steps, counted = len(loader), args.rounds * args.steps
+    rows = {}
+    for name in batches:
+        once = decoding / epochs if name == "ours" else 0.0  # of each epoch
+        wait = waits[name] / counted * steps + once
+        epoch = wait + works[name] / counted * steps
+        rows[name] = {"epoch_s": epoch, "loader_s": wait, "loader_share": wait / epoch, "decoding_s": once * epochs}
+        more = f", {once:.1f} s of them a third of the decoding at the start" if once else ""
+        print(f"{name:12} epoch of {steps} steps {epoch:6.1f} s; loader {wait:5.1f} s, {100 * wait / epoch:.2f}%{more}")
+    print(f"ratio of the epochs {rows['ours']['epoch_s'] / rows['torchvision']['epoch_s']:.3f}")
+    if args.json:
+        args.json.write_text(
+            json.dumps({"rows": rows, "steps": counted, "environment": environment()}, indent=2) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
