@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vit_core.errors import UserError
+from vit_core.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def start(device: str = "auto") -> World:
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # its generator is the one that checkpoints keep
+    elif chosen.type == "cpu":
+        keep_freed_memory()
     if size == 1:
         return World(0, 1, chosen)
     if not dist.is_initialized():

@@ -20,7 +20,7 @@ from torchvision import datasets, transforms
 
 from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.data import Augment, AugmentConfig, BatchLoader, load_dataset
-from vit_core.distributed import seed_everything
+from vit_core.distributed import seed_everything, start
 from vit_core.errors import UserError
 from vit_core.run_folder import environment
 from zoom_vit.recipe import CIFAR10, PUBLISHED
@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.steps < 1 or args.rounds < 1:
         raise UserError("--steps and --rounds must be at least 1")
-    start = time.perf_counter()
+    start("cpu")
+    begun = time.perf_counter()
     data = load_dataset("imagefolder", data_path=args.data_path, img_size=32, normalize="half")
-    decoding = time.perf_counter() - start
+    decoding = time.perf_counter() - begun
     batch_size, epochs = CIFAR10["batch_size"], CIFAR10["epochs"]
     augment = Augment(AugmentConfig(hflip=0.0), 32, data.mean, data.std)
     loader = BatchLoader(data.train, batch_size=batch_size, transform=augment, train=True)

@@ -33,7 +33,13 @@ PUBLISHED: dict[str, Any] = {
     "grad_clip": 0.0, "label_smoothing": 0.0, "crop": "none",
 }  # fmt: skip
 CIFAR10: dict[str, Any] = {"dataset": "cifar10", "normalize": "half", "hflip": 0.0, "batch_size": 64, "epochs": 3}
-FLOWERS102: dict[str, Any] = {"dataset": "flowers102", "normalize": "imagenet", "hflip": 0.5, "batch_size": 32, "epochs": 5}
+FLOWERS102: dict[str, Any] = {
+    "dataset": "flowers102",
+    "normalize": "imagenet",
+    "hflip": 0.5,
+    "batch_size": 32,
+    "epochs": 5,
+}
 
 
 def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
