@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     mapped again: in training with 64 small images thousands of page faults a step. A process may grow some percent
     larger. Does nothing where the C library is another.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD) if mallopt else ():
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
             mallopt(parameter, _KEPT)  # 0 where it is refused: no harm

@@ -3,7 +3,6 @@
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 # 64 wide, 4 blocks, for 32 x 32 images (65 tokens); trains on a CPU. Arguments of timm's VisionTransformer.
@@ -14,8 +13,9 @@ MICRO: dict[str, Any] = {
 MICRO_POS_EMBED_STD = 0.5
 
 
-def spread_pos_embed(vit: VisionTransformer, std: float = MICRO_POS_EMBED_STD) -> None:
-    """Draw the position embedding of a new model anew, with this deviation."""
+def spread_pos_embed(model: nn.Module, std: float = MICRO_POS_EMBED_STD) -> None:
+    """Draw the position embedding of a new ViT anew, with this deviation; also of one made with features_only."""
+    vit: Any = getattr(model, "model", model)
     if vit.pos_embed is not None:
         nn.init.trunc_normal_(vit.pos_embed, std=std, a=-2 * std, b=2 * std)
 

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_core.explain import attention_relevance, grad_cam, rolled_out, token_grid
+from vit_core.explain import attention_relevance, grad_cam, token_grid
 from vit_core.explain.evaluation_mode import evaluation_mode
+from vit_core.explain.rollout import reading_of_patches, rolled_out
 
 if TYPE_CHECKING:
     from zoom_vit.model import ZoomViT
@@ -68,13 +69,15 @@ def token_norm(seen: Seen) -> Tensor:
 
 def cls_attention(seen: Seen) -> Tensor:
     """Of the class token alone: one row of the attention matrix, at the cost of the keys."""
+    if seen.model.cls_token is None:
+        raise ValueError("cls_attention needs a model with a class token")
     block: Any = seen.model.blocks[seen.layer - 1]
     return attention_weights(block, seen.states[-2], rows=1).mean(1)[:, 0, seen.patches]
 
 
 def rollout(seen: Seen) -> Tensor:
     layers = [attention_weights(b, x) for b, x in zip(seen.model.blocks, seen.states[:-1], strict=False)]
-    return rolled_out(layers)[:, 0, seen.patches]
+    return reading_of_patches(rolled_out(layers), seen.model, seen.images, None).flatten(1)
 
 
 def grad_rollout(seen: Seen) -> Tensor:
@@ -93,18 +96,20 @@ class Random:
 
     def __call__(self, seen: Seen) -> Tensor:
         N = seen.tokens.shape[1] - seen.model.num_prefix_tokens
-        bits = seen.images.float().contiguous().view(torch.int32).flatten(1).long()
+        bits = seen.images.float().contiguous().view(torch.int32).flatten(1).long() % PRIME
         place = torch.arange(1, bits.shape[1] + 1, device=bits.device)
-        image = _mixed((bits * (2 * place + 1)).sum(1) + self.seed * 0x632BE5AB)
-        values = _mixed(image[:, None] + torch.arange(N, device=bits.device) * 0x1E3779B97F4A7C15)
-        return (values >> 11 & (1 << 52) - 1).double() / (1 << 52)
+        image = _mixed((bits * (_mixed(place) + 1) % PRIME).sum(1) % PRIME + self.seed % PRIME)
+        return _mixed(image[:, None] + 7919 * torch.arange(1, N + 1, device=bits.device)).double() / 2**31
+
+
+PRIME = 2**31 - 1  # products of two smaller numbers fit in 63 bits
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """int64 -> int64, every bit of the result from every bit of x (Stafford's 13th variant of MurmurHash's mixer)."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor  # >> carries the sign
-    return x ^ (x >> 31 & (1 << 33) - 1)
+    """int64, not negative, below 2⁴⁰ -> int64 below 2³¹ that looks unrelated: shift, exclusive or, multiply, thrice."""
+    for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 0x5F356495)):
+        x = (x ^ (x >> shift)) % PRIME * factor % PRIME
+    return x ^ (x >> 16)
 
 
 IMPORTANCES: dict[str, Importance] = {

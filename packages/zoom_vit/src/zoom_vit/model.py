@@ -65,11 +65,11 @@ class ZoomViT(VisionTransformer):
         Raises: ValueError for ratios and layers that cannot be, and for importances of another shape.
         """
         depth = len(self.blocks)
-        layer = max(1, depth // 2) if prune_layer is None else prune_layer
+        layer = depth // 2 if prune_layer is None else prune_layer
         if not 0 < keep_ratio <= 1:
             raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
-        if not 1 <= layer < max(depth, 2):
-            raise ValueError(f"prune_layer must lie in [1, {depth - 1}] for {depth} blocks, got {layer}")
+        if not 1 <= layer < depth:  # behind the last block there is nothing to save
+            raise ValueError(f"prune_layer must be at least 1 and below the {depth} blocks, got {layer}")
         if self.attn_pool is not None:
             raise ValueError("a model that pools by attention over a grid cannot be pruned")
         importance = named(importance) if isinstance(importance, str) else importance

@@ -36,8 +36,8 @@ def zoom_boxes(maps: Tensor, keep_ratio: float, size: tuple[int, int], min_size:
     A side shorter than `min_size` grows by ⌊(min_size − side) / 2⌋ at both ends, as far as the image reaches, so that
     it may stay shorter. Default: 64 pixels at 224, and in proportion.
     """
-    _, rows, columns = maps.shape
     top = maps.flatten(1).topk(_count(maps, keep_ratio), dim=1).indices
+    _, rows, columns = maps.shape
     box = []
     for cells, along, pixels in ((top // columns, rows, size[0]), (top % columns, columns, size[1])):
         least = int(MIN_SHARE * pixels) if min_size is None else min_size

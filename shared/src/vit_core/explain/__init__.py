@@ -19,7 +19,7 @@ from vit_core.explain.grids import token_grid
 from vit_core.explain.head_table import draw_heads
 from vit_core.explain.overlay import denormalise, figure_of_maps, overlay
 from vit_core.explain.pointing_game import pointing_game
-from vit_core.explain.rollout import attention_rollout, rolled_out
+from vit_core.explain.rollout import attention_rollout
 from vit_core.explain.sparsity import LayerSparsity, SparsityTracker, measure_sparsity
 
 __all__ = [
@@ -50,7 +50,6 @@ __all__ = [
     "overlay",
     "pointing_game",
     "random_control",
-    "rolled_out",
     "token_grid",
     "top_places",
 ]

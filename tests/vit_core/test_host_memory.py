@@ -1,0 +1,30 @@
+"""Freed memory stays with the process: blocks as large as activations cost their page faults once."""
+
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys, torch
+from vit_core.host_memory import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def work():
+    for _ in range(20):
+        torch.ones(2**24)  # 64 MiB, over any threshold that glibc moves to by itself
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_page_faults_are_not_repeated():
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", COUNT, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 100 < faults["given back"]
