@@ -51,6 +51,14 @@ def test_imagefolder(tmp_path: Path) -> None:
     assert _load("imagefolder", tmp_path, eval_split="test").eval_split == "test"
 
 
+def test_whose_mean_and_deviation(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    assert _load("digits", None).mean != _load("imagefolder", tmp_path).mean
+    assert _load("imagefolder", tmp_path, normalize="imagenet").std == _load("imagefolder", tmp_path).std
+    half = _load("digits", None, normalize="half")
+    assert half.mean == half.std == (0.5, 0.5, 0.5)
+
+
 def test_imagefolder_with_test_alone(tmp_path: Path) -> None:
     assert _load("imagefolder", _tree(tmp_path, ("train", "test"))).eval_split == "test"
 
@@ -124,6 +132,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
     _refused("unknown dataset 'mnist'; choose from digits, cifar10", "mnist", None)
     _refused("digits has no labelled 'val' split; choose from test", "digits", None, eval_split="val")
     _refused("unknown cache 'tape'", "digits", None, cache="tape")
+    _refused("unknown normalization 'quarter'", "digits", None, normalize="quarter")
     assert set(DATASETS) == {
         *("digits", "cifar10", "cifar100", "flowers102", "tiny_imagenet"),
         *("intel", "imagenet100", "imagenet", "imagefolder", "fake"),

@@ -170,3 +170,35 @@ def test_amp_bf16_can_be_forced_on_a_cpu_and_auto_is_off(tmp_path, capsys):
 @pytest.mark.parametrize("amp", ["fp16", "bf16"])
 def test_training_on_a_gpu(tmp_path, amp):
     assert toy_paper.train(str(tmp_path), "--device", "cuda", "--amp", amp) == 0
+
+
+def test_the_split_to_evaluate_on(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3), ("test", 5)):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    data = ("--dataset", "imagefolder", "--data-path", str(tmp_path / "images"))
+    flags = (
+        "--epochs",
+        "1",
+        "--warmup-epochs",
+        "0",
+        "--batch-size",
+        "8",
+        "--eval-split",
+        "test",
+        "--normalize",
+        "half",
+    )
+    assert toy_paper.train(str(tmp_path), *data, *flags) == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((run / "config.json").read_text())["mean"] == [0.5, 0.5, 0.5]
+    for split, images in (((), 10), (("--eval-split", "val"), 6)):
+        report = tmp_path / "report.json"
+        assert toy_paper.evaluate(["--checkpoint", str(run / "last.pth"), *split, "--json", str(report)]) == 0
+        assert json.loads(report.read_text())["num_images"] == images
+    assert toy_paper.train(str(tmp_path), "--eval-split", "val") == 2
+    assert "digits has no labelled 'val' split" in capsys.readouterr().err
