@@ -15,6 +15,6 @@ def keep_freed_memory() -> None:
     larger. Does nothing where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(parameter, _KEPT)  # 0 where it is refused: no harm
+    # The second alone would do harm: it stops glibc from moving the first by itself. Older versions refuse over 32 MiB.
+    if mallopt is not None and any(mallopt(_MMAP_THRESHOLD, size) for size in (_KEPT, 2**25)):
+        mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -64,7 +64,7 @@ def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> No
         if (vit.embed_dim, len(vit.blocks)) != (theirs.embed_dim, len(theirs.blocks)):
             raise UserError(f"--pretrained: there are no weights for this size of model; {advice}")
         try:
-            state = download(source, vit.patch_embed.img_size[0])
+            state = download(source)
         except Exception as e:  # whatever the hub's client, its transport or its cache raise
             reason = " ".join(str(e).split())[:160]
             raise UserError(f"{source}: the weights could not be downloaded ({reason}); {advice}") from e
@@ -89,9 +89,9 @@ def _read(file: str) -> Mapping[str, Any]:
         raise UserError(f"--weights {file} is not a safetensors file, or is damaged ({e})") from e
 
 
-def download(name: str, img_size: int) -> Mapping[str, Tensor]:
+def download(name: str) -> Mapping[str, Tensor]:
     """The weights of one of timm's ViTs, from its cache or the network. Raises what timm's download raises."""
-    return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size).state_dict()
+    return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 
 def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor], own: str = OWN_HEAD) -> None:

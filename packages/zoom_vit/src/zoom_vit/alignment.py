@@ -1,16 +1,17 @@
 """Is the visual intent aligned, and does pruning help where it is? Measured on every image, not on three of them.
 
-An image's intent is *diffuse* if its importance map is no more concentrated than noise. Otherwise it is *good* if the
-most important patches alone leave more of the true class's probability than the least important ones alone, and
-*inverted* if they leave less. "Alone" is judged by pixels (the others become the image's mean colour, and the dense
-model looks at it) or by tokens (the others are pruned). Tokens are what the study prunes, but then the outcome that is
-to be compared chooses the groups: where pruning by chance went well, the intent is called good.
+An image's intent is *diffuse* if its importance map is at least as spread as independent uniform noise. Otherwise it is
+*good* if the k most important patches alone leave more of the true class's probability than the k least important ones
+alone, and *inverted* if they leave less. "Alone" is judged by pixels (the others become the image's mean colour, and
+the dense model looks at it) or by tokens (the others are pruned). The map is that behind the last block, which the
+study draws, or that of the layer at which it prunes.
 
 Two controls say what is left of a difference. *random*: the same images under random pruning. *placebo*: random maps
-judged like the real ones, good if their top patches happened to leave more. What the placebo gains in its good group is
-selection, not alignment.
+judged like the real ones, and the same maps prune. Who sorts images by how well they survive selects those where chance
+was kind: what the placebo gains in its good group is such selection, and an upper bound of it, since its judging map is
+the pruning one.
 
-Shapes: B images, N patches, n images in all.
+Shapes: B images, N patches, n images in all, k = max(1, ⌊keep · N⌋).
 """
 
 import math
@@ -20,16 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from zoom_vit.importance import IMPORTANCES, Random, importance_map
+from zoom_vit.importance import Random, as_map
 from zoom_vit.model import ZoomViT
-from zoom_vit.zoom import zoom_mask
 
 GROUPS = ("good", "inverted", "diffuse")
 JUDGES = ("pixels", "tokens")
+LAYERS = ("last", "pruned")
 MEASURES = ("correct", "confidence", "true_class")  # of one prediction; see `_prediction`
 LABELS = {"correct": "accuracy, %", "confidence": "confidence, %", "true_class": "true class's probability, %"}
+FEW = 30  # images: a group of fewer decides nothing
+Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +41,24 @@ class Judgement:
     """How images are judged and pruned."""
 
     importance: str
-    keep_ratio: float
+    keep_ratio: float  # at most 0.5: the top and the bottom share no patch
     prune_layer: int
     judged_by: str = "pixels"
-    entropy_threshold: float | None = None  # None: that of noise
+    judged_at: str = "last"
     seed: int = 0  # of the random control
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio <= 0.5:
+            raise ValueError(f"keep_ratio must lie in (0, 0.5], so that top and bottom differ; got {self.keep_ratio}")
+        if self.judged_by not in JUDGES or self.judged_at not in LAYERS:
+            raise ValueError(f"judged_by is one of {', '.join(JUDGES)}, judged_at one of {', '.join(LAYERS)}")
 
 
 def normalised_entropy(maps: Tensor) -> Tensor:
-    """How spread a map (B, H, W) over its minimum is, (B,): 1 where it is constant, 0 where it is a single patch."""
+    """How spread a map (B, H, W) over its minimum is, (B,): 1 where it is constant, 0 where it is a single patch.
+
+    Over its minimum, since norms are far from zero everywhere: without that every one of their maps is spread.
+    """
     values = maps.flatten(1).double()
     values = values - values.amin(1, keepdim=True)
     total = values.sum(1, keepdim=True)
@@ -58,37 +71,50 @@ def noise_entropy(patches: int) -> float:
     return 1 - (math.log(2) - 0.5) / math.log(patches)
 
 
+@torch.no_grad()
 def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dict[str, Tensor]:
-    """Each image's columns (B,): `entropy` and `group` of its map, and what the model says of it.
+    """Each image's columns (B,), of a model in evaluation mode.
 
-    `dense_…`, `pruned_…` and `random_…` for each of `MEASURES`, with `…_class` the predicted class; `group` is a number
-    into `GROUPS`; `placebo` 0 or 1, the same for the random map, of which none is diffuse.
+    `entropy` of its map; `aligned`, whether the top patches leave more of the class than the bottom ones; `lucky`, the
+    same for the random map; `overlap`, the percentage of the map's top k that pruning keeps. And what the model says:
+    `dense_…`, `pruned_…` and `random_…` for each of `MEASURES`, with `…_class` the predicted class.
     """
-    maps = importance_map(model, images, by.importance)
-    noise = importance_map(model, images, Random(by.seed))
-    threshold = noise_entropy(maps[0].numel()) if by.entropy_threshold is None else by.entropy_threshold
-    with torch.no_grad():
-        entropy = normalised_entropy(maps)
-        aligned = _kept(model, images, targets, maps, by) > _kept(model, images, targets, -maps, by)
-        lucky = _kept(model, images, targets, noise, by) > _kept(model, images, targets, -noise, by)
-        columns = {
-            "entropy": entropy,
-            "group": torch.where(entropy > threshold, 2, torch.where(aligned, 0, 1)),
-            "placebo": torch.where(lucky, 0, 1),
-        }
-        columns |= _prediction("dense", model(images), targets)
-        for name, importance in (("pruned", IMPORTANCES[by.importance]), ("random", noise)):
-            out = model.forward_pruned(images, by.keep_ratio, by.prune_layer, importance)
-            columns |= _prediction(name, out.logits, targets)
-    return columns
+    seen = model.see(images)
+    judged = seen if by.judged_at == "last" else seen._replace(states=seen.states[: by.prune_layer + 1])
+    maps, noise = as_map(judged, by.importance), as_map(seen, Random(by.seed))
+    ranks, noise_ranks = ranked(maps, noise), ranked(noise, noise)
+    pruned = model.forward_pruned(images, by.keep_ratio, by.prune_layer, by.importance)
+    random = model.forward_pruned(images, by.keep_ratio, by.prune_layer, noise)
+    top = ranks.argsort(1, descending=True)[:, : pruned.num_kept]
+    shared = (top[:, :, None] == pruned.kept[:, None, :]).any(2).float().mean(1)
+    return {
+        "entropy": normalised_entropy(maps),
+        "aligned": _kept(model, images, targets, ranks, by) > _kept(model, images, targets, -ranks, by),
+        "lucky": _kept(model, images, targets, noise_ranks, by) > _kept(model, images, targets, -noise_ranks, by),
+        "overlap": 100 * shared,
+        **_prediction("dense", model.forward_head(model.norm(seen.tokens)), targets),
+        **_prediction("pruned", pruned.logits, targets),
+        **_prediction("random", random.logits, targets),
+    }
 
 
-def _kept(model: ZoomViT, images: Tensor, targets: Tensor, maps: Tensor, by: Judgement) -> Tensor:
-    """The true class's probability (B,) when only the patches are left that are at the top of the maps."""
+def ranked(maps: Tensor, noise: Tensor) -> Tensor:
+    """Each place's rank (B, N), the largest value the highest; where values tie, `noise` decides: no two are equal."""
+    shuffled = noise.flatten(1).argsort(1)
+    order = shuffled.gather(1, maps.flatten(1).gather(1, shuffled).argsort(dim=1, stable=True))
+    ranks = torch.arange(order.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks).float()
+
+
+def _kept(model: ZoomViT, images: Tensor, targets: Tensor, ranks: Tensor, by: Judgement) -> Tensor:
+    """The true class's probability (B,) when the k patches of the highest ranks alone are left."""
     if by.judged_by == "tokens":
-        logits = model.forward_pruned(images, by.keep_ratio, by.prune_layer, maps).logits
+        logits = model.forward_pruned(images, by.keep_ratio, by.prune_layer, ranks).logits
     else:
-        mask = zoom_mask(maps, by.keep_ratio, (images.shape[2], images.shape[3]))
+        k = max(1, int(by.keep_ratio * ranks.shape[1]))
+        shown = torch.zeros_like(ranks).scatter_(1, ranks.topk(k, dim=1).indices, 1.0)
+        grid = model.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+        mask = F.interpolate(shown.view(-1, 1, *grid), images.shape[2:], mode="nearest")
         logits = model(torch.lerp(images.mean((2, 3), keepdim=True), images, mask))
     return logits.softmax(1).gather(1, targets[:, None])[:, 0]
 
@@ -103,63 +129,93 @@ def _prediction(name: str, logits: Tensor, targets: Tensor) -> dict[str, Tensor]
     }  # fmt: skip
 
 
-def summarise(columns: Mapping[str, np.ndarray], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def groups(columns: Columns, threshold: float) -> np.ndarray:
+    """(n,) numbers into `GROUPS`: diffuse over the threshold of the entropy."""
+    return np.where(columns["entropy"] > threshold, 2, np.where(columns["aligned"], 0, 1))
+
+
+def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """A row a group, one for all images, and two of the placebo, with the changes that pruning makes.
 
     columns: of `judge`, over n images. A change is a mean difference from the dense model, in percentage points, with
     the 2.5th and 97.5th percentile of its bootstrap distribution: `pruned_correct` = [mean, low, high]. `random_…` is
-    the change under random pruning, `beyond_…` the difference of the two. For the placebo, whose importance is random,
-    there is only the first.
+    the change under random pruning, `beyond_…` the difference of the two, `contrast_…` how much more the good group
+    changes than this one. The placebo's importance is random, and its groups leave out the diffuse images, too.
     """
     rng = np.random.default_rng(seed)
-    n = len(columns["group"])
-    subsets = {name: columns["group"] == i for i, name in enumerate(GROUPS)} | {"all": np.ones(n, bool)}
-    subsets |= {f"placebo {name}": columns["placebo"] == i for i, name in enumerate(GROUPS[:2])}
-    rows = []
+    group = groups(columns, threshold)
+    subsets = {name: group == i for i, name in enumerate(GROUPS)} | {"all": np.ones(len(group), bool)}
+    clear = group != 2
+    subsets |= {"placebo good": clear & columns["lucky"], "placebo inverted": clear & ~columns["lucky"]}
+    rows: list[dict[str, Any]] = []
+    good: dict[str, np.ndarray] = {}  # bootstrap means of the good group
     for name, chosen in subsets.items():
         row: dict[str, Any] = {"group": name, "images": int(chosen.sum()), "share": 100 * float(chosen.mean())}
         for measure in MEASURES if row["images"] else ():
             dense, pruned, random = (columns[f"{k}_{measure}"][chosen] for k in ("dense", "pruned", "random"))
+            placebo = name.startswith("placebo")
+            change = (random if placebo else pruned) - dense
+            means = resampled_means(change, resamples, rng)
             row[f"dense_{measure}"] = float(dense.mean())
-            if name.startswith("placebo"):
-                row[f"pruned_{measure}"] = interval(random - dense, resamples, rng)
-                continue
-            row[f"pruned_{measure}"] = interval(pruned - dense, resamples, rng)
-            row[f"random_{measure}"] = interval(random - dense, resamples, rng)
-            row[f"beyond_{measure}"] = interval(pruned - random, resamples, rng)
+            row[f"pruned_{measure}"] = _interval(change.mean(), means)
+            if not placebo:
+                row[f"random_{measure}"] = interval(random - dense, resamples, rng)
+                row[f"beyond_{measure}"] = interval(pruned - random, resamples, rng)
+            if name == "good":
+                good[measure] = means
+            elif name != "all" and measure in good:
+                mean = rows[0][f"pruned_{measure}"][0] - change.mean()
+                row[f"contrast_{measure}"] = _interval(mean, good[measure] - means)
         rows.append(row)
     return rows
 
 
 def interval(values: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
     """[mean, low, high]: the mean and the 95% percentile interval of its bootstrap distribution."""
+    return _interval(values.mean(), resampled_means(values, resamples, rng))
+
+
+def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     n = len(values)
     step = max(1, 2_000_000 // n)
-    means = [
-        values[rng.integers(n, size=(min(step, resamples - i), n))].mean(1) for i in range(0, resamples, step)
-    ]  # fmt: skip
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return [float(values.mean()), float(low), float(high)]
+    sizes = [min(step, resamples - i) for i in range(0, resamples, step)]
+    return np.concatenate([values[rng.integers(n, size=(size, n))].mean(1) for size in sizes])
+
+
+def _interval(mean: float, means: np.ndarray) -> list[float]:
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(mean), float(low), float(high)]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
     """What the intervals say of "pruning is beneficial only when visual intent is correctly aligned", in a line.
 
-    A change is a gain or a loss where its interval leaves out zero.
+    holds: the good group gains, more than under random pruning, than each other group and than the placebo's good
+    group, and no other group gains. fails: the good group loses, or another one gains. Else the images cannot say. A
+    gain or a loss is an interval that leaves out zero; a group of fewer than `FEW` images is left out.
     """
     by_name = {row["group"]: row for row in rows}
-    signs = {}
-    for name in GROUPS:
-        change = by_name[name].get(f"pruned_{measure}")
-        signs[name] = "no image" if change is None else _sign(change)
-    holds = signs["good"] == "gain" and "gain" not in (signs["inverted"], signs["diffuse"])
+    signs = {
+        name: _sign(by_name[name][f"pruned_{measure}"]) if by_name[name]["images"] >= FEW else "too few images"
+        for name in GROUPS
+    }
+    others = [name for name in GROUPS[1:] if signs[name] != "too few images"]
+    missing = []
+    if signs["good"] == "gain":
+        if _sign(by_name["good"][f"beyond_{measure}"]) != "gain":
+            missing.append("random pruning")
+        for name in [*others, "placebo good"]:
+            if by_name[name]["images"] and _sign(by_name[name][f"contrast_{measure}"]) != "gain":
+                missing.append(f"the {name} group" if name in others else "the placebo's good group")
+    if signs["good"] == "loss" or any(signs[name] == "gain" for name in others):
+        result = "the claim fails"
+    elif signs["good"] == "gain" and others and not missing:
+        result = "the claim holds"
+    else:
+        beside = f" (no more than {', '.join(missing)})" if missing else ""
+        result = f"these images cannot say{beside}"
     found = ", ".join(f"{name}: {sign}" for name, sign in signs.items())
-    line = f"{LABELS[measure].removesuffix(', %')}: {found}: the claim {'holds' if holds else 'does not hold'}"
-    placebo = by_name["placebo good"].get(f"pruned_{measure}")
-    if holds and placebo is not None and _sign(placebo) == "gain":
-        good = by_name["good"][f"pruned_{measure}"]
-        line += f", but {placebo[0]:+.2f} of the {good[0]:+.2f} points of the good group are the placebo's, too"
-    return line
+    return f"{LABELS[measure].removesuffix(', %')}: {found}: {result}"
 
 
 def _sign(change: Sequence[float]) -> str:

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     folder = datasets.ImageFolder(str(Path(args.data_path) / "train"), prepare)
     theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, drop_last=True)
+    if getattr(data.train, "image_size", None) != (32, 32):
+        raise UserError(f"{args.data_path}: the recipe is for images of 32 × 32, which these are not, or not all")
     if len(loader) < args.steps:
         raise UserError(f"--steps {args.steps}: an epoch has {len(loader)}")
 
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wait = waits[name] / counted * steps + once
         epoch = wait + works[name] / counted * steps
         rows[name] = {"epoch_s": epoch, "loader_s": wait, "loader_share": wait / epoch, "decoding_s": once * epochs}
-        more = f", {once:.1f} s of them a third of the decoding at the start" if once else ""
+        more = f", {once:.1f} s of them its part of the decoding before {epochs} epochs" if once else ""
         print(f"{name:12} epoch of {steps} steps {epoch:6.1f} s; loader {wait:5.1f} s, {100 * wait / epoch:.2f}%{more}")
     print(f"ratio of the epochs {rows['ours']['epoch_s'] / rows['torchvision']['epoch_s']:.3f}")
     if args.json:

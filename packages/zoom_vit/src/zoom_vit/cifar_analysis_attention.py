@@ -16,12 +16,11 @@ import torch
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
 from vit_core.errors import UserError
-from vit_core.explain import top_places
-from vit_core.run_folder import environment
+from vit_core.explain import chance_level, top_places
 from vit_core.study import markdown_table
 from zoom_vit.alignment import noise_entropy, normalised_entropy
 from zoom_vit.examples import draw_importance
-from zoom_vit.experiment import CIFAR_FOLDER, Experiment, add_experiment_flags, begin
+from zoom_vit.experiment import CIFAR_FOLDER, Experiment, add_experiment_flags, add_keep_ratio, begin
 from zoom_vit.importance import IMPORTANCES, importance_map
 from zoom_vit.recipe import CIFAR
 
@@ -31,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="zoom-vit-cifar-analysis-attention", description="Importance maps of a trained model.")
     parser.add_argument("--pictures", type=int, default=8, help="images to draw (default: %(default)s)")
     parser.add_argument("--max-images", type=int, default=500, help="images to measure (default: %(default)s)")
+    add_keep_ratio(parser)
     add_experiment_flags(parser, CIFAR_FOLDER)
     args = parser.parse_args(argv)
     if args.pictures < 0:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = measure(experiment, args.keep_ratio, args.max_images)
     text = report(record)
     (experiment.folder / "attention.txt").write_text(text)
-    record |= {"checkpoint": args.checkpoint, "environment": environment()}
+    record |= experiment.record()
     (experiment.folder / "attention.json").write_text(json.dumps(record, indent=2) + "\n")
     folder = experiment.folder / "visualizations"
     names = experiment.trained.class_names
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, image, target in zip(numbers, images, targets.tolist(), strict=True):
             file = folder / f"{number:05d}_{names[target].replace('/', '-').replace(' ', '_')}.png"
             draw_importance(experiment, image[None], target, file)
-    print(f"{text}\nattention.txt, attention.json and visualizations/ are in {experiment.folder}")
+    drawn = " and visualizations/" if args.pictures else ""
+    print(f"{text}\nattention.txt, attention.json{drawn} are in {experiment.folder}")
     return 0
 
 
@@ -67,20 +68,20 @@ def measure(experiment: Experiment, share: float, limit: int) -> dict[str, Any]:
     return {
         "images": count, "patches": places, "share": share, "importances": names,
         "entropy": (entropy / count).tolist(), "noise_entropy": noise_entropy(places),
-        "agreement": (100 * common / count).tolist(),
+        "agreement": (100 * common / count).tolist(), "chance": chance_level(places, share),
     }  # fmt: skip
 
 
 def report(record: dict[str, Any]) -> str:
     names = record["importances"]
-    lines = [
-        [name, f"{record['entropy'][i]:.3f}", *(f"{v:.0f}" for v in record["agreement"][i])]
-        for i, name in enumerate(names)
-    ]
+    lines = []
+    for i, name in enumerate(names):
+        shared = ["" if i == j else f"{v:.0f}" for j, v in enumerate(record["agreement"][i])]
+        lines.append([name, f"{record['entropy'][i]:.3f}", *shared])
     return (
-        f"{record['images']} images, {record['patches']} patches. Entropy 1: a constant map; noise has "
+        f"{record['images']} images, {record['patches']} patches. Entropy 1: a constant map; uniform noise has "
         f"{record['noise_entropy']:.3f}. Agreement: percent of the top {100 * record['share']:g}% of patches that two "
-        "kinds share; by chance as many.\n\n" + markdown_table(["importance", "entropy", *names], lines)
+        f"kinds share; by chance {record['chance']:.0f}.\n\n" + markdown_table(["importance", "entropy", *names], lines)
     )
 
 

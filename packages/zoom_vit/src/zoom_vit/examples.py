@@ -16,8 +16,15 @@ from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps
 from vit_core.recipe import Recipe
-from zoom_vit.alignment import GROUPS, Judgement, judge
-from zoom_vit.experiment import Experiment, add_experiment_flags, add_judgement_flags, begin, judgement
+from zoom_vit.alignment import GROUPS, Judgement, groups, judge
+from zoom_vit.experiment import (
+    Experiment,
+    add_experiment_flags,
+    add_judgement_flags,
+    begin,
+    judgement,
+    threshold_of,
+)
 from zoom_vit.importance import IMPORTANCES, importance_map
 from zoom_vit.zoom import attenuate_background, crop_zoom, zoom_boxes, zoom_mask
 
@@ -49,7 +56,7 @@ def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, li
     if args.per_group < 1:
         raise UserError("--per-group must be at least 1")
     experiment = begin(recipe, args)
-    by = judgement(experiment)
+    by, threshold = judgement(experiment), threshold_of(experiment)
     found: list[Example] = []
     counts = [0] * len(GROUPS)
     if args.indices is None:
@@ -58,11 +65,12 @@ def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, li
         batches = [(args.indices, *experiment.pick(args.indices))]
     for numbers, images, targets in batches:
         judged = judge(experiment.model, images, targets, by)
-        groups, entropies = judged["group"].tolist(), judged["entropy"].tolist()
+        entropies = judged["entropy"].tolist()
+        chosen = groups({k: v.cpu().numpy() for k, v in judged.items()}, threshold).tolist()
         for i, number in enumerate(numbers):
-            counts[groups[i]] += 1
-            if args.indices is not None or counts[groups[i]] <= args.per_group:
-                found.append(Example(number, images[i : i + 1].clone(), int(targets[i]), groups[i], entropies[i]))
+            counts[chosen[i]] += 1
+            if args.indices is not None or counts[chosen[i]] <= args.per_group:
+                found.append(Example(number, images[i : i + 1].clone(), int(targets[i]), chosen[i], entropies[i]))
     print(f"of {sum(counts)} images " + ", ".join(f"{n} {name}" for n, name in zip(counts, GROUPS, strict=True)))
     return experiment, by, found
 

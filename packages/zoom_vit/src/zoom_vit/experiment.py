@@ -1,6 +1,9 @@
 """What the analysis scripts have in common: their flags, the trained model and its images, and the study's folders."""
 
-from collections.abc import Iterator
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_core.cli import ArgumentParser
+from vit_core.cli import ArgumentParser, build
 from vit_core.data import BatchLoader, Dataset
 from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise
 from vit_core.recipe import Recipe
+from vit_core.run_folder import environment
 from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
-from zoom_vit.alignment import JUDGES, Judgement
+from zoom_vit.alignment import JUDGES, LAYERS, Judgement, noise_entropy
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.model import ZoomViT
 
 CIFAR_FOLDER = "experiments/cifar/vit_baseline"
 FLOWERS_FOLDER = "experiments/flowers/vit_baseline"
-PUBLISHED_IMAGES = (1143, 5238, 204)  # of the test split: called good, inverted, diffuse
+KEEP_RATIOS = tuple(round(1 - 0.1 * i, 1) for i in range(10))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,7 @@ class Experiment:
 
     def numbers(self, limit: int | None = None) -> list[int]:
         """Which images of the split `loader(limit)` has: their indices."""
-        count = len(self.dataset.val)
-        limit = min(limit or count, count)
-        return [i * count // limit for i in range(limit)]
+        return self.loader(limit).evaluated.tolist()
 
     def batches(self, limit: int | None = None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Indices, normalised images (B, 3, S, S) and classes (B,) of one batch after another."""
@@ -63,6 +65,13 @@ class Experiment:
         pairs = [next(loader.epoch(start_batch=i)) for i in indices]
         return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
 
+    def record(self) -> dict[str, Any]:
+        """What was measured on what, for the JSON of a result."""
+        return {
+            "checkpoint": str(self.trained.source), "model": self.trained.settings["model"],
+            "dataset": self.dataset.name, "eval_split": self.dataset.eval_split, "environment": environment(),
+        }  # fmt: skip
+
     def picture(self, image: Tensor) -> Tensor:
         """A normalised image (3, S, S) as it was, in [0, 1] on the CPU."""
         return denormalise(image, self.trained.settings["mean"], self.trained.settings["std"]).cpu()
@@ -74,14 +83,8 @@ class Experiment:
         return f"{self.trained.class_names[best]} {float(p[best]):.3f}"
 
 
-def add_experiment_flags(parser: ArgumentParser, folder: str, *, importance: bool = True) -> None:
+def add_experiment_flags(parser: ArgumentParser, folder: str) -> None:
     add_checkpoint_flag(parser)
-    if importance:
-        parser.add_argument(
-            "--importance", choices=tuple(IMPORTANCES), default="token_norm",
-            help="how important a patch is (default: %(default)s, as published)",
-        )  # fmt: skip
-        parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of patches (default: %(default)s)")
     parser.add_argument("--output-dir", default=folder, help="folder of the results (default: %(default)s)")
     add_data_flags(parser, amp=False)
     parser.set_defaults(batch_size=64)
@@ -100,19 +103,54 @@ def begin(recipe: Recipe, args: Any) -> Experiment:
     dataset, _ = trained.dataset(args, world)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # said before the work, not after it
+        raise UserError(f"{folder}: permission denied: choose a folder that you may write to")
     return Experiment(
         trained=trained, model=trained.model, dataset=dataset, world=world, folder=folder, args=args
     )  # fmt: skip
 
 
+def add_keep_ratio(parser: ArgumentParser) -> None:
+    parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of patches (default: %(default)s)")
+
+
+def add_curve_flags(parser: ArgumentParser) -> None:
+    """What a curve goes through."""
+    parser.add_argument(
+        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES), help="(default: all)"
+    )
+    parser.add_argument(
+        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS), help="(default: 1.0, 0.9 … 0.1)"
+    )
+    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
+
+
+def curve_of(args: Any) -> tuple[list[str], list[float]]:
+    """Importances, and keep ratios from the largest on; each once. UserError for ratios that cannot be."""
+    if not all(0 < k <= 1 for k in args.keep_ratios):
+        raise UserError("--keep-ratios must lie in (0, 1]")
+    return list(dict.fromkeys(args.importances)), sorted(set(args.keep_ratios), reverse=True)
+
+
 def add_judgement_flags(parser: ArgumentParser) -> None:
     """How the intent of an image is judged; see `alignment.Judgement`."""
+    parser.add_argument(
+        "--importance", choices=tuple(IMPORTANCES), default="token_norm",
+        help="how important a patch is (default: %(default)s, as published)",
+    )  # fmt: skip
+    add_keep_ratio(parser)
     parser.add_argument("--prune-layer", type=int, help="blocks that see all patches (default: half of them)")
     parser.add_argument(
         "--judged-by", choices=JUDGES, default="pixels",
         help="how it is tried what the top patches alone leave of the class (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--entropy-threshold", type=float, help="over which an intent is diffuse (default: as noise)")
+    parser.add_argument(
+        "--judged-at", choices=LAYERS, default="last",
+        help="whose map is judged: the last block's, as the study draws it, or where it prunes (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--entropy-threshold", type=float, help="over which an intent is diffuse (default: that of uniform noise)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random control (default: %(default)s)")
 
 
@@ -123,7 +161,22 @@ def judgement(experiment: Experiment) -> Judgement:
         raise UserError(f"--entropy-threshold must lie in [0, 1], got {args.entropy_threshold}")
     if args.prune_layer is not None and not 1 <= args.prune_layer < depth:
         raise UserError(f"--prune-layer must lie in 1 … {depth - 1} for {depth} blocks, got {args.prune_layer}")
-    return Judgement(
-        importance=args.importance, keep_ratio=args.keep_ratio, prune_layer=args.prune_layer or depth // 2,
-        judged_by=args.judged_by, entropy_threshold=args.entropy_threshold, seed=args.seed,
-    )  # fmt: skip
+    fields = {name: getattr(args, name) for name in ("importance", "keep_ratio", "judged_by", "judged_at", "seed")}
+    by: Judgement = build(Judgement, {**fields, "prune_layer": args.prune_layer or depth // 2})
+    return by
+
+
+def threshold_of(experiment: Experiment) -> float:
+    """The entropy over which an intent is diffuse."""
+    given: float | None = experiment.args.entropy_threshold
+    return noise_entropy(experiment.model.patch_embed.num_patches) if given is None else given
+
+
+def write_rows(experiment: Experiment, name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
+    """NAME.csv, a line a row, and NAME.json, with what they were measured on."""
+    with (experiment.folder / f"{name}.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    record = {**more, "rows": list(rows), **experiment.record()}
+    (experiment.folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -18,20 +18,26 @@ from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
-from vit_core.run_folder import environment
 from vit_core.study import markdown_table
-from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgement, judge, noise_entropy, summarise, verdict
+from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgement, groups, judge, summarise, verdict
 from zoom_vit.experiment import (
     FLOWERS_FOLDER,
-    PUBLISHED_IMAGES,
     Experiment,
     add_experiment_flags,
     add_judgement_flags,
     begin,
     judgement,
+    threshold_of,
 )
 from zoom_vit.recipe import FLOWERS
 
+# The images that the study shows, of Flowers-102's test split: its name for the intent, confidence and class, dense and
+# pruned.
+PUBLISHED = {
+    1143: "good, 3.29% (84), 3.46% (71)",
+    5238: "inverted, 3.19% (23), 3.10% (25)",
+    204: "diffuse, 5.53% (6), 5.19% (6)",
+}
 Columns = dict[str, np.ndarray]
 
 
@@ -39,11 +45,14 @@ Columns = dict[str, np.ndarray]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     experiment = begin(FLOWERS, args)
-    by = judgement(experiment)
+    by, threshold = judgement(experiment), threshold_of(experiment)
+    flowers = experiment.dataset.name == "flowers102" and experiment.dataset.eval_split == "test"
+    indices = args.indices if args.indices is not None else list(PUBLISHED) if flowers else []
+    single = images_report(experiment, by, threshold, indices, published=flowers) if indices else ""
     columns = study(experiment, by, args.max_images)
-    rows = summarise(columns)
-    text = report(experiment, by, columns, rows) + images_report(experiment, by, args.indices)
-    write(experiment, by, columns, rows, text)
+    rows = summarise(columns, threshold)
+    text = report(experiment, by, threshold, columns, rows) + sensitivity(columns, threshold) + single
+    write(experiment, by, threshold, columns, rows, text)
     print(f"{text}\npruning_results.txt, pruning_results.json and pruning_by_image.csv are in {experiment.folder}")
     return 0
 
@@ -60,34 +69,34 @@ def study(experiment: Experiment, by: Judgement, limit: int | None = None) -> Co
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def report(experiment: Experiment, by: Judgement, columns: Columns, rows: Sequence[dict[str, Any]]) -> str:
+def report(
+    experiment: Experiment, by: Judgement, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]]
+) -> str:
     """What pruning changes in each group, as Markdown, and what that says of the claim."""
     patches = experiment.model.patch_embed.num_patches
-    threshold = noise_entropy(patches) if by.entropy_threshold is None else by.entropy_threshold
-    quartiles = np.percentile(columns["entropy"], [25, 50, 75])
+    quartiles = ", ".join(f"{q:.3f}" for q in np.percentile(columns["entropy"], [25, 50, 75]))
+    where = "behind the last block" if by.judged_at == "last" else "where it is pruned"
     lines = [
         f"{experiment.trained.settings['model']} of epoch {experiment.trained.epoch}, {len(columns['index']):,} images "
         f"of {experiment.dataset.name} ({experiment.dataset.eval_split}); importance {by.importance}, keep "
-        f"{by.keep_ratio:g} of {patches} patches after block {by.prune_layer}, intent judged by {by.judged_by}.",
-        f"Diffuse: normalised entropy over {threshold:.3f}; quartiles {', '.join(f'{q:.3f}' for q in quartiles)}.",
+        f"{by.keep_ratio:g} of {patches} patches after block {by.prune_layer}.",
+        f"Intent: the map {where}, judged by {by.judged_by}; of its top patches pruning keeps "
+        f"{columns['overlap'].mean():.0f}%, by chance {100 * by.keep_ratio:.0f}%. Diffuse: normalised entropy over "
+        f"{threshold:.3f}; quartiles {quartiles}.",
         "Changes against the dense model in percentage points, with 95% bootstrap intervals; beyond random: the "
-        "difference to random pruning of the same images.",
+        "difference to random pruning of the same images; good against it: how much more the good group changes.",
         "",
     ]
     for measure in MEASURES:
-        heads = [
-            "intent",
-            "images",
-            f"dense: {LABELS[measure]}",
-            "change by pruning",
-            "by random pruning",
-            "beyond random",
-        ]
+        heads = ["intent", "images", f"dense: {LABELS[measure]}", "change by pruning", "by random pruning"]
+        heads += ["beyond random", "good against it"]
         table = []
         for row in rows:
             cells = [row["group"], f"{row['images']:,} ({row['share']:.1f}%)"]
             cells += [f"{row[f'dense_{measure}']:.2f}"] if row["images"] else ["—"]
-            table.append(cells + [_change(row.get(f"{kind}_{measure}")) for kind in ("pruned", "random", "beyond")])
+            table.append(
+                cells + [_change(row.get(f"{kind}_{measure}")) for kind in ("pruned", "random", "beyond", "contrast")]
+            )
         lines.append(markdown_table(heads, table))
     lines.append('"Pruning is beneficial only when visual intent is correctly aligned", by')
     lines += [f"- {verdict(rows, measure)}" for measure in MEASURES]
@@ -98,37 +107,57 @@ def _change(values: Sequence[float] | None) -> str:
     return "—" if values is None else f"{values[0]:+.2f} ({values[1]:+.2f} … {values[2]:+.2f})"
 
 
-def images_report(experiment: Experiment, by: Judgement, indices: Sequence[int] | None) -> str:
-    """The images that the study shows, one by one; by default those it names, where the split has them."""
-    count = len(experiment.dataset.val)
-    chosen = [i for i in PUBLISHED_IMAGES if i < count] if indices is None else list(indices)
-    if not chosen:
-        return ""
-    images, targets = experiment.pick(chosen)
-    columns = {k: v.tolist() for k, v in judge(experiment.model, images, targets, by).items()}
+def sensitivity(columns: Columns, threshold: float) -> str:
+    """The verdicts where "diffuse" means something else: no image, or the third that is the most spread."""
+    lines = []
+    for name, value in (
+        ("none", 1.0),
+        ("as above", threshold),
+        ("a third", np.percentile(columns["entropy"], 200 / 3)),
+    ):
+        group = groups(columns, value)
+        shares = " / ".join(f"{100 * (group == i).mean():.0f}" for i in range(3))
+        rows = summarise(columns, value)
+        lines += [[name, f"{value:.3f}", shares, verdict(rows, measure)] for measure in MEASURES]
+    heads = ["diffuse", "entropy over", "good / inverted / diffuse, %", "verdict"]
+    return "\nHow much hangs on the threshold:\n\n" + markdown_table(heads, lines)
+
+
+def images_report(
+    experiment: Experiment, by: Judgement, threshold: float, indices: Sequence[int], *, published: bool
+) -> str:
+    """Single images of the split. UserError for one that it does not have."""
+    images, targets = experiment.pick(list(indices))
+    columns = {k: v.cpu().numpy() for k, v in judge(experiment.model, images, targets, by).items()}
+    group = groups(columns, threshold)
     names = experiment.trained.class_names
     table = []
-    for i, number in enumerate(chosen):
-        says = [f"{names[columns[f'{k}_class'][i]]} {columns[f'{k}_confidence'][i]:.2f}%" for k in ("dense", "pruned")]
-        group = GROUPS[columns["group"][i]]
-        table.append([str(number), names[int(targets[i])], group, f"{columns['entropy'][i]:.3f}", *says])
-    heads = ["image", "class", "intent", "entropy", "dense says", "pruned says"]
-    return "\nSingle images:\n" + markdown_table(heads, table)
+    for i, number in enumerate(indices):
+        line = [str(number), f"{names[int(targets[i])]} ({int(targets[i])})", GROUPS[group[i]]]
+        line.append(f"{columns['entropy'][i]:.3f}")
+        for kind in ("dense", "pruned", "random"):
+            line.append(f"{columns[f'{kind}_confidence'][i]:.2f}% ({columns[f'{kind}_class'][i]})")
+        table.append(line + [PUBLISHED.get(number, "—")] * published)
+    heads = ["image", "class", "intent", "entropy", "dense: confidence (class)", "pruned", "random pruning"]
+    return "\nSingle images:\n\n" + markdown_table(heads + ["published: intent, dense, pruned"] * published, table)
 
 
-def write(experiment: Experiment, by: Judgement, columns: Columns, rows: Sequence[dict[str, Any]], text: str) -> None:
+def write(
+    experiment: Experiment, by: Judgement, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]], text: str
+) -> None:
     folder = experiment.folder
     (folder / "pruning_results.txt").write_text(text)
     record = {
-        "judgement": dataclasses.asdict(by), "checkpoint": str(experiment.trained.source),
-        "dataset": experiment.dataset.name, "eval_split": experiment.dataset.eval_split, "groups": list(rows),
-        "verdicts": {measure: verdict(rows, measure) for measure in MEASURES}, "environment": environment(),
+        "judgement": dataclasses.asdict(by), "entropy_threshold": threshold, "groups": list(rows),
+        "overlap": float(columns["overlap"].mean()),
+        "verdicts": {measure: verdict(rows, measure) for measure in MEASURES}, **experiment.record(),
     }  # fmt: skip
     (folder / "pruning_results.json").write_text(json.dumps(record, indent=2) + "\n")
+    table = {**columns, "group": np.array(GROUPS)[groups(columns, threshold)]}
     with (folder / "pruning_by_image.csv").open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(columns)
-        for values in zip(*columns.values(), strict=True):
+        writer.writerow(table)
+        for values in zip(*table.values(), strict=True):
             writer.writerow([f"{v:.6g}" if isinstance(v, np.floating) else v for v in values])
 
 
@@ -137,7 +166,9 @@ def _parser() -> ArgumentParser:
         prog="zoom-vit-flowers-token-pruning", description="What token pruning changes, by the alignment of the intent."
     )
     parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
-    parser.add_argument("--indices", type=int, nargs="*", help="single images to report (default: the study's three)")
+    parser.add_argument(
+        "--indices", type=int, nargs="*", help="single images to report (of Flowers-102: the study's three)"
+    )
     add_judgement_flags(parser)
     add_experiment_flags(parser, FLOWERS_FOLDER)
     return parser

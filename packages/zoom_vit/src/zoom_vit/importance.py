@@ -89,14 +89,19 @@ def gradcam(seen: Seen) -> Tensor:
 
 
 class Random:
-    """Values that depend on the image, the patch and the seed alone: not on the batch, the device or what was drawn."""
+    """Values in [0, 1) that depend on the image, the patch and the seed alone: not on the batch or what was drawn.
+
+    The image counts by some 4,000 of its values, spread over it.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def __call__(self, seen: Seen) -> Tensor:
         N = seen.tokens.shape[1] - seen.model.num_prefix_tokens
-        bits = seen.images.float().contiguous().view(torch.int32).flatten(1).long() % PRIME
+        values = seen.images.flatten(1)
+        values = values[:, :: max(1, values.shape[1] // 4096)]
+        bits = values.float().contiguous().view(torch.int32).long() % PRIME
         place = torch.arange(1, bits.shape[1] + 1, device=bits.device)
         image = _mixed((bits * (_mixed(place) + 1) % PRIME).sum(1) % PRIME + self.seed % PRIME)
         return _mixed(image[:, None] + 7919 * torch.arange(1, N + 1, device=bits.device)).double() / 2**31
@@ -132,11 +137,14 @@ def importance_map(
     The model runs in evaluation mode, without gradients for the caller, and is left as it was.
     targets: classes (B,) that grad_rollout and gradcam explain. Default: the predicted ones.
     """
-    score = named(importance) if isinstance(importance, str) else importance
     with torch.no_grad(), evaluation_mode(model):
-        seen = model.see(images)._replace(targets=targets)
-        values = score(seen)
-    return values.unflatten(1, token_grid(model, values.shape[1], None, images.shape[-2:]))
+        return as_map(model.see(images)._replace(targets=targets), importance)
+
+
+def as_map(seen: Seen, importance: str | Importance) -> Tensor:
+    """The importance of each patch for what was seen: (B, rows, columns)."""
+    values = (named(importance) if isinstance(importance, str) else importance)(seen)
+    return values.unflatten(1, token_grid(seen.model, values.shape[1], None, seen.images.shape[-2:]))
 
 
 def attention_weights(block: nn.Module, x: Tensor, rows: int | None = None) -> Tensor:

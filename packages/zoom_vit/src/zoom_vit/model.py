@@ -70,12 +70,13 @@ class ZoomViT(VisionTransformer):
             raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
         if not 1 <= layer < depth:  # behind the last block there is nothing to save
             raise ValueError(f"prune_layer must be at least 1 and below the {depth} blocks, got {layer}")
-        if self.attn_pool is not None:
-            raise ValueError("a model that pools by attention over a grid cannot be pruned")
+        if self.training and getattr(self.patch_drop, "prob", 0) > 0:
+            raise ValueError("patch_drop_rate drops patches by chance in training: they cannot be pruned by importance")
         importance = named(importance) if isinstance(importance, str) else importance
         tokens, kept = self._features(images, Pruning(keep_ratio, layer, importance))
         assert kept is not None
-        return PrunedOutput(self.forward_head(tokens), kept, kept.shape[1], self.patch_embed.num_patches)
+        rows, columns = self.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+        return PrunedOutput(self.forward_head(tokens), kept, kept.shape[1], rows * columns)
 
     def _features(self, images: Tensor, pruning: Pruning | None) -> tuple[Tensor, Tensor | None]:
         """The one path of both: normalised tokens, and where some were pruned (B, k) those that stayed."""
@@ -103,10 +104,13 @@ class ZoomViT(VisionTransformer):
         """The prefix and the kept patches (B, P + k, D), in the order of their importance; and which they are."""
         x = seen.tokens
         B, N = len(x), x.shape[1] - self.num_prefix_tokens
-        values = pruning.importance
-        values = (values if isinstance(values, Tensor) else values(seen)).reshape(B, -1)
-        if values.shape[1] != N:
-            raise ValueError(f"importance of {values.shape[1]} patches for an image of {N}")
+        given = pruning.importance
+        values = given if isinstance(given, Tensor) else given(seen)
+        if values.ndim not in (2, 3) or len(values) != B or values.numel() != B * N:
+            raise ValueError(f"importance {tuple(values.shape)}: need ({B}, {N}), a value for each patch of each image")
+        if values is given and not torch.compiler.is_compiling() and given.isnan().any():
+            raise ValueError("the importance holds NaN")
+        values = values.flatten(1)
         k = max(1, int(pruning.keep_ratio * N))
         kept = values.topk(k, dim=1).indices
         if k == N:  # in another order the sums would round differently

@@ -8,8 +8,6 @@ importance included: the two with gradients run the whole model forward and back
 .json and .png.
 """
 
-import csv
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -25,27 +23,37 @@ from vit_core.bench import multiply_adds
 from vit_core.cli import ArgumentParser, command
 from vit_core.errors import UserError
 from vit_core.evaluation import now
-from vit_core.run_folder import environment
-from zoom_vit.experiment import FLOWERS_FOLDER, Experiment, add_experiment_flags, begin
-from zoom_vit.importance import IMPORTANCES
+from zoom_vit.experiment import (
+    FLOWERS_FOLDER,
+    Experiment,
+    add_curve_flags,
+    add_experiment_flags,
+    begin,
+    curve_of,
+    write_rows,
+)
 from zoom_vit.recipe import FLOWERS
 
-KEEP_RATIOS = tuple(round(1 - 0.1 * i, 1) for i in range(10))
 Setting = tuple[str, int, float]  # importance, layer, keep ratio
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    if not all(0 < k <= 1 for k in args.keep_ratios):
-        raise UserError("--keep-ratios must lie in (0, 1]")
+    parser = ArgumentParser(
+        prog="zoom-vit-pruning-curve", description="Accuracy against throughput under token pruning."
+    )
+    parser.add_argument("--prune-layers", nargs="+", type=int, help="(default: a quarter, half, three quarters)")
+    add_curve_flags(parser)
+    add_experiment_flags(parser, FLOWERS_FOLDER)
+    args = parser.parse_args(argv)
+    importances, keeps = curve_of(args)
     experiment = begin(FLOWERS, args)
     depth = len(experiment.model.blocks)
-    layers = args.prune_layers or sorted({max(1, depth * i // 4) for i in (1, 2, 3)})
+    layers = sorted(set(args.prune_layers or [max(1, depth * i // 4) for i in (1, 2, 3)]))
     if not all(1 <= layer < depth for layer in layers):
         raise UserError(f"--prune-layers must lie in 1 … {depth - 1} for {depth} blocks")
-    rows = measure(experiment, args.importances, layers, args.keep_ratios, args.max_images)
-    write(experiment, rows)
+    rows = measure(experiment, importances, layers, keeps, args.max_images)
+    write_rows(experiment, "pruning_curve", rows)
     draw(rows, experiment.folder / "pruning_curve.png", title_of(experiment, rows))
     print(f"\npruning_curve.csv, pruning_curve.json and pruning_curve.png are in {experiment.folder}")
     return 0
@@ -69,16 +77,18 @@ def measure(
     seconds: dict[Setting, list[float]] = {s: [] for s in settings}
     gmacs = dict.fromkeys(settings, 0.0)
     numbers = experiment.numbers(limit)
+    full = min(experiment.args.batch_size, len(numbers))
     with torch.no_grad(), tqdm(total=len(numbers), disable=not sys.stderr.isatty(), leave=False) as bar:
         for _, images, targets in experiment.batches(limit):
-            if not gmacs[dense]:  # the counting warms all kernels up
+            if not gmacs[dense]:
                 for setting in settings:
                     gmacs[setting] = multiply_adds(partial(logits_of, setting, images[:1])) / 1e9
-                logits_of(dense, images)
+                    logits_of(setting, images)  # a warm-up, not timed
             for setting in settings:
                 start = now(device)
                 logits = logits_of(setting, images)
-                seconds[setting].append((now(device) - start) / len(images))
+                if len(images) == full:  # a last, smaller batch is another work
+                    seconds[setting].append((now(device) - start) / full)
                 hits[setting] += int((logits.argmax(1) == targets).sum())
             bar.update(len(images))
     return [
@@ -90,18 +100,6 @@ def measure(
         }
         for s in settings
     ]  # fmt: skip
-
-
-def write(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> None:
-    with (experiment.folder / "pruning_curve.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    record = {
-        "checkpoint": str(experiment.trained.source), "dataset": experiment.dataset.name,
-        "eval_split": experiment.dataset.eval_split, "rows": list(rows), "environment": environment(),
-    }  # fmt: skip
-    (experiment.folder / "pruning_curve.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
@@ -139,22 +137,6 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{title}; keep ratios {pruned[0]['keep_ratio']:g} to {pruned[-1]['keep_ratio']:g}", fontsize=10)
     figure.savefig(path, dpi=150)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="zoom-vit-pruning-curve", description="Accuracy against throughput under token pruning."
-    )
-    parser.add_argument(
-        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES), help="(default: all)"
-    )
-    parser.add_argument("--prune-layers", nargs="+", type=int, help="(default: a quarter, half, three quarters)")
-    parser.add_argument(
-        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS), help="(default: 1.0, 0.9 … 0.1)"
-    )
-    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
-    add_experiment_flags(parser, FLOWERS_FOLDER, importance=False)
-    return parser
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def zoom_boxes(maps: Tensor, keep_ratio: float, size: tuple[int, int], min_size:
     box = []
     for cells, along, pixels in ((top // columns, rows, size[0]), (top % columns, columns, size[1])):
         least = int(MIN_SHARE * pixels) if min_size is None else min_size
+        if pixels % along:
+            raise ValueError(f"{along} patches do not divide {pixels} pixels")
         step = pixels // along
         first, last = cells.amin(1) * step, (cells.amax(1) + 1) * step
         more = (least - (last - first)).clamp_min(0) // 2

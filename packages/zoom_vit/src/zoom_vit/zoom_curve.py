@@ -6,8 +6,6 @@ The box around the most important patches is enlarged to the whole image (`zoom.
 0.1 and every importance. Writes zoom_curve.csv, .json and .png.
 """
 
-import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +16,30 @@ from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
-from vit_core.errors import UserError
-from vit_core.run_folder import environment
-from zoom_vit.experiment import FLOWERS_FOLDER, Experiment, add_experiment_flags, begin
-from zoom_vit.importance import IMPORTANCES, importance_map
-from zoom_vit.pruning_curve import KEEP_RATIOS
+from zoom_vit.experiment import (
+    FLOWERS_FOLDER,
+    Experiment,
+    add_curve_flags,
+    add_experiment_flags,
+    begin,
+    curve_of,
+    write_rows,
+)
+from zoom_vit.importance import importance_map
 from zoom_vit.recipe import FLOWERS
 from zoom_vit.zoom import crop_zoom, zoom_boxes
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    if not all(0 < k <= 1 for k in args.keep_ratios):
-        raise UserError("--keep-ratios must lie in (0, 1]")
+    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second look at the zoomed image.")
+    add_curve_flags(parser)
+    add_experiment_flags(parser, FLOWERS_FOLDER)
+    args = parser.parse_args(argv)
+    importances, keeps = curve_of(args)
     experiment = begin(FLOWERS, args)
-    dense, rows = measure(experiment, args.importances, args.keep_ratios, args.max_images)
-    write(experiment, dense, rows)
+    dense, rows = measure(experiment, importances, keeps, args.max_images)
+    write_rows(experiment, "zoom_curve", rows, dense_acc1=dense)
     draw(dense, rows, experiment.folder / "zoom_curve.png", title_of(experiment, rows))
     print(f"dense {dense:.2f}%; zoom_curve.csv, zoom_curve.json and zoom_curve.png are in {experiment.folder}")
     return 0
@@ -71,18 +76,6 @@ def measure(
     return 100 * dense / len(numbers), rows
 
 
-def write(experiment: Experiment, dense: float, rows: Sequence[dict[str, Any]]) -> None:
-    with (experiment.folder / "zoom_curve.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    record = {
-        "checkpoint": str(experiment.trained.source), "dataset": experiment.dataset.name, "dense_acc1": dense,
-        "eval_split": experiment.dataset.eval_split, "rows": list(rows), "environment": environment(),
-    }  # fmt: skip
-    (experiment.folder / "zoom_curve.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
 def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
     return f"{experiment.trained.settings['model']}, {experiment.dataset.name}: {rows[0]['images']:,} images"
 
@@ -105,19 +98,6 @@ def draw(dense: float, rows: Sequence[dict[str, Any]], path: Path, title: str) -
         ax.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second look at the zoomed image.")
-    parser.add_argument(
-        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES), help="(default: all)"
-    )
-    parser.add_argument(
-        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS), help="(default: 1.0, 0.9 … 0.1)"
-    )
-    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
-    add_experiment_flags(parser, FLOWERS_FOLDER, importance=False)
-    return parser
 
 
 if __name__ == "__main__":

@@ -94,6 +94,11 @@ class BatchLoader:
             self._on_device = transform
         self._source = source
 
+    @property
+    def evaluated(self) -> Tensor:
+        """Which images of the source an evaluation gives on this rank, in their order."""
+        return self._order(0)
+
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
         return self._batches

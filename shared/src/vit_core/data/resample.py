@@ -27,9 +27,8 @@ from vit_core.data.parallel import for_each_part, one_core, scratch
 AxisBox = tuple[float, float, float, bool]
 
 _PART = 8  # images that a thread takes at a time
-_SMALL = (
-    2**19
-)  # values of a batch that is not worth another thread: 2 MB take 0.3 ms, a busy core may take longer to ask
+# Values of a batch that is not worth another thread: 2 MB take 0.3 ms, and a busy core may take longer to ask.
+_SMALL = 2**19
 _BLOCK = 4  # images whose result, 2.4 MB at 224×224, stays in a core's cache
 
 

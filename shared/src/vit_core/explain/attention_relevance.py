@@ -7,6 +7,9 @@ R ← R + Ā R (eq. 6), from R = I on: the form for self-attention. The class to
 Shapes: B images, h heads, N tokens, (H, W) the grid of patches.
 """
 
+from contextlib import ExitStack
+from unittest import mock
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +35,12 @@ def attention_relevance(
     Raises: ValueError for a model in which not every block shows one square attention matrix, and for classes that do
         not exist.
     """
-    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, freeze=True):
+    checkpointing = getattr(model, "grad_checkpointing", False)
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, freeze=True)):
+            stack.enter_context(context)
+        if checkpointing:  # it would compute, and record, attention twice
+            stack.enter_context(mock.patch.object(model, "grad_checkpointing", False))
         leaf = images.clone().requires_grad_()  # the graph begins here: no gradients of parameters are computed
         with capture_attention(model, keep_graph=True) as captured:
             logits = model(leaf)

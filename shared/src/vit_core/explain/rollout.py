@@ -28,7 +28,7 @@ def attention_rollout(
     residual: float = 0.5,
     grid: Grid | None = None,
 ) -> Tensor:
-    """What the class token has of each patch, after all blocks: (B, H, W); without a class token, the patches' mean.
+    """What the class token has of each patch, after all blocks: (B, H, W); the mean of the patches, if it is pooled.
 
     The model runs in evaluation mode without gradients and is left as it was.
 
@@ -77,9 +77,10 @@ def attention_of_blocks(captured: CapturedAttention, model: nn.Module) -> list[T
 
 
 def reading_of_patches(rolled: Tensor, model: nn.Module, images: Tensor, grid: Grid | None) -> Tensor:
-    """From what each output token has of each input token (B, N, N): the class token's row, or without one the
-    patches' mean, over the patches as a grid (B, H, W)."""
+    """From what each output token has of each input token (B, N, N): the row of the class token, or the mean of the
+    patches' rows where the model's head reads these, over the patches as a grid (B, H, W)."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
-    has_class = getattr(model, "cls_token", None) is not None
+    pooled = getattr(model, "global_pool", "token") in ("avg", "avgmax", "max")
+    has_class = getattr(model, "cls_token", None) is not None and not pooled
     row = rolled[:, 0, prefix:] if has_class else rolled[:, prefix:, prefix:].mean(1)
     return row.unflatten(1, token_grid(model, row.shape[1], grid, images.shape[-2:]))
