@@ -49,6 +49,21 @@ def test_registers_and_no_class_token():
     assert_close(attention_relevance(patches, images, 0)[0].flatten(), naive(patches, images[0], 0).mean(0))
 
 
+def test_average_pooled_models_with_a_class_token():
+    """Nothing reads the class token: the patches' rows are what the logits come from."""
+    images = torch.randn(1, 3, 32, 48)
+    model = vit(global_pool="avg")
+    assert_close(attention_relevance(model, images, 0)[0].flatten(), naive(model, images[0], 0)[1:, 1:].mean(0))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, images = vit(), torch.randn(2, 3, 32, 48)
+    plain = attention_relevance(model, images, 1)
+    model.set_grad_checkpointing()
+    assert_close(attention_relevance(model, images, 1), plain)
+    assert model.grad_checkpointing
+
+
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "enable_grad"])
 def test_the_model_is_left_as_it_was(mode):
     model, images = vit(proj_drop_rate=0.5).train(), torch.randn(2, 3, 32, 48)

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from vit_core import host_memory
 
 COUNT = """
 import resource, sys, torch
@@ -28,3 +31,22 @@ def test_page_faults_are_not_repeated():
         for how in ("kept", "given back")
     }
     assert faults["kept"] < 100 < faults["given back"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize(("largest", "expected"), [
+    (2**30, [(-3, 2**30), (-1, 2**30)]),
+    (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
+    (0, [(-3, 2**30), (-3, 2**25)]),
+])  # fmt: skip
+def test_an_older_glibc_is_asked_for_less(monkeypatch, largest, expected):
+    """To raise the threshold of trimming alone would make it worse."""
+    asked = []
+
+    def mallopt(parameter, value):
+        asked.append((parameter, value))
+        return int(parameter == -1 or value <= largest)
+
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    host_memory.keep_freed_memory()
+    assert asked == expected

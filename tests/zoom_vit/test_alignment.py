@@ -5,22 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
-from zoom_vit import importance_map
+from zoom_vit import IMPORTANCES, importance_map
 from zoom_vit.alignment import (
-    GROUPS,
     Judgement,
+    groups,
     interval,
     judge,
     noise_entropy,
     normalised_entropy,
+    ranked,
     summarise,
     verdict,
 )
 
 from .test_model import images, vit
 
-BY = Judgement(importance="cls_attention", keep_ratio=0.25, prune_layer=1)
+
+def judgement(**fields):
+    return Judgement(**{"importance": "cls_attention", "keep_ratio": 0.25, "prune_layer": 1, **fields})
 
 
 def test_entropy_of_known_maps():
@@ -40,13 +44,16 @@ def test_noise_entropy_is_that_of_noise():
 
 
 @pytest.mark.parametrize("judged_by", ["pixels", "tokens"])
+@pytest.mark.parametrize("judged_at", ["last", "pruned"])
 @torch.no_grad()
-def test_groups_are_what_they_are_said_to_be(judged_by):
+def test_groups_are_what_they_are_said_to_be(judged_by, judged_at):
     """Image by image, written out."""
     model, x, targets = vit(), images(12), torch.arange(12) % 5
-    by = Judgement(importance="cls_attention", keep_ratio=0.25, prune_layer=1, judged_by=judged_by)
+    by = judgement(judged_by=judged_by, judged_at=judged_at)
     columns = judge(model, x, targets, by)
     maps = importance_map(model, x, "cls_attention")
+    if judged_at == "pruned":
+        maps = IMPORTANCES["cls_attention"](model.see(x, 1)).view(12, 4, 4)
     for i in range(12):
         kept = []
         for heat in (maps[i], -maps[i]):
@@ -58,35 +65,55 @@ def test_groups_are_what_they_are_said_to_be(judged_by):
                 mean = x[i].mean((1, 2), keepdim=True)
                 logits = model(torch.where(shown, x[i], mean)[None])
             kept.append(float(logits.softmax(1)[0, targets[i]]))
-        diffuse = float(normalised_entropy(maps[i : i + 1])) > noise_entropy(16)
-        expected = "diffuse" if diffuse else "good" if kept[0] > kept[1] else "inverted"
-        assert GROUPS[columns["group"][i]] == expected
-    assert len(set(columns["group"].tolist())) > 1
+        assert bool(columns["aligned"][i]) == (kept[0] > kept[1])
+    assert_close(columns["entropy"], normalised_entropy(maps))
+    assert 0 < columns["aligned"].sum() < 12
     dense = model(x).softmax(1)
-    torch.testing.assert_close(columns["dense_confidence"], 100 * dense.amax(1))
-    torch.testing.assert_close(columns["dense_true_class"], 100 * dense[range(12), targets])
-    pruned = model.forward_pruned(x, 0.25, 1, "cls_attention").logits
-    assert torch.equal(columns["pruned_class"], pruned.argmax(1))
-    assert torch.equal(columns["pruned_correct"], 100.0 * (pruned.argmax(1) == targets))
+    assert_close(columns["dense_confidence"], 100 * dense.amax(1))
+    assert_close(columns["dense_true_class"], 100 * dense[range(12), targets])
+    pruned = model.forward_pruned(x, 0.25, 1, "cls_attention")
+    assert torch.equal(columns["pruned_class"], pruned.logits.argmax(1))
+    assert torch.equal(columns["pruned_correct"], 100.0 * (pruned.logits.argmax(1) == targets))
+    top = maps.flatten(1).topk(4).indices
+    both = [len(set(a) & set(b)) for a, b in zip(top.tolist(), pruned.kept.tolist(), strict=True)]
+    assert_close(columns["overlap"], torch.tensor(both) * 25.0)
+    if judged_at == "pruned":
+        assert (columns["overlap"] == 100).all()
 
 
-def test_the_threshold_and_the_seed_can_be_set():
+def test_tied_places_are_ranked_by_chance_and_none_twice():
+    maps, noise = torch.zeros(50, 4, 4), torch.rand(50, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps[:, 2, 1] = 1.0
+    ranks = ranked(maps, noise)
+    assert (ranks.sort(1).values == torch.arange(16)).all()
+    assert (ranks.argmax(1) == 9).all()
+    assert len(set(ranks.argmin(1).tolist())) > 8
+
+
+def test_groups_follow_the_threshold():
+    columns = {"entropy": np.array([0.5, 0.5, 0.9]), "aligned": np.array([True, False, True])}
+    assert groups(columns, 0.8).tolist() == [0, 1, 2]
+    assert groups(columns, 1.0).tolist() == [0, 1, 0]
+    assert groups(columns, 0.0).tolist() == [2, 2, 2]
+
+
+def test_the_seed_is_the_controls():
     model, x, targets = vit(), images(12), torch.arange(12) % 5
-    none, every = (
-        judge(
-            model, x, targets, Judgement(importance="token_norm", keep_ratio=0.25, prune_layer=1, entropy_threshold=t)
-        )
-        for t in (1.0, 0.0)
-    )
-    assert (none["group"] != 2).all()
-    assert (every["group"] == 2).all()
-    other = judge(model, x, targets, Judgement(importance="token_norm", keep_ratio=0.25, prune_layer=1, seed=1))
-    assert not torch.equal(other["random_confidence"], none["random_confidence"])
-    assert torch.equal(other["dense_confidence"], none["dense_confidence"])
+    first, other = (judge(model, x, targets, judgement(seed=s)) for s in (0, 1))
+    assert not torch.equal(first["random_confidence"], other["random_confidence"])
+    assert torch.equal(first["pruned_confidence"], other["pruned_confidence"])
 
 
-def table(n, group, placebo, dense, pruned, random):
-    columns = {"group": np.resize(group, n), "placebo": np.resize(placebo, n)}
+@pytest.mark.parametrize("fields", [{"keep_ratio": 0.6}, {"keep_ratio": 0.0}, {"judged_by": "x"}, {"judged_at": "x"}])
+def test_judgements_that_cannot_be(fields):
+    with pytest.raises(ValueError, match=r"keep_ratio|judged"):
+        judgement(**fields)
+
+
+def table(n, group, lucky, dense, pruned, random):
+    """group: into GROUPS, which a threshold of 0.8 gives back."""
+    group = np.resize(group, n)
+    columns = {"entropy": np.where(group == 2, 0.9, 0.5), "aligned": group == 0, "lucky": np.resize(lucky, n)}
     for measure in ("correct", "confidence", "true_class"):
         for kind, values in (("dense", dense), ("pruned", pruned), ("random", random)):
             columns[f"{kind}_{measure}"] = np.resize(np.asarray(values, float), n)
@@ -95,36 +122,54 @@ def table(n, group, placebo, dense, pruned, random):
 
 def test_a_summary_of_known_columns():
     # good: +2, inverted: −1, diffuse: 0 on average; random pruning costs 3 everywhere
-    columns = table(600, [0, 1, 2, 0, 1, 2], [0, 1], [50] * 6, [52, 49, 55, 52, 49, 45], [47] * 6)
-    rows = {row["group"]: row for row in summarise(columns)}
+    columns = table(600, [0, 1, 2, 0, 1, 2], [True, False], [50] * 6, [52, 49, 55, 52, 49, 45], [47] * 6)
+    rows = {row["group"]: row for row in summarise(columns, 0.8)}
     assert rows["good"]["images"] == 200
     assert rows["good"]["share"] == pytest.approx(100 / 3)
     assert rows["good"]["pruned_confidence"] == [2.0, 2.0, 2.0]
     assert rows["inverted"]["beyond_correct"] == [2.0, 2.0, 2.0]
+    assert rows["inverted"]["contrast_correct"] == [3.0, 3.0, 3.0]
     mean, low, high = rows["diffuse"]["pruned_true_class"]
     assert mean == 0
     assert -1.0 < low < -0.4 < 0.4 < high < 1.0  # 5 · 1.96 / √200 = 0.69
     assert rows["all"]["random_confidence"] == [-3.0, -3.0, -3.0]
+    assert rows["placebo good"]["images"] + rows["placebo inverted"]["images"] == 400, "the diffuse ones are left out"
     assert rows["placebo good"]["pruned_confidence"] == [-3.0, -3.0, -3.0]
+    assert rows["placebo good"]["contrast_confidence"] == [5.0, 5.0, 5.0]
     line = verdict(list(rows.values()), "confidence")
     assert line == "confidence: good: gain, inverted: loss, diffuse: undecided: the claim holds"
 
 
 @pytest.mark.parametrize(("pruned", "random", "expected"), [
-    ([52, 52, 49], [47], "good: gain, inverted: gain, diffuse: loss: the claim does not hold"),
-    ([49, 49, 49], [47], "good: loss, inverted: loss, diffuse: loss: the claim does not hold"),
-    ([52, 49, 49], [51], "the claim holds, but +1.00 of the +2.00 points of the good group are the placebo's, too"),
+    ([52, 52, 49], [47], "good: gain, inverted: gain, diffuse: loss: the claim fails"),
+    ([49, 49, 49], [47], "good: loss, inverted: loss, diffuse: loss: the claim fails"),
+    ([50, 49, 49], [47], "good: undecided, inverted: loss, diffuse: loss: these images cannot say"),
+    ([52, 49, 49], [53], "cannot say (no more than random pruning, the placebo's good group)"),
+    ([52, 49, 49], [47], "the claim holds"),
 ])  # fmt: skip
 def test_the_verdict_is_computed(pruned, random, expected):
-    rows = summarise(table(300, [0, 1, 2], [0, 1], [50], pruned, random))
+    rows = summarise(table(300, [0, 1, 2], [True, False], [50], pruned, random), 0.8)
     assert expected in verdict(rows, "correct")
 
 
-def test_groups_without_images():
-    rows = summarise(table(50, [1], [0], [50], [51], [49]))
+def test_a_wide_interval_of_another_group_is_no_proof():
+    """Good +0.2 on many images, inverted +1 but on few and wildly spread: nothing was shown."""
+    columns = table(3000, [0] * 59 + [1], [True, False], [50], [50.2], [50])
+    inverted = np.flatnonzero(groups(columns, 0.8) == 1)
+    columns["pruned_correct"][inverted] = 51 + 12 * np.resize([1, -1], len(inverted))
+    line = verdict(summarise(columns, 0.8), "correct")
+    assert "inverted: undecided" in line
+    assert "cannot say (no more than the inverted group)" in line
+
+
+def test_groups_of_few_images_decide_nothing():
+    rows = summarise(table(50, [1], [True], [50], [51], [49]), 0.8)
     assert rows[0] == {"group": "good", "images": 0, "share": 0.0}
-    assert "good: no image" in verdict(rows, "correct")
-    assert "does not hold" in verdict(rows, "correct")
+    assert verdict(rows, "correct").startswith("accuracy: good: too few images, inverted: gain")
+    alone = summarise(table(200, [0], [True, False], [50], [51], [49]), 0.8)
+    assert "cannot say" in verdict(alone, "correct"), "there is nothing to compare with"
+    single = summarise(table(1, [0], [True], [50], [51], [49]), 0.8)
+    assert "good: too few images" in verdict(single, "correct")
 
 
 def test_the_interval_covers_the_mean():

@@ -50,6 +50,22 @@ def test_gradient_methods_explain_the_class_asked_for():
         assert not torch.equal(importance_map(model, images(), name), importance_map(model, images(), name, targets))
 
 
+@pytest.mark.parametrize("importance", list(IMPORTANCES))
+def test_under_gradient_checkpointing(importance):
+    model = vit()
+    plain = importance_map(model, images(), importance)
+    model.set_grad_checkpointing()
+    assert_close(importance_map(model, images(), importance), plain)
+    assert model.grad_checkpointing
+
+
+def test_pooled_patches_are_what_is_explained():
+    """The class token of an average-pooled model is read by nobody."""
+    model = vit(global_pool="avg", depth=1)
+    assert importance_map(model, images(), "grad_rollout").any()
+    assert_close(importance_map(model, images(), "rollout"), attention_rollout(model, images()))
+
+
 def test_without_a_class_token():
     model = vit(class_token=False, global_pool="avg")
     assert_close(importance_map(model, images(), "rollout"), attention_rollout(model, images()))
@@ -71,7 +87,7 @@ def test_random_values_are_uniform_and_unrelated():
     assert correlation.fill_diagonal_(0).abs().max() < 5 / 256**0.5, "between images"
     assert torch.corrcoef(values.T).fill_diagonal_(0).abs().max() < 5.5 / 200**0.5, "between places"
     changed = pictures[:1].clone()
-    changed[0, 1, 7, 9] += 1e-3
+    changed[0, 1, 7] += 1e-3
     assert abs(torch.corrcoef(torch.cat([Random(5)(model.see(changed, 0)), values[:1]]))[0, 1]) < 0.25
     swapped = pictures[:1].flip(3)
     assert abs(torch.corrcoef(torch.cat([Random(5)(model.see(swapped, 0)), values[:1]]))[0, 1]) < 0.25

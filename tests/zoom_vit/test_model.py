@@ -34,7 +34,7 @@ def images(batch=3, size=32):
 
 @pytest.mark.parametrize("fields", [
     {}, {"global_pool": "avg"}, {"reg_tokens": 2}, {"qk_norm": True}, {"class_token": False, "global_pool": "avg"},
-    {"init_values": 0.1, "pre_norm": True}, {"no_embed_class": True}, {"qkv_bias": False},
+    {"init_values": 0.1, "pre_norm": True}, {"no_embed_class": True}, {"qkv_bias": False}, {"global_pool": "map"},
 ])  # fmt: skip
 def test_dense_is_timms_and_keep_1_is_dense_to_the_bit(fields):
     model = vit(**fields)
@@ -172,11 +172,22 @@ def test_given_importance_and_functions():
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"keep_ratio": 0.0}, "keep_ratio"), ({"keep_ratio": 1.1}, "keep_ratio"), ({"keep_ratio": math.nan}, "keep_ratio"),
     ({"prune_layer": 0}, "prune_layer"), ({"prune_layer": 3}, "prune_layer"), ({"importance": "best"}, "token_norm"),
-    ({"importance": torch.rand(3, 9)}, "9 patches"),
+    ({"importance": torch.rand(3, 9)}, r"need \(3, 16\)"), ({"importance": torch.rand(16, 3)}, r"need \(3, 16\)"),
+    ({"importance": torch.rand(16)}, r"need \(3, 16\)"), ({"importance": torch.full((3, 16), math.nan)}, "NaN"),
 ])  # fmt: skip
 def test_what_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         vit().forward_pruned(images(), **arguments)
+
+
+def test_other_grids_and_dropped_patches():
+    model = vit(dynamic_img_size=True)
+    out = model.forward_pruned(images(size=48), 0.5, 1)
+    assert (out.num_kept, out.num_patches) == (18, 36)
+    dropping = vit(patch_drop_rate=0.5)
+    assert dropping.forward_pruned(images(), 0.5, 1).num_patches == 16
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        dropping.train().forward_pruned(images(), 0.5, 1)
 
 
 def test_multiply_adds_are_saved():

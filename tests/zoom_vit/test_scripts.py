@@ -111,6 +111,7 @@ def test_attention_analysis(run, tmp_path):
     assert record["images"] == 60
     agreement = torch.tensor(record["agreement"])
     assert agreement[0, 0] == pytest.approx(100)
+    assert record["chance"] == pytest.approx(100 * 19 / 64)
     assert torch.equal(agreement, agreement.T)
     assert agreement[-1, :-1].mean() == pytest.approx(30, abs=3), "what the random maps share with the others"
     pictures = sorted((tmp_path / "visualizations").iterdir())
@@ -145,7 +146,7 @@ def test_token_pruning(run, tmp_path, capsys):
     assert [int(r["index"]) for r in by_image] == list(range(360))
     groups = {g["group"]: g for g in record["groups"]}
     assert sum(groups[g]["images"] for g in ("good", "inverted", "diffuse")) == groups["all"]["images"] == 360
-    good = [r for r in by_image if r["group"] == "0"]
+    good = [r for r in by_image if r["group"] == "good"]
     change = sum(float(r["pruned_correct"]) - float(r["dense_correct"]) for r in good) / len(good)
     assert groups["good"]["pruned_correct"][0] == pytest.approx(change, abs=1e-3)
     assert groups["all"]["dense_correct"] == pytest.approx(
@@ -157,11 +158,19 @@ def test_token_pruning(run, tmp_path, capsys):
         assert verdict in text
     assert "| 204 |" in text
     assert "| 3 |" in text
-    assert "| 1143 |" not in text, "the digits have no such image"
+    assert "published" not in text, "those are images of Flowers-102"
+    for line in text.splitlines():
+        if line.startswith("| good"):
+            assert line.count("|") == 8
+    assert text.count("the claim ") + text.count("cannot say") == 12  # three measures, and under three thresholds
+    capsys.readouterr()
+    assert flowers_token_pruning.main([*flags[:4], "--max-images", "40", *CPU]) == 0
+    assert "Single images" not in capsys.readouterr().out
 
 
 def test_pruning_curve(run, tmp_path):
-    flags = ["--importances", "cls_attention", "random", "--keep-ratios", "1", "0.5", "--max-images", "60"]
+    flags = ["--importances", "cls_attention", "random", "random", "--keep-ratios", "0.5", "1", "0.50"]
+    flags += ["--max-images", "60", "--batch-size", "32"]
     assert pruning_curve.main(["--checkpoint", run[1], "--output-dir", str(tmp_path), *flags, *CPU]) == 0
     table = rows(tmp_path / "pruning_curve.csv")
     assert [r["importance"] for r in table] == ["dense"] + ["cls_attention"] * 6 + ["random"] * 6
@@ -210,10 +219,11 @@ def test_flowers_are_tested_on_their_test_split(run):
 
 @pytest.mark.parametrize(("script", "flags", "message"), [
     (flowers_token_pruning, ["--keep-ratio", "0"], "keep-ratio must lie in (0, 1]"),
+    (flowers_token_pruning, ["--keep-ratio", "0.6"], "so that top and bottom differ"),
     (flowers_token_pruning, ["--prune-layer", "4"], "--prune-layer must lie in 1 … 3"),
     (flowers_token_pruning, ["--prune-layer", "0"], "--prune-layer must lie in 1 … 3"),
     (flowers_token_pruning, ["--entropy-threshold", "2"], "--entropy-threshold"),
-    (flowers_token_pruning, ["--indices", "360", "--max-images", "5"], "--indices 360"),
+    (flowers_token_pruning, ["--indices", "360"], "--indices 360"),
     (flowers_token_pruning, ["--max-images", "0"], "--max-images"),
     (flowers_zoom_image, ["--per-group", "0"], "--per-group"),
     (flowers_zoom_image, ["--indices", "-1"], "--indices -1"),

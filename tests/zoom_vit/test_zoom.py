@@ -91,5 +91,7 @@ def test_what_cannot_be():
         zoom_mask(maps(), 0.0, (32, 32))
     with pytest.raises(ValueError, match="maps"):
         zoom_boxes(torch.rand(3, 64), 0.3, (32, 32))
+    with pytest.raises(ValueError, match="do not divide"):
+        zoom_boxes(maps(), 0.3, (30, 32))
     with pytest.raises(ValueError, match="square"):
         crop_zoom(torch.rand(6, 3, 32, 64), maps(), 0.3)
