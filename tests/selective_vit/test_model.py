@@ -250,7 +250,7 @@ def test_a_whole_checkpoint_of_the_original():
     state["model.more"] = state.pop("model.norm.bias")
     with pytest.raises(ValueError, match=r"missing norm.bias; unexpected more"):
         model_from_original(state, {})
-    with pytest.raises(ValueError, match=r"missing model.patch_embed.proj.weight"):
+    with pytest.raises(ValueError, match=r"missing patch_embed.proj.weight"):
         model_from_original({}, {})
 
 

@@ -133,6 +133,13 @@ def test_pictures_lie_in_the_folder_of_their_group(run, tmp_path, capsys):
     assert found == sorted(
         f"{f}/{g}" for f in ("1_visualizations", "2_zoom_image", "3_image_level_zoom") for g in groups
     )
+    for folder in ("1_visualizations", "2_zoom_image", "3_image_level_zoom"):
+        record = json.loads((tmp_path / folder / "images.json").read_text())["images"]
+        assert [f"{folder}/{i}" for i in groups] == [
+            f"{folder}/{('good', 'inverted', 'diffuse').index(e['intent']) + 1}_{e['intent']}_attention"
+            for e in sorted(record, key=lambda e: ("good", "inverted", "diffuse").index(e["intent"]))
+        ]
+        assert "entropy" in (tmp_path / folder / "images.txt").read_text()
     assert flowers_zoom_image.main([*flags, "--indices", "7", "300"]) == 0
     assert len([p for p in tmp_path.rglob("00300.png") if "zoom" in str(p)]) == 2
 

@@ -4,7 +4,8 @@ The folders are the study's: `1_good_attention`, `2_inverted_attention`, `3_diff
 `1_visualizations`, `2_zoom_image` and `3_image_level_zoom`.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps
 from vit_core.recipe import Recipe
+from vit_core.study import markdown_table
 from zoom_vit.alignment import GROUPS, Judgement, groups, judge
 from zoom_vit.experiment import (
     Experiment,
@@ -75,16 +77,40 @@ def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, li
     return experiment, by, found
 
 
-def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Path, note: str = "") -> None:
+def write_examples(
+    experiment: Experiment, found: Sequence[Example], folder: str, draw: Callable[[Example, Path], Mapping[str, str]]
+) -> None:
+    """A picture of each example under `folder`, in its group's; images.txt and images.json say what is on them.
+
+    draw: writes one picture, and gives what the model says of what is on it: a name -> class and probability.
+    """
+    place = experiment.folder / folder
+    lines: list[dict[str, Any]] = []
+    for e in found:
+        said = draw(e, place / GROUP_FOLDERS[e.group] / f"{e.number:05d}.png")
+        true = experiment.trained.class_names[e.target]
+        lines.append(
+            {"image": e.number, "class": true, "intent": GROUPS[e.group], "entropy": round(e.entropy, 3), **said}
+        )
+    if lines:
+        text = markdown_table(list(lines[0]), [[str(v) for v in line.values()] for line in lines])
+        (place / "images.txt").write_text(text)
+        record = {"images": lines, **experiment.record()}
+        (place / "images.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(lines)} pictures, images.txt and images.json are in {place}")
+
+
+def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Path, note: str = "") -> dict[str, str]:
     """All six importance maps over one image (1, 3, S, S)."""
     with torch.no_grad():
         logits = experiment.model(image)[0]
     maps = {name: importance_map(experiment.model, image, name)[0] for name in IMPORTANCES}
     title = f"{experiment.trained.class_names[target]}; the model says {experiment.says(logits)}{note}"
     figure_of_maps(experiment.picture(image[0]), maps, path, title=title)
+    return {"the model says": experiment.says(logits)}
 
 
-def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> None:
+def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
     """The image, its importance, the mask, and the image with its background darkened."""
     picture = experiment.picture(example.image[0])
     maps = importance_map(experiment.model, example.image, by.importance)
@@ -99,9 +125,10 @@ def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, pa
         (f"background × 0.3: {experiment.says(seen[1])}", dark[0]),
     ]
     _draw(panels, path, f"image {example.number}, {experiment.trained.class_names[example.target]}")
+    return {"whole": experiment.says(seen[0]), "background × 0.3": experiment.says(seen[1])}
 
 
-def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> None:
+def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
     """The image with the box around its most important patches, and what is in the box."""
     picture = experiment.picture(example.image[0])
     maps = importance_map(experiment.model, example.image, by.importance)
@@ -115,6 +142,8 @@ def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Pat
     ]
     title = f"image {example.number}, {experiment.trained.class_names[example.target]}"
     _draw(panels, path, title, box)
+    both = seen.softmax(1).mean(0).log()
+    return {"whole": experiment.says(seen[0]), "zoom": experiment.says(seen[1]), "mean of both": experiment.says(both)}
 
 
 def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Sequence[int] | None = None) -> None:

@@ -2,16 +2,17 @@
 
     uv run zoom-vit-flowers-analysis-attention --checkpoint FILE
 
-Writes 1_visualizations/ with a folder a group.
+Writes 1_visualizations/ with a folder a group, and images.txt and .json in it.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
 from zoom_vit.alignment import GROUPS
-from zoom_vit.examples import GROUP_FOLDERS, add_example_flags, begin_examples, draw_importance
+from zoom_vit.examples import Example, add_example_flags, begin_examples, draw_importance, write_examples
 from zoom_vit.experiment import FLOWERS_FOLDER
 from zoom_vit.recipe import FLOWERS
 
@@ -23,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_example_flags(parser, FLOWERS_FOLDER)
     experiment, _, found = begin_examples(FLOWERS, parser.parse_args(argv))
-    for example in found:
-        file = experiment.folder / "1_visualizations" / GROUP_FOLDERS[example.group] / f"{example.number:05d}.png"
-        note = f"\nimage {example.number}, {GROUPS[example.group]}, entropy {example.entropy:.3f}"
-        draw_importance(experiment, example.image, example.target, file, note)
-    print(f"{len(found)} pictures are in {experiment.folder / '1_visualizations'}")
+
+    def draw(e: Example, file: Path) -> Mapping[str, str]:
+        note = f"\nimage {e.number}, {GROUPS[e.group]}, entropy {e.entropy:.3f}"
+        return draw_importance(experiment, e.image, e.target, file, note)
+
+    write_examples(experiment, found, "1_visualizations", draw)
     return 0
 
 

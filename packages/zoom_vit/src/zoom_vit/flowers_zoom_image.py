@@ -3,15 +3,17 @@
     uv run zoom-vit-flowers-zoom-image --checkpoint FILE
 
 Writes 2_zoom_image/, the background darkened, and 3_image_level_zoom/, the box around the most important patches and
-what is in it; each with a folder a group. How accurate a second look at the zoomed image is: zoom-vit-zoom-curve.
+what is in it; each with a folder a group, and images.txt and .json. How accurate a second look at the zoomed image is:
+zoom-vit-zoom-curve.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
-from zoom_vit.examples import GROUP_FOLDERS, add_example_flags, begin_examples, draw_attenuation, draw_crop
+from zoom_vit.examples import Example, add_example_flags, begin_examples, draw_attenuation, draw_crop, write_examples
 from zoom_vit.experiment import FLOWERS_FOLDER
 from zoom_vit.recipe import FLOWERS
 
@@ -21,11 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="zoom-vit-flowers-zoom-image", description="Zoom, by the alignment of the intent.")
     add_example_flags(parser, FLOWERS_FOLDER)
     experiment, by, found = begin_examples(FLOWERS, parser.parse_args(argv))
-    for folder, draw in (("2_zoom_image", draw_attenuation), ("3_image_level_zoom", draw_crop)):
-        for example in found:
-            file = experiment.folder / folder / GROUP_FOLDERS[example.group] / f"{example.number:05d}.png"
-            draw(experiment, example, by, file)
-        print(f"{len(found)} pictures are in {experiment.folder / folder}")
+
+    def attenuation(example: Example, file: Path) -> Mapping[str, str]:
+        return draw_attenuation(experiment, example, by, file)
+
+    def crop(example: Example, file: Path) -> Mapping[str, str]:
+        return draw_crop(experiment, example, by, file)
+
+    write_examples(experiment, found, "2_zoom_image", attenuation)
+    write_examples(experiment, found, "3_image_level_zoom", crop)
     return 0
 
 
