@@ -50,8 +50,9 @@ class Experiment:
 
     def batches(self, limit: int | None = None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Indices, normalised images (B, 3, S, S) and classes (B,) of one batch after another."""
-        numbers = self.numbers(limit)
-        for images, targets in self.loader(limit).epoch():
+        loader = self.loader(limit)
+        numbers = loader.evaluated.tolist()
+        for images, targets in loader.epoch():
             yield numbers[: len(images)], images, targets
             del numbers[: len(images)]
 

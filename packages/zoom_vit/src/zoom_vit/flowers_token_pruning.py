@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     single = images_report(experiment, by, threshold, indices, published=flowers) if indices else ""
     columns = study(experiment, by, args.max_images)
     rows = summarise(columns, threshold)
-    text = report(experiment, by, threshold, columns, rows) + sensitivity(columns, threshold) + single
+    text = report(experiment, by, threshold, columns, rows) + sensitivity(columns, threshold, rows) + single
     write(experiment, by, threshold, columns, rows, text)
     print(f"{text}\npruning_results.txt, pruning_results.json and pruning_by_image.csv are in {experiment.folder}")
     return 0
@@ -107,8 +107,11 @@ def _change(values: Sequence[float] | None) -> str:
     return "—" if values is None else f"{values[0]:+.2f} ({values[1]:+.2f} … {values[2]:+.2f})"
 
 
-def sensitivity(columns: Columns, threshold: float) -> str:
-    """The verdicts where "diffuse" means something else: no image, or the third that is the most spread."""
+def sensitivity(columns: Columns, threshold: float, rows: Sequence[dict[str, Any]]) -> str:
+    """The verdicts where "diffuse" means something else: no image, or the third that is the most spread.
+
+    rows: the summary at the threshold itself.
+    """
     lines = []
     for name, value in (
         ("none", 1.0),
@@ -117,8 +120,8 @@ def sensitivity(columns: Columns, threshold: float) -> str:
     ):
         group = groups(columns, value)
         shares = " / ".join(f"{100 * (group == i).mean():.0f}" for i in range(3))
-        rows = summarise(columns, value)
-        lines += [[name, f"{value:.3f}", shares, verdict(rows, measure)] for measure in MEASURES]
+        at = rows if value == threshold else summarise(columns, value)
+        lines += [[name, f"{value:.3f}", shares, verdict(at, measure)] for measure in MEASURES]
     heads = ["diffuse", "entropy over", "good / inverted / diffuse, %", "verdict"]
     return "\nHow much hangs on the threshold:\n\n" + markdown_table(heads, lines)
 
