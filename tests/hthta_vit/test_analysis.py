@@ -187,12 +187,12 @@ def test_a_planted_patch_is_found_where_it_lies(size, row, column):
 def test_the_drawn_maps_show_the_planted_patch(tmp_path, monkeypatch):
     pixels = np.zeros((64, 64, 3), dtype=np.uint8)
     pixels[8:16, 40:48] = 255  # patch row 1, column 5 of the 8 x 8 grid
-    Image.fromarray(pixels).save(tmp_path / "patch.png")
     settings = {"img_size": 32, "mean": [0.0] * 3, "std": [0.5] * 3, "augment": {}, "class_names": ["no", "yes"]}
     trained = TrainedModel(model=brightness_reader((32, 32)), settings=settings, source=None)
     drawn = {}
     monkeypatch.setattr(visualize_attention, "figure_of_maps", lambda image, maps, *_, **__: drawn.update(maps))
-    says = visualize_attention.draw(trained, tmp_path / "patch.png", tmp_path / "p.png", torch.device("cpu"), "yes")
+    images = trained.transform().apply(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    says = visualize_attention.draw(trained, images, tmp_path / "p.png", "a patch", "yes")
     assert len(drawn) == 4 + 3, "four heads, their mean, Grad-CAM, and where the two agree"
     for name, heat in drawn.items():
         assert heat[1, 5] == heat.max(), name

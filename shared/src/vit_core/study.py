@@ -55,7 +55,8 @@ def nothing_more(subject: Subject) -> Measurement:
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """rows: label -> what the flags of its training say, as `Recipe.parse` gives them. measure: further columns of a
-    row. measured_by: what those depend on; a folder holds measurements of one kind.
+    row. measured_by: what those depend on; a folder holds measurements of one kind. announce: told before a row of a
+    seed is trained or measured.
     """
 
     recipe: Recipe
@@ -64,9 +65,37 @@ class Study:
     folder: Path
     measure: Callable[[Subject], Measurement] = nothing_more
     measured_by: Mapping[str, Any] = field(default_factory=dict)
+    announce: Callable[[str, int], None] = lambda row, seed: print(f"\n{row}, seed {seed}", flush=True)
 
     def run(self) -> list[Measurement]:
         """Train and measure what is missing in measurements.csv. UserError where a training does not end well."""
+        self._begin()
+        done = self._read()
+        for row, seed in self._missing(done):
+            self.announce(row, seed)
+            self._train(row, seed)
+            done.append(self._measure(row, seed))
+            write_measurements(self.folder, done)
+        return self._of_this(done)
+
+    def train(self) -> None:
+        """Train what is missing, and measure nothing."""
+        self._begin()
+        for row, seed in self._missing([]):
+            self.announce(row, seed)
+            self._train(row, seed)
+
+    def measure_trained(self) -> list[Measurement]:
+        """Measure what `train` trained. UserError where a row has no run yet."""
+        self._begin()
+        done = self._read()
+        for row, seed in self._missing(done):
+            self.announce(row, seed)
+            done.append(self._measure(row, seed))
+            write_measurements(self.folder, done)
+        return self._of_this(done)
+
+    def _begin(self) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("a study trains model by model in one process: start it without torchrun")
         ours = {"resume", "seed", "save_dir", "log_dir"} & {name for given in self.rows.values() for name in given}
@@ -75,15 +104,12 @@ class Study:
             raise UserError(f"--{name} is not for a study, which resumes by itself, and has --seeds and --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_identity()
-        done = self._read()
-        for seed in self.seeds:
-            for row in self.rows:
-                if any(m["row"] == row and int(m["seed"]) == seed for m in done):
-                    continue
-                print(f"\n{row}, seed {seed}", flush=True)
-                self._train(row, seed)
-                done.append(self._measure(row, seed))
-                write_measurements(self.folder, done)
+
+    def _missing(self, done: Sequence[Measurement]) -> list[tuple[str, int]]:
+        known = {(m["row"], int(m["seed"])) for m in done}
+        return [(row, seed) for seed in self.seeds for row in self.rows if (row, seed) not in known]
+
+    def _of_this(self, done: Sequence[Measurement]) -> list[Measurement]:
         return [m for m in done if m["row"] in self.rows and int(m["seed"]) in self.seeds]
 
     def settled(self, row: str) -> Run:
@@ -145,7 +171,8 @@ class Study:
             print(f"{stopped}\ngo on with: the same command")
             raise SystemExit(128 + stopped.signal_number) from None
 
-    def _measure(self, row: str, seed: int) -> Measurement:
+    def subject(self, row: str, seed: int) -> Subject:
+        """The row's model after its last epoch. UserError where it has no run."""
         last = self.checkpoint(row, seed)
         if last is None:
             raise UserError(f"{self._place(row, seed)} holds no run")
@@ -154,11 +181,15 @@ class Study:
         trained = load_trained(self.recipe, last, world.device)
         dataset = load_images(run.data, trained.settings["img_size"], world)
         check_classes(trained.settings, last, dataset, run.data.dataset)
-        subject = Subject(trained=trained, dataset=dataset, world=world, run=run)
-        result = evaluate(trained.model, subject.loader(), choose_precision(run.train.amp, world.device))
+        return Subject(trained=trained, dataset=dataset, world=world, run=run)
+
+    def _measure(self, row: str, seed: int) -> Measurement:
+        subject = self.subject(row, seed)
+        model, run = subject.trained.model, subject.run
+        result = evaluate(model, subject.loader(), choose_precision(run.train.amp, subject.world.device))
         row_of: Measurement = {
             "row": row, "seed": seed, "epochs": run.train.epochs, "acc1": result.acc1, "acc5": result.acc5,
-            "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters()),
         }  # fmt: skip
         return row_of | self.measure(subject) | {"git_commit": git_commit()}
 

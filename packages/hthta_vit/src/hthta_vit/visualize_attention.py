@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
@@ -37,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
         path = folder / f"{number:03d}_{file.stem}.png"
-        print(f"{file} -> {path}: {draw(trained, file, path, device, args.target)}")
+        images = trained.transform().apply(read_pixels(file)[None]).to(device)
+        print(f"{file} -> {path}: {draw(trained, images, path, file.name, args.target)}")
     return 0
 
 
-def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, target: str | None = None) -> str:
-    """Write the picture of one image; returns what the model says, in a line."""
-    images = trained.transform().apply(read_pixels(file)[None]).to(device)  # (1, 3, S, S), normalised
+def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: str | None = None) -> str:
+    """Write the picture of one normalised image (1, 3, S, S); returns what the model says, in a line."""
     with torch.no_grad():
         probabilities = trained.model(images)[0].softmax(0)
     predicted = int(probabilities.argmax())
@@ -55,15 +56,15 @@ def draw(trained: TrainedModel, file: Path, path: Path, device: torch.device, ta
     maps = {}
     if alpha is not None:  # (1, heads, N)
         maps = {f"head {j + 1}": head.view_as(mean) for j, head in enumerate(alpha[0])}
-    name = "mean of the heads" if alpha is not None else "class token, last block"
-    maps |= {name: mean, f"Grad-CAM of {trained.class_names[explained]}": cam}
+    own = "mean of the heads" if alpha is not None else "class token, last block"
+    maps |= {own: mean, f"Grad-CAM of {trained.class_names[explained]}": cam}
     fap = float(focused_attention(mean[None], cam[None]))
     if fap == fap:  # an empty Grad-CAM has no top places
         both = (top_places(mean[None])[0] + top_places(cam[None])[0]) / 2
         maps[f"top 15%: 1 in both, ½ in one (FAP {fap:.0f}%)"] = both
     says = f"{trained.class_names[predicted]} ({100 * float(probabilities[predicted]):.1f}%)"
     picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
-    figure_of_maps(picture, maps, path, title=f"{file.name}: {says}")
+    figure_of_maps(picture, maps, path, title=f"{name}: {says}")
     return says + (f", FAP {fap:.1f}%" if fap == fap else ", Grad-CAM is zero everywhere")
 
 

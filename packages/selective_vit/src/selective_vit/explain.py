@@ -49,15 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
         path = folder / f"{number:03d}_{file.stem}.png"
-        print(f"{file} -> {path}: {draw(models, file, path, args.target, captum_raw=args.captum_raw)}")
+        says = draw(models, read_pixels(file), path, file.name, args.target, captum_raw=args.captum_raw)
+        print(f"{file} -> {path}: {says}")
     return 0
 
 
 def draw(
-    models: Sequence[TrainedModel], file: Path, path: Path, target: str | None = None, *, captum_raw: bool = False
-) -> str:
-    """Write the picture of one image; returns what the models say, in a line."""
-    pixels = read_pixels(file)
+    models: Sequence[TrainedModel], pixels: Tensor, path: Path, title: str, target: str | None = None, *,
+    captum_raw: bool = False,
+) -> str:  # fmt: skip
+    """Write the picture of one image, uint8 (3, H, W); returns what the models say, in a line."""
     panels: list[tuple[str, Tensor | None]] = []
     says = []
     for row, trained in enumerate(models):
@@ -74,7 +75,7 @@ def draw(
         else:
             panels.append((says[-1], None))  # the image once more, at the start of the row
         panels += maps_of(trained.model, images, explained, captum_raw=captum_raw).items()
-    figure_of_maps(picture, panels, path, title=file.name, image_title=says[0], columns=4 + captum_raw)
+    figure_of_maps(picture, panels, path, title=title, image_title=says[0], columns=4 + captum_raw)
     return "; ".join(says)
 
 

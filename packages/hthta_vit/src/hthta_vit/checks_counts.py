@@ -1,0 +1,151 @@
+"""Checks of how big and how expensive HTHTA-ViT++ is, beside ViT-B/16 and ConvNeXt-B: parameters, multiply-adds.
+
+The models are built on torch's meta device, without memory. `hthta_vit.checks` has the others, and the list of all.
+"""
+
+import functools
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hthta_vit.model import HTHTAViT
+from vit_core.bench import multiply_adds
+from vit_core.claims import Value
+
+VIT, CONVNEXT = "vit_base_patch16_224", "convnext_base"
+ONE, TWO = "hthta_vit_base_patch16_224", "hthta_vit_base_patch16_224_gru2"
+
+
+def described(how: str, measure: Callable[[], Value]) -> Callable[[], Value]:
+    """A check whose docstring, the line on the report, is `how`: for families of checks that differ in a name."""
+
+    def check() -> Value:
+        return measure()
+
+    check.__doc__ = how
+    return check
+
+
+@functools.cache
+def _on_meta(name: str, classes: int = 100) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=classes).eval()
+
+
+def base_model(layers: int) -> HTHTAViT:
+    """The paper's size with one GRU layer or two, for 100 classes, on the meta device."""
+    model = _on_meta("hthta_vit_base_patch16_224" if layers == 1 else "hthta_vit_base_patch16_224_gru2")
+    assert isinstance(model, HTHTAViT)
+    return model
+
+
+def parameters(module: nn.Module | None) -> int:
+    assert module is not None
+    return sum(p.numel() for p in module.parameters())
+
+
+def millions(name: str, classes: int) -> Callable[[], Value]:
+    how = f"Parameters of {name} with a classifier of {classes} classes, in millions, counted on the built model."
+    return described(how, lambda: parameters(_on_meta(name, classes)) / 1e6)
+
+
+def _part(layers: int, name: str) -> Callable[[], Value]:
+    how = f"Parameters of the base model's part guided.{name}, {layers} GRU layer(s), counted on the built model."
+    return described(how, lambda: parameters(base_model(layers).guided.get_submodule(name)))
+
+
+def backbone_parameters() -> Value:
+    """Parameters of the base model without its classifier and without the paper's three parts."""
+    model = base_model(1)
+    return parameters(model) - parameters(model.guided) - parameters(model.get_classifier())
+
+
+def _gru_and_pooling(layers: int) -> float:
+    guided = base_model(layers).guided
+    return (parameters(guided.bigru) + parameters(guided.attention_pooling)) / 1e6
+
+
+@functools.cache
+def gmacs(name: str) -> float:
+    """Multiply-adds of a 224 x 224 image's forward pass, in 10⁹, attention included."""
+    model = _on_meta(name)
+    with torch.no_grad():
+        return multiply_adds(lambda: model(torch.empty(1, 3, 224, 224, device="meta"))) / 1e9
+
+
+@functools.cache
+def gmacs_without_fused_attention() -> float:
+    """What torch's counter sees of torchvision's ViT-B/16 in eval mode: its attention runs as one unknown operator."""
+    from torchvision.models import vit_b_16
+
+    with torch.device("meta"):
+        vit = vit_b_16(num_classes=100).eval()
+    vit = vit.to_empty(device="cpu")  # the operator is for real tensors only; their values do not matter
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for p in vit.parameters():
+            p.zero_()
+        vit(torch.zeros(1, 3, 224, 224))
+    return counter.get_total_flops() / 2e9
+
+
+def _seen_by_the_counter(name: str) -> float:
+    return gmacs_without_fused_attention() + gmacs(name) - gmacs(VIT)
+
+
+def count_of(name: str) -> Callable[[], Value]:
+    how = (
+        f"Multiply-adds of {name} for one 224 x 224 image, in 10⁹, by torch's counter with the plain attention kernel."
+    )
+    return described(how, lambda: gmacs(name))
+
+
+def _sequence_gmacs(layers: int) -> float:
+    """The GRU alone: that of all parts less the same model's count without it."""
+    with torch.device("meta"):
+        gru = base_model(layers).guided.get_submodule("bigru.bigru")
+        with torch.no_grad():
+            return multiply_adds(lambda: gru(torch.empty(1, 196, 768))) / 1e9
+
+
+COUNTS: dict[str, Callable[[], Value]] = {
+    "parameters_two_layers": millions(TWO, 100),
+    "parameters_one_layer": millions(ONE, 100),
+    "parameters_vit_100": millions(VIT, 100),
+    "parameters_vit_200": millions(VIT, 200),
+    "parameters_convnext_100": millions(CONVNEXT, 100),
+    "parameters_convnext_1000": millions(CONVNEXT, 1000),
+    "backbone_parameters": backbone_parameters,
+    "gru_parameters_one": _part(1, "bigru.bigru"),
+    "gru_parameters_two": _part(2, "bigru.bigru"),
+    "sequence_projection_parameters": _part(1, "bigru.projection"),
+    "pooling_parameters": _part(1, "attention_pooling"),
+    "fusion_projection_parameters": _part(1, "cls_fusion.projection"),
+    "gru_and_pooling_two": described("GRU, its projection and pooling, two layers: 10⁶ parameters, counted on the "
+                                     "built model.", lambda: _gru_and_pooling(2)),
+    "gru_and_pooling_one": described("The same with one layer.", lambda: _gru_and_pooling(1)),
+    "gmacs_vit": count_of(VIT),
+    "gmacs_convnext": count_of(CONVNEXT),
+    "gmacs_two_layers": count_of(TWO),
+    "gmacs_one_layer": count_of(ONE),
+    "gmacs_gru_one": described("Multiply-adds of one GRU layer over 196 tokens, in 10⁹, by torch's counter.",
+                               lambda: _sequence_gmacs(1)),
+    "gmacs_gru_two": described("Multiply-adds of two GRU layers over 196 tokens, in 10⁹, by torch's counter.",
+                               lambda: _sequence_gmacs(2)),
+    "gmacs_seen_vit": described("Multiply-adds of torchvision's ViT-B/16 in eval mode, in 10⁹, by torch's counter, "
+                                "which does not know its fused attention.", gmacs_without_fused_attention),
+    "gmacs_seen_two": described("That count of ViT-B/16, and the paper's parts with two GRU layers counted in full.",
+                                lambda: _seen_by_the_counter(TWO)),
+    "gmacs_seen_one": described("That count of ViT-B/16, and the paper's parts with one GRU layer counted in full.",
+                                lambda: _seen_by_the_counter(ONE)),
+    "reduction_two": described("Percent of ViT-B/16's multiply-adds that the model with two GRU layers saves; below 0: "
+                               "needs more.", lambda: 100 * (1 - gmacs(TWO) / gmacs(VIT))),
+    "reduction_one": described("The same with one layer.", lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT))),
+    "reduction_seen": described("The same, fused attention missed in this model and counted in ViT-B/16.",
+                                lambda: 100 * (1 - _seen_by_the_counter(TWO) / gmacs(VIT))),
+    "ratio_convnext_two": described("Multiply-adds with two GRU layers, over ConvNeXt-B's, by torch's counter.",
+                                    lambda: gmacs(TWO) / gmacs(CONVNEXT)),
+    "ratio_convnext_one": described("The same with one layer.", lambda: gmacs(ONE) / gmacs(CONVNEXT)),
+}  # fmt: skip

@@ -1,0 +1,194 @@
+"""QAViT as `reproduce` knows it: what it is, its trainings, and its signature analysis: branch weights and bank."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qavit.checks import CHECKS
+from qavit.model import QAViT, QuadAttentionBlock
+from qavit.recipe import RECIPE
+from vit_core.evaluation import evaluate
+from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
+from vit_core.precision import choose_precision
+from vit_core.study import Measurement, Subject
+
+BRANCHES = ("windows (SWA)", "dilated scales (MSDA)", "channel groups (CGA)", "bank (cross-attention)")
+
+
+def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+    """How the four branches are weighed, what each is worth, and what the bank holds."""
+    subject = next(iter(subjects.values()))
+    model = cast(QAViT, subject.trained.model)
+    blocks = cast("list[QuadAttentionBlock]", list(model.blocks))
+    weights = torch.stack([b.fusion.fusion_weights.detach().softmax(0) for b in blocks]).cpu()  # (blocks, 4)
+    whole = _accuracy(subject)
+    without = []
+    for branch in range(4):
+        with _silenced(blocks, branch):
+            without.append(_accuracy(subject))
+    with _empty_bank(model):
+        bankless = _accuracy(subject)
+    alike = _mean_cosine(model.global_bank.global_k[0]), _mean_cosine(model.global_bank.global_v[0])
+    _draw(weights, [whole - acc for acc in without], folder / "branches.png")
+    _draw_bank(model, folder / "bank.png")
+    low, high = 100 * float(weights.min()), 100 * float(weights.max())
+    dearest = max(range(4), key=lambda i: whole - without[i])
+    return Analysis(
+        findings=[
+            f"The learned softmax gives the four branches between {low:.1f}% and {high:.1f}% in every block; all alike "
+            "would be 25%. A weight near 25% does not say that a branch is used: the layers behind it can undo any "
+            "scale.",
+            f"What counts is what is lost without a branch: most without {BRANCHES[dearest]}, "
+            f"{whole - without[dearest]:.1f} of {whole:.1f} points of top-1 accuracy.",
+            f"With an empty bank the same model reaches {bankless:.1f}%. Its {model.config.global_bank_size} key "
+            f"tokens have a mean cosine of {alike[0]:+.2f} to one another, the value tokens of {alike[1]:+.2f}: 1 would be a "
+            "bank of one token only.",
+        ],
+        pictures=[
+            Picture(
+                "branches.png", "The four branches",
+                "Left: the weight that each block gives each branch. Right: accuracy that is lost when the branch is "
+                "silenced in all blocks of the trained model, without training it again.",
+            ),
+            Picture(
+                "bank.png", "The global token bank",
+                "Cosine between the bank's tokens, keys and values. Off the diagonal, red is tokens that say the same.",
+            ),
+        ],
+        tables=[
+            Table(
+                "Branch weights and worth", "Weights in percent; accuracy in percent of the evaluation images.",
+                ["branch", *(f"block {i}" for i in range(len(blocks))), "top-1 without it", "points lost"],
+                [
+                    [name, *(100 * weights[:, i]).tolist(), without[i], whole - without[i]]
+                    for i, name in enumerate(BRANCHES)
+                ],
+            )
+        ],
+    )  # fmt: skip
+
+
+def _accuracy(subject: Subject) -> float:
+    """Top-1 accuracy in percent over the evaluation split."""
+    precision = choose_precision(subject.run.train.amp, subject.world.device)
+    return evaluate(subject.trained.model, subject.loader(), precision).acc1
+
+
+@contextmanager
+def _silenced(blocks: Sequence[QuadAttentionBlock], branch: int) -> Iterator[None]:
+    """One of the four branches gives zeros, in all blocks."""
+
+    def silence(module: object, inputs: tuple[list[Tensor]]) -> tuple[list[Tensor]]:
+        return ([b if i != branch else torch.zeros_like(b) for i, b in enumerate(inputs[0])],)
+
+    hooks = [block.fusion.register_forward_pre_hook(silence) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _empty_bank(model: QAViT) -> Iterator[None]:
+    """The bank's tokens are zero."""
+    bank = model.global_bank
+    kept = [p.detach().clone() for p in (bank.global_k, bank.global_v)]
+    try:
+        with torch.no_grad():
+            bank.global_k.zero_()
+            bank.global_v.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            bank.global_k.copy_(kept[0])
+            bank.global_v.copy_(kept[1])
+
+
+def _cosines(tokens: Tensor) -> Tensor:
+    """Of M tokens (M, d): (M, M)."""
+    directions = F.normalize(tokens.detach().cpu(), dim=1)
+    return directions @ directions.T
+
+
+def _mean_cosine(tokens: Tensor) -> float:
+    """Over the pairs of different tokens."""
+    M = len(tokens)
+    return float((_cosines(tokens).sum() - M) / (M * (M - 1)))
+
+
+def _draw(weights: Tensor, lost: Sequence[float], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, name in enumerate(BRANCHES):
+        left.plot(100 * weights[:, i], "o-", label=name)
+    left.axhline(25, color="black", lw=0.8, ls=":")
+    left.set(xlabel="block", ylabel="weight, %", xticks=range(len(weights)))
+    left.legend(fontsize=8)
+    left.grid(alpha=0.3)
+    right.barh(BRANCHES, lost, color=[f"C{i}" for i in range(4)])
+    right.axvline(0, color="black", lw=0.8)
+    right.invert_yaxis()
+    right.set(xlabel="points of top-1 accuracy lost without it")
+    figure.savefig(path, dpi=130)
+
+
+def _draw_bank(model: QAViT, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, tokens, name in zip(
+        axes, (model.global_bank.global_k, model.global_bank.global_v), ("keys", "values"), strict=True
+    ):
+        image = ax.imshow(_cosines(tokens[0]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        ax.set(title=name, xlabel="bank token", ylabel="bank token")
+    figure.colorbar(image, ax=axes, label="cosine")
+    figure.savefig(path, dpi=130)
+
+
+PAPER = Paper(
+    package="qavit",
+    title="QAViT: Quad-Attention Vision Transformer",
+    idea="One attention does not see everything, so QAViT runs four side by side in each block: inside small windows, "
+    "over dilated scales, over groups of channels, and to a small memory. That memory, the global token bank, is "
+    "shared by all blocks: each reads it and writes what it found back into it. A learned softmax weighs the four "
+    "before a narrow MLP mixes them.",
+    source="README of the original repository HQA_VIT (2024), whose code trains on CIFAR-100 and ImageNet.",
+    citation="""@inproceedings{qavit2024,
+  title     = {Quad-Attention Vision Transformer: Efficient Multi-Scale Attention for Visual Recognition},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2024},
+  note      = {as the original repository asks to be cited; no such paper was found}
+}""",
+    model="qavit_micro",
+    micro=[
+        Training(
+            name="digits", recipe=RECIPE, rows={"QAViT": {"model": "micro", "dataset": "digits", "epochs": 6}},
+            compared=["QAViT"], seconds=45,
+        )
+    ],
+    published=[
+        Training(
+            name="CIFAR-100", recipe=RECIPE, images=50_000, download_gb=0.17, disk_gb=0.36,
+            rows={size: {"model": size, "dataset": "cifar100"} for size in ("tiny", "small")},
+            compared=["tiny", "small"],
+        )
+    ],
+    analyse=analyse,
+    checks=CHECKS,
+    benchmarks=[
+        Benchmark(model="qavit_tiny", against="vit_tiny_patch16_224", inference=2.5, training=6.0),
+        Benchmark(
+            model="qavit_tiny", model_kwargs={"attn_drop": 0.0}, against="vit_tiny_patch16_224", inference=2.5,
+            training=3.0,
+        ),
+    ],
+)  # fmt: skip

@@ -1,0 +1,285 @@
+"""What claims.yaml's instant entries measure of QAViT's behaviour: which token sees which, the bank, gradients.
+
+Measured on one block of QAViT-Tiny at 224 × 224, or on the micro model, with random weights, without dropout, in
+float64, where rounding is far below every effect.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qavit import validate
+from qavit.bank import Bank
+from qavit.model import QAViT, QuadAttentionBlock
+from qavit.registry import qavit_micro, qavit_tiny
+from vit_core.attention import attention
+from vit_core.claims import Value
+from vit_core.explain import capture_attention
+
+
+def _model(build: Callable[..., QAViT], **fields: Any) -> QAViT:
+    """A model with values, without dropout, in float64; its weights are the same whichever check asks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(num_classes=100, dropout=0.0, drop_path=0.0, **fields).double()
+
+
+def _images(count: int, side: int = 32) -> Tensor:
+    return torch.randn(count, 3, side, side, dtype=torch.float64)
+
+
+def _first(model: QAViT) -> QuadAttentionBlock:
+    return cast(QuadAttentionBlock, model.blocks[0])
+
+
+@functools.cache
+def _tiny() -> QAViT:
+    return _model(qavit_tiny, depth=1).eval()
+
+
+def _block() -> tuple[QuadAttentionBlock, Bank]:
+    """QAViT-Tiny's first block in evaluation, and the bank."""
+    return _first(_tiny()), _tiny().global_bank.read()
+
+
+def _tokens_reached(module: Callable[[Tensor], Tensor]) -> int:
+    """How many of the 196 output tokens change with the input token in the eighth row and column of the grid."""
+    x = torch.randn(1, 196, 256, dtype=torch.float64)
+    changed = x.clone()
+    changed[0, 7 * 14 + 7] += torch.randn(256)
+    with torch.no_grad():
+        return int(((module(x) - module(changed)).abs().amax(-1) > 1e-12).sum())
+
+
+def window_tokens() -> Value:
+    """Output tokens of QAViT-Tiny's window attention that change with one input token."""
+    block, bank = _block()
+    return _tokens_reached(lambda x: block.swa(x, bank))
+
+
+def ffn_tokens() -> Value:
+    """Output tokens of QAViT-Tiny's CCF-FFN that change with one input token."""
+    return _tokens_reached(_block()[0].ccf_ffn)
+
+
+def cross_tokens() -> Value:
+    """Output tokens of QAViT-Tiny's cross-attention that change with one input token: 1 where keys are the bank's."""
+    block, bank = _block()
+    return _tokens_reached(lambda x: block.cross_attn(x, bank))
+
+
+def dilations() -> Value:
+    """Steps between neighbours of one grid row that QAViT-Tiny's dilated sampling averages into a landmark."""
+    pairs = [row.nonzero().flatten().tolist() for row in _block()[0].msda.sampling]
+    return ", ".join(map(str, sorted({p[-1] - p[0] for p in pairs if len(p) == 2 and p[0] // 14 == p[-1] // 14})))
+
+
+def _coarsest_kept(truncate: bool) -> float:
+    msda = _first(_model(qavit_tiny, depth=1, msda_truncate=truncate)).msda
+    landmarks = msda.sampling.shape[0]
+    msda.sampling = torch.eye(landmarks, dtype=torch.float64)  # then columns of C are landmarks
+    with torch.no_grad():
+        used = msda.compression(msda.linformer.E_k).abs().sum(0) > 0
+    return 100 * float(used.repeat_interleave(2)[-25:].double().mean())  # two tokens each; the last 25 are r = 3
+
+
+def coarsest_kept_as_published() -> Value:
+    """Percent of the 25 tokens of dilation 3 whose landmarks reach MSDA's keys, the sequence cut as published."""
+    return _coarsest_kept(truncate=True)
+
+
+def coarsest_kept() -> Value:
+    """Percent of the 25 tokens of dilation 3 whose landmarks reach MSDA's keys, by default."""
+    return _coarsest_kept(truncate=False)
+
+
+def channel_groups() -> Value:
+    """Channels of QAViT-Tiny over those that one input channel moves in CGA before its last Linear, both as shares."""
+    block, bank = _block()
+    mixed: list[Tensor] = []
+    with block.cga.proj.register_forward_pre_hook(lambda module, inputs: mixed.append(inputs[0])), torch.no_grad():
+        x = torch.randn(1, 196, 256, dtype=torch.float64)
+        block.cga(x, bank)
+        block.cga(x + torch.eye(256)[0], bank)
+    return 1 / float(((mixed[0] - mixed[1]).abs().amax((0, 1)) > 1e-12).double().mean())
+
+
+def cga_between_channels() -> Value:
+    """Whether CGA's attention weights have one row for each channel of a group, and not one for each token."""
+    block, bank = _block()
+    with capture_attention(block.cga) as captured, torch.no_grad():
+        block.cga(torch.randn(1, 196, 256, dtype=torch.float64), bank)
+    return captured.calls[0].weights.shape[-2] in (256 // 8, 256 // 2 // 8)
+
+
+def fusion_sum() -> Value:
+    """Sum of the four factors by which hybrid fusion scales its branches, for random learned weights."""
+    fusion = _block()[0].fusion
+    kept = fusion.fusion_weights.detach().clone()
+    with torch.no_grad():
+        fusion.fusion_weights.normal_()
+        total = float(fusion([torch.ones(1, 1, 1, dtype=torch.float64)] * 4).sum())
+        fusion.fusion_weights.copy_(kept)
+    return total
+
+
+def branches() -> Value:
+    """Tensors that QAViT-Tiny's hybrid fusion is given."""
+    given: list[int] = []
+    fusion = _block()[0].fusion
+    with fusion.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0]))), torch.no_grad():
+        _tiny()(_images(1, 224))
+    return given[0]
+
+
+def components() -> Value:
+    """Components of one QAViT-Tiny block whose outputs have the stated shape and are finite, as qavit-validate does."""
+    return sum(check() is None for _, check in validate.components(torch.device("cpu")))
+
+
+def _branches_that_wait(training: bool) -> int:
+    model = _model(qavit_micro, depth=1).train(training)
+    block, banks = _first(model), []
+    for name in ("swa", "msda", "cga", "cross_attn"):
+        block.get_submodule(name).register_forward_pre_hook(lambda module, inputs: banks.append(inputs[1].v))
+    with torch.no_grad():
+        model(_images(2))
+    return sum(not torch.equal(bank, banks[0]) for bank in banks)
+
+
+def branches_that_wait() -> Value:
+    """Branches that read another bank than the first, since a branch before them wrote to it: micro, in training."""
+    return _branches_that_wait(training=True)
+
+
+def branches_that_wait_in_evaluation() -> Value:
+    """Branches that read another bank than the first, since a branch before them wrote to it: micro, in evaluation."""
+    return _branches_that_wait(training=False)
+
+
+def _passed_on(training: bool) -> float:
+    model = _model(qavit_micro).train(training)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].v))
+    with torch.no_grad():
+        model(_images(1))
+    return float((seen[-1] - seen[0]).abs().max())
+
+
+def passed_on() -> Value:
+    """Largest change of the bank between the micro model's first and last block, in evaluation, bank as published."""
+    return _passed_on(training=False)
+
+
+def passed_on_in_training() -> Value:
+    """Largest change of the bank between the micro model's first and last block, in training, bank as published."""
+    return _passed_on(training=True)
+
+
+class _CountSoftmax(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "softmax" in str(func) or "scaled_dot_product" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def gateway_attentions() -> Value:
+    """Softmax operations in one read of the bank and one write to it."""
+    model = _model(qavit_micro, depth=1).train()
+    with _CountSoftmax() as counter:
+        bank = model.global_bank.read()
+        model.global_bank.write(bank, torch.randn(1, 64, 64, dtype=torch.float64), _first(model).swa.norm)
+    return counter.count
+
+
+@torch.no_grad()
+def deterministic() -> Value:
+    """Largest difference between two evaluations of the same two images by QAViT-Tiny with two blocks."""
+    model, images = _model(qavit_tiny, depth=2).eval(), _images(2, 224)
+    return float((model(images) - model(images)).abs().max())
+
+
+@torch.no_grad()
+def batch_dependence() -> Value:
+    """Largest difference of the logits of three images together and one by one, micro model, in evaluation."""
+    model, images = _model(qavit_micro).eval(), _images(3)
+    return float((model(images) - torch.cat([model(image[None]) for image in images])).abs().max())
+
+
+@torch.no_grad()
+def _dependence_in_training(mode: str) -> float:
+    images = _images(3)
+    alone, among = (_model(qavit_micro, bank_update=mode).train()(x)[0] for x in (images[:1], images))
+    return float((alone - among).abs().max())
+
+
+def batch_dependence_in_training() -> Value:
+    """Largest difference of an image's logits alone and among three, micro model, in training, bank as published."""
+    return _dependence_in_training("inplace")
+
+
+def batch_dependence_functional() -> Value:
+    """Largest difference of an image's logits alone and among three, micro model, in training, bank functional."""
+    return _dependence_in_training("functional")
+
+
+def _without_gradient(mode: str) -> int:
+    model = _model(qavit_tiny, embed_dim=64, img_size=112, bank_update=mode).train()
+    model(_images(1, 112)).square().sum().backward()
+    return sum(p.grad is None for p in model.parameters())
+
+
+def without_gradient() -> Value:
+    """Parameter tensors that a backward pass gives no gradient, in Tiny's 12 blocks, 64 wide, bank as published."""
+    return _without_gradient("inplace")
+
+
+def without_gradient_functional() -> Value:
+    """Parameter tensors that a backward pass gives no gradient, in Tiny's 12 blocks, 64 wide, bank functional."""
+    return _without_gradient("functional")
+
+
+def _gateway_gradient(mode: str) -> float:
+    model = _model(qavit_micro, bank_update=mode).train()
+    model(_images(2)).square().sum().backward()
+    bank = model.global_bank
+    grads = [p.grad for p in (bank.write_gate.weight, bank.write_compression.weight)]
+    return math.sqrt(sum(0.0 if g is None else float(g.square().sum()) for g in grads))
+
+
+def gateway_gradient() -> Value:
+    """Norm of the gradient of the gateway's W_g and W_c after a training step of the micro model, bank as published."""
+    return _gateway_gradient("inplace")
+
+
+def gateway_gradient_functional() -> Value:
+    """Norm of the gradient of the gateway's W_g and W_c after a training step of the micro model, bank functional."""
+    return _gateway_gradient("functional")
+
+
+def fallback_difference() -> Value:
+    """Largest difference of `attention`, as it runs here, and softmax(q kᵀ / √d) v, for heads 64 and 4 wide."""
+    differences = []
+    for width in (64, 4):
+        q, k, v = (torch.randn(1, 4, n, width) for n in (196, 212, 212))
+        differences.append((attention(q, k, v) - (q @ k.mT / math.sqrt(width)).softmax(-1) @ v).abs().max())
+    return float(max(differences))
+
+
+PROPERTIES: dict[str, Callable[[], Value]] = {
+    check.__name__: check
+    for check in (
+        window_tokens, ffn_tokens, cross_tokens, dilations, coarsest_kept_as_published, coarsest_kept,
+        channel_groups, cga_between_channels, fusion_sum, branches, components, branches_that_wait,
+        branches_that_wait_in_evaluation, passed_on, passed_on_in_training, gateway_attentions, deterministic,
+        batch_dependence, batch_dependence_in_training, batch_dependence_functional, without_gradient,
+        without_gradient_functional, gateway_gradient, gateway_gradient_functional, fallback_difference,
+    )
+}  # fmt: skip

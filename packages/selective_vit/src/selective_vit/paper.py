@@ -1,0 +1,111 @@
+"""SelectiveViT as `reproduce` knows it: what it is, its trainings, its signature analysis: dense and selective."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from selective_vit.checks import CHECKS
+from selective_vit.explain import draw
+from selective_vit.model import thresholds
+from selective_vit.recipe import PAIRS, RECIPE
+from vit_core.explain import class_token_attention, denormalise, draw_heads, measure_sparsity
+from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
+from vit_core.study import Measurement, Subject
+
+IMAGES = 200
+THRESHOLD = 0.01  # the paper's
+LABELS = ("dense ViT", "SelectiveViT")
+
+
+def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+    """Sparsity block by block of both models, active tokens a head, and their explanations side by side."""
+    trackers = {}
+    for label, subject in subjects.items():
+        selective = bool(thresholds(subject.trained.model))
+        trackers[label] = measure_sparsity(
+            subject.trained.model, subject.loader(IMAGES), 0.0 if selective else THRESHOLD
+        )
+    layers = list(next(iter(trackers.values())).layers)
+    rows = []
+    for block, name in enumerate(layers):
+        cells = [100 * float(t.layers[name].sparsity.mean()) for t in trackers.values()]
+        rows.append([f"block {block}", *cells, 100 * float(trackers[LABELS[1]].layers[name].single_rows.mean())])
+    means = {label: 100 * t.mean("sparsity") for label, t in trackers.items()}
+    keys = trackers[LABELS[1]].layers[layers[0]].keys
+    draw_heads(
+        [layer.active_tokens.tolist() for layer in trackers[LABELS[1]].layers.values()], folder / "active_tokens.png",
+        label=f"active tokens of {keys}", title="SelectiveViT: tokens that a query still attends to", limits=(0, keys),
+    )  # fmt: skip
+    chosen = [subjects[label] for label in LABELS]
+    image = next(iter(chosen[0].loader(1).epoch()))[0][0]
+    settings = chosen[0].trained.settings
+    pixels = (255 * denormalise(image, settings["mean"], settings["std"])).round().byte().cpu()
+    says = draw([s.trained for s in chosen], pixels, folder / "side_by_side.png", "one test image")
+    return Analysis(
+        findings=[
+            f"At τ = {THRESHOLD:g} and {keys} tokens, where a weight without preference is 1/{keys} = {1 / keys:.4f}, "
+            f"{means[LABELS[1]]:.1f}% of SelectiveViT's weights are zero (claimed: about 70%, with 197 tokens). Of the "
+            f"dense model's {means[LABELS[0]]:.1f}% lie under the same threshold without any selection.",
+        ],
+        pictures=[
+            Picture(
+                "side_by_side.png", "Both models on the same image",
+                f"{says}. Above the dense model, below the selective one: Grad-CAM, Captum's LayerGradCam with tokens "
+                "presented as a grid, attention rollout. Each panel has its own colour scale.",
+            ),
+            Picture(
+                "active_tokens.png", "Active tokens a head",
+                f"How many of {keys} tokens a query attends to after the threshold, mean over {IMAGES} images.",
+            ),
+        ],
+        tables=[
+            Table(
+                "Sparsity, block by block",
+                f"Percent of the attention weights under τ = {THRESHOLD:g}, over {IMAGES} images: of the dense model "
+                "those that the threshold would remove, of the selective one those that it did. Last: queries left with one "
+                "token or none.",
+                ["block", f"{LABELS[0]}: under τ", f"{LABELS[1]}: zero", "one token or none"], rows,
+            )
+        ],
+    )  # fmt: skip
+
+
+def _rows(pair: str, **more: object) -> dict[str, dict[str, object]]:
+    return {label: {"model": model, **more} for label, model in zip(LABELS, PAIRS[pair], strict=True)}
+
+
+def _bench(inference: float, training: float, **kwargs: object) -> Benchmark:
+    return Benchmark(
+        model="selective_vit_base_patch16_224", model_kwargs=kwargs, against="vit_base_patch16_224", batch_size=4,
+        inference=inference, training=training,
+    )  # fmt: skip
+
+
+PAPER = Paper(
+    package="selective_vit",
+    title="SelectiveViT: Sparse Attention by a Threshold",
+    idea="In a ViT every patch attends to every other, if only a little, and pictures of its attention are diffuse. "
+    "SelectiveViT removes each attention weight under a threshold τ after the softmax and scales the rest up to sum to "
+    "one again. Nothing is added to the model, and the claim is that it becomes both clearer and more accurate.",
+    source="README of the original repository, whose notebook fine-tunes ViT-Base on CIFAR-10.",
+    citation="""@misc{selectivevit,
+  title = {SelectiveViT: Improving Vision Transformer Interpretability via Sparse Attention},
+  note  = {public repository}
+}""",
+    model="selective_vit_micro",
+    micro=[
+        Training(
+            name="digits", recipe=RECIPE, rows=_rows("both_micro", dataset="digits", epochs=6), compared=LABELS,
+            seconds=17,
+        )
+    ],
+    published=[
+        Training(
+            name="CIFAR-10", recipe=RECIPE, rows=_rows("both", dataset="cifar10"), compared=LABELS, images=50_000,
+            download_gb=0.17, disk_gb=0.36,
+        )
+    ],
+    analyse=analyse,
+    checks=CHECKS,
+    benchmarks=[_bench(1.02, 1.02), _bench(1.02, 1.02, threshold=0.004)],
+    attention_map=class_token_attention,
+)  # fmt: skip

@@ -1,0 +1,140 @@
+"""The ZoomViT study as `reproduce` knows it: what it is, its trainings, its signature analysis: importance, zoom,
+pruning.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.explain import class_token_attention
+from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
+from vit_core.study import Measurement, Subject
+from zoom_vit import cifar_analysis_attention, pruning_curve, zoom_curve
+from zoom_vit.alignment import Judgement, groups, noise_entropy, summarise, verdict
+from zoom_vit.checks import CHECKS
+from zoom_vit.examples import Example, draw_crop, draw_importance
+from zoom_vit.experiment import Experiment
+from zoom_vit.flowers_token_pruning import study
+from zoom_vit.importance import IMPORTANCES
+from zoom_vit.model import ZoomViT
+from zoom_vit.recipe import CIFAR, FLOWERS
+
+IMAGES = 200
+KEEPS = (0.7, 0.5, 0.3, 0.1)
+KEEP = 0.3  # the study's
+
+
+def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+    """Six importance maps of an image, a second look at the crop, accuracy under pruning, and the study's claim."""
+    subject = next(iter(subjects.values()))
+    model = subject.trained.model
+    assert isinstance(model, ZoomViT)
+    experiment = Experiment(
+        trained=subject.trained, model=model, dataset=subject.dataset, world=subject.world, folder=folder,
+        args=SimpleNamespace(batch_size=50, num_workers=0),
+    )  # fmt: skip
+    half = len(model.blocks) // 2
+    by = Judgement(importance="token_norm", keep_ratio=KEEP, prune_layer=half)
+    columns = study(experiment, by, IMAGES)
+    threshold = noise_entropy(model.patch_embed.num_patches)
+    intents = summarise(columns, threshold)
+    says = verdict(intents, "correct")
+    agreement = cifar_analysis_attention.measure(experiment, KEEP, IMAGES)
+    pruned = pruning_curve.measure(experiment, list(IMPORTANCES), [half], KEEPS, IMAGES)
+    pruning_curve.draw(pruned, folder / "pruning.png", pruning_curve.title_of(experiment, pruned))
+    first, looks = zoom_curve.measure(experiment, ("token_norm", "random"), (KEEP,), IMAGES)
+    _, images, targets = next(iter(experiment.batches(1)))
+    draw_importance(experiment, images, int(targets[0]), folder / "importance.png")
+    group = int(groups({k: v[:1] for k, v in columns.items()}, threshold)[0])
+    example = Example(0, images, int(targets[0]), group, float(columns["entropy"][0]))
+    draw_crop(experiment, example, by, folder / "zoom.png")
+    at = {r["importance"]: r["acc1"] for r in pruned if r["keep_ratio"] == KEEP}
+    dense, names = pruned[0]["acc1"], agreement["importances"]
+    shared = agreement["agreement"][names.index("token_norm")][names.index("cls_attention")]
+    return Analysis(
+        findings=[
+            f"Keeping {100 * KEEP:g}% of the patches after block {half} leaves {at['token_norm']:.1f}% of "
+            f"{dense:.1f}% top-1 when the largest token norms are kept, as published, and {at['random']:.1f}% when "
+            "patches are drawn at random.",
+            f'"Pruning is beneficial only when visual intent is correctly aligned": {says}. Over {IMAGES} images '
+            "intervals are wide; the study's own data, all of it, is in results/README.md.",
+            f"Of the patches that token norms call most important {shared:.0f}% are also so by the class token's "
+            f"attention; by chance it would be {agreement['chance']:.0f}%.",
+            *(
+                f"A second look at the crop alone, by {r['importance']}: {r['crop_acc1']:.1f}%, the mean of both looks "
+                f"{r['both_acc1']:.1f}%, where the first look has {first:.1f}%."
+                for r in looks
+            ),
+        ],
+        pictures=[
+            Picture(
+                "importance.png", "Six ways to say which patches matter",
+                "The same model and image; token_norm is the study's, random the control.",
+            ),
+            Picture("zoom.png", "Zoom", "The box around the most important patches, and what the model sees in it."),
+            Picture(
+                "pruning.png", "Accuracy against measured speed",
+                f"Pruned after block {half}; from right to left more patches are kept. Above the dashed line of random "
+                "patches an importance knows something.",
+            ),
+        ],
+        tables=[_intents(intents)],
+    )  # fmt: skip
+
+
+def _intents(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Accuracy of each intent group, and what pruning changes."""
+    table = [
+        [r["group"], r["images"], *([r["dense_correct"], *r["pruned_correct"]] if r["images"] else ["—"] * 4)]
+        for r in rows
+    ]
+    return Table(
+        "Does pruning help where the intent is aligned?",
+        f"Accuracy in percent, and its change by pruning in points with a 95% bootstrap interval, over {IMAGES} images"
+        ". Placebo: random maps judged and pruned as if they were real; what its good group gains is selection alone.",
+        ["intent", "images", "dense, %", "change by pruning", "from", "to"], table,
+    )  # fmt: skip
+
+
+PAPER = Paper(
+    package="zoom_vit",
+    title="ZoomViT study: importance maps, zoom, token pruning",
+    idea="Most of an image is background, and a ViT spends as much on it as on the subject. The study asks the model "
+    "itself which patches matter, then zooms into them, or goes on with those patches alone after half of its blocks. "
+    "It concludes from three pictures that pruning helps exactly where the model looks at the right thing.",
+    source='Public study of "Vision Transformers Need Zoomer" (anonymous, 2026): README and code.',
+    citation="""@misc{zoomvit2026,
+  title  = {Vision Transformers Need Zoomer: Efficient ViT with Visual Intent-Guided Zoom Adapter},
+  author = {Anonymous},
+  year   = {2026}
+}""",
+    model="zoom_vit_micro",
+    micro=[
+        Training(
+            name="digits", recipe=CIFAR, rows={"ViT": {"model": "micro", "dataset": "digits", "epochs": 6}},
+            compared=["ViT"], seconds=19,
+        )
+    ],
+    published=[
+        Training(
+            name="CIFAR-10", recipe=CIFAR, rows={"ViT-Tiny": {"model": "tiny_patch8_32", "dataset": "cifar10"}},
+            compared=["ViT-Tiny"], images=50_000, download_gb=0.17, disk_gb=0.36,
+        ),
+        Training(
+            name="Flowers-102", recipe=FLOWERS, compared=["ViT-Tiny"], images=1_020, download_gb=0.35, disk_gb=0.7,
+            rows={"ViT-Tiny": {"model": "tiny_patch16_224", "dataset": "flowers102", "eval_split": "test"}},
+        ),
+    ],
+    analyse=analyse,
+    checks=CHECKS,
+    benchmarks=[
+        Benchmark(
+            model="zoom_vit_tiny_patch16_224", against="vit_tiny_patch16_224", batch_size=b, inference=1.02,
+            training=None,
+        )
+        for b in (8, 32)
+    ],
+    attention_map=class_token_attention,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""`reproduce`: every installed paper trained, evaluated, explained, and its claims beside what was measured."""

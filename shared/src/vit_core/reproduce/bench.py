@@ -1,0 +1,70 @@
+"""`reproduce bench`: every paper's models beside the ones they are compared with, and the targets of the speed ratios.
+
+Both models of a pair alternate within one process: a machine whose speed drifts slows both. A ratio is the median of
+the rounds' ratios.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vit_core.bench import compare
+from vit_core.papers import Benchmark, Paper
+from vit_core.run_folder import environment
+
+
+def bench(
+    papers: Mapping[str, Paper], device: torch.device, amp: str, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Figures of every benchmark, as JSON has them. say: told each line of the table as soon as it is known."""
+    say(
+        f"{device}, {torch.get_num_threads()} threads, AMP {amp}, medians of {rounds} rounds; targets are for a CPU "
+        f"without AMP\n{_line('model (batch)', 'beside', 'inference', 'training', 'GMACs', 'params', 'peak memory')}"
+    )
+    judged = device.type == "cpu" and amp == "off"
+    rows = []
+    for name, paper in papers.items():
+        for benchmark in paper.benchmarks:
+            rows.append({"paper": name, **_measure(benchmark, device, amp, rounds, judged)})
+            say(_shown(rows[-1]))
+    missed = [r for r in rows for t in r["targets"].values() if t["met"] is False]
+    met = sum(t["met"] is True for r in rows for t in r["targets"].values())
+    if judged:
+        say(f"\n{met} of {met + len(missed)} targets met")
+    return {"device": str(device), "amp": amp, "rounds": rounds, "rows": rows, "environment": environment()}
+
+
+def _measure(benchmark: Benchmark, device: torch.device, amp: str, rounds: int, judged: bool) -> dict[str, Any]:
+    pair = [(benchmark.model, dict(benchmark.model_kwargs)), (benchmark.against, dict(benchmark.against_kwargs))]
+    (ours, theirs), ratios = compare(pair, benchmark.batch_size, device, amp, rounds)
+    targets = {}
+    for what, target in (("inference_ms", benchmark.inference), ("training_ms", benchmark.training)):
+        if target is not None:
+            targets[what] = {"target": target, "met": ratios[what] <= target if judged else None}
+    return {
+        "batch_size": benchmark.batch_size, "figures": [dataclasses.asdict(f) for f in (ours, theirs)],
+        "ratios": {k: v if math.isfinite(v) else None for k, v in ratios.items()}, "targets": targets,
+    }  # fmt: skip
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    ours, theirs = row["figures"]
+
+    def ratio(what: str) -> str:
+        target = row["targets"].get(what)
+        met = {True: "met", False: "missed", None: "—"}[target["met"]] if target else ""
+        return f"{row['ratios'][what]:.2f}×" + (f" (≤ {target['target']:g}: {met})" if target else "")
+
+    memory = f"{ours['training_memory_mib']:,.0f} / {theirs['training_memory_mib']:,.0f} MiB"
+    return _line(
+        f"{ours['model']} ({row['batch_size']})", theirs["model"], ratio("inference_ms"), ratio("training_ms"),
+        f"{row['ratios']['gmacs']:.2f}×", f"{row['ratios']['parameters']:.2f}×", memory,
+    )  # fmt: skip
+
+
+def _line(*cells: str) -> str:
+    widths = (52, 38, 23, 23, 8, 8, 22)
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -1,0 +1,291 @@
+"""`reproduce`: one command for all papers, the claims and the report.
+
+reproduce                       train, evaluate and explain every paper small, check its claims, write the page
+reproduce --resume              go on with the latest run, where it was interrupted
+reproduce --preset paper        each paper's own recipe on its own images; says first what that takes
+reproduce list | train | evaluate | claims | bench | report
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.errors import UserError
+from vit_core.papers import GROUP, Paper, load_papers
+
+PLACE = "runs/reproduce"
+SUMMARY = "Train, evaluate and explain every installed paper, and set its claims beside what is measured."
+Loaded = tuple[dict[str, Paper], dict[str, Exception]]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and words[0] in COMMANDS else None
+    if name is None and words and not words[0].startswith("-"):
+        raise UserError(f"{words[0]}: the commands are {', '.join(COMMANDS)}; without one, all is done")
+    return COMMANDS[name](words) if name else _run(words, None)
+
+
+# ── the run, and its parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _run(words: Sequence[str], only: str | None) -> int:
+    """All steps, or `train` alone."""
+    parser = _parser(only, SUMMARY if only is None else "Train the papers' models; `reproduce evaluate` goes on.")
+    _add_run_flags(parser)
+    args = parser.parse_args(words)
+    from vit_core.reproduce.run import begin, latest, reopen
+    from vit_core.reproduce.steps import STEPS
+
+    place = Path(args.output_dir)
+    if args.resume is not None:
+        given = [w for w in words if w.startswith("--") and w.split("=")[0] not in ("--resume", "--output-dir")]
+        if given:
+            raise UserError(f"{given[0]}: --resume goes on with what was asked for then")
+        folder = Path(args.resume) if args.resume else latest(place)
+        return _carry_out(reopen(folder, *load_papers()))
+    options = _options(args)
+    papers, broken = _papers(args.paper)
+    _check(papers, options)
+    if options.preset == "paper" and not _agreed(papers, options, place, yes=args.yes):
+        return 0
+    return _carry_out(begin(place, options, papers, broken, STEPS if only is None else (only,)))
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    """Evaluation of what a run has trained."""
+    return _later(words, ("evaluate",), "Evaluate the models that `reproduce train` trained.")
+
+
+def _report(words: Sequence[str]) -> int:
+    """The page of a run once more, and the analyses and claims that it lacks."""
+    return _later(words, ("evaluate", "analyse", "claims"), "Write the page of a run, with what it lacks.")
+
+
+def _later(words: Sequence[str], asked: Sequence[str], description: str) -> int:
+    parser = _parser(asked[0] if len(asked) == 1 else "report", description)
+    parser.add_argument("run", nargs="?", type=Path, help="folder of the run (default: the latest)")
+    _add_paper_flag(parser)
+    parser.add_argument("--output-dir", default=PLACE, help="where runs are (default: %(default)s)")
+    args = parser.parse_args(words)
+    from vit_core.reproduce.run import latest, reopen
+
+    run = reopen(args.run or latest(Path(args.output_dir)), *load_papers())
+    unknown = set(args.paper or ()) - run.papers.keys()
+    if unknown:
+        raise UserError(f"--paper {min(unknown)}: the run is of {', '.join(run.papers)}")
+    run.only, run.asked = args.paper, asked
+    return _carry_out(run)
+
+
+def _carry_out(run: Any) -> int:
+    from vit_core.reproduce.run import Interrupted
+
+    page = run.folder / "index.html"
+    print(f"{', '.join(p.title.partition(':')[0] for p in run.papers.values())}: everything goes to {run.folder}")
+    print("To stop: Ctrl-C; nothing is lost, and `reproduce --resume` goes on.", flush=True)
+    try:
+        code: int = run.run(sys.stderr)
+    except Interrupted as stopped:
+        print(f"interrupted; go on with: reproduce --resume {run.folder}\nso far: {page}")
+        return stopped.code
+    for name, error in run.broken.items():
+        print(f"{name} could not be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+    if code:
+        print(f"something failed: the page and {run.folder / 'log.txt'} say what; --resume tries that again")
+    print(f"results.json and claims.csv are in {run.folder}\nthe report: {page}")
+    return code
+
+
+def _check(papers: Mapping[str, Paper], options: Any) -> None:
+    """What no paper can do is said before the work: flags that do not fit, images that are not there."""
+    from vit_core.data import load_dataset
+    from vit_core.distributed import pick_device
+    from vit_core.reproduce.steps import studies
+
+    pick_device(options.device)
+    for name, paper in papers.items():
+        for study in studies(paper, options, Path(name)).values():
+            for row in study.rows:
+                study.settled(row)
+    if options.dataset is not None and not options.download:
+        load_dataset(options.dataset, data_path=options.data_path, img_size=32, cache="disk")
+
+
+def _agreed(papers: Mapping[str, Paper], options: Any, place: Path, *, yes: bool) -> bool:
+    """Say what the papers' recipes need; on a terminal ask whether to go on."""
+    from vit_core.distributed import pick_device
+    from vit_core.reproduce.plan import announce, needs
+
+    print("timing two steps of each model …", file=sys.stderr, flush=True)
+    announce(needs(papers, options, place), pick_device(options.device), sys.stdout)
+    if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return True
+    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+
+
+# ── the other commands ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _list(words: Sequence[str]) -> int:
+    """The installed papers, their models and claims."""
+    _parser("list", "List the installed papers.").parse_args(words)
+    from vit_core.claims import COSTS, load_claims
+
+    papers, broken = _papers(None)
+    for name, paper in papers.items():
+        models = dict.fromkeys(m for t in (*paper.micro, *paper.published) for m in t.recipe.models.values())
+        print(f"{name}\n    {paper.title}\n    models: {', '.join(models)}")
+        for preset, trainings in (("micro", paper.micro), ("paper", paper.published)):
+            shown = "; ".join(f"{t.name} ({', '.join(t.rows)})" for t in trainings)
+            print(f"    --preset {preset}: {shown}")
+        try:
+            costs = [c.cost for c in load_claims(paper.claims_file)]
+        except (OSError, ValueError) as e:
+            broken[name] = e
+            continue
+        counted = ", ".join(f"{costs.count(c)} {c}" for c in COSTS)
+        print(f"    {len(costs)} claims: {counted}")
+    for name, error in broken.items():
+        print(f"{name}\n    cannot be loaded: {type(error).__name__}: {error}")
+    return int(bool(broken))
+
+
+def _claims(words: Sequence[str]) -> int:
+    """Measure the instant claims, and print every verdict."""
+    parser = _parser("claims", "Check the claims: measure the instant ones now, and give every verdict.")
+    _add_paper_flag(parser)
+    parser.add_argument("--verdict", action="append", metavar="WORD", help="show those alone: holds, fails, …")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write all of them there")
+    args = parser.parse_args(words)
+    from vit_core.claims import VERDICTS, count
+    from vit_core.reproduce.run import write_json
+    from vit_core.reproduce.steps import as_record, verdicts_of
+    from vit_core.run_folder import environment
+
+    unknown = set(args.verdict or ()) - set(VERDICTS)
+    if unknown:
+        raise UserError(f"--verdict {min(unknown)}: the verdicts are {', '.join(VERDICTS)}")
+    papers, broken = _papers(args.paper)
+    record: dict[str, Any] = {"environment": environment(), "papers": {}}
+    wrong = bool(broken)
+    for name, paper in papers.items():
+        verdicts = verdicts_of(paper, lambda share, what: None)
+        counted = ", ".join(f"{n} {v}" for v, n in count(verdicts).items() if n)
+        print(f"\n{paper.title}\n{len(verdicts)} claims: {counted}\n")
+        for v in verdicts:
+            if args.verdict and v.verdict not in args.verdict:
+                continue
+            said = f"{v.verdict} {v.condition}".rstrip()
+            measured = f"; measured {v.measured.value}" if v.measured else ""
+            number = "" if isinstance(v.claim.claimed, bool) else f" [{v.claim.claimed} {v.claim.unit}".rstrip() + "]"
+            print(f"  {said:<10} {v.claim.statement}{number}{measured}{f'; {v.error}' if v.error else ''}")
+        wrong |= any(v.error for v in verdicts)
+        record["papers"][name] = [as_record(v) for v in verdicts]
+    for name, error in broken.items():
+        print(f"{name} could not be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+    if args.json:
+        write_json(args.json, record)
+    return int(wrong)
+
+
+def _bench(words: Sequence[str]) -> int:
+    """Every model beside its baseline."""
+    from vit_core.precision import MODES
+
+    parser = _parser("bench", "Time every paper's models beside their baselines, and judge the targets.")
+    _add_paper_flag(parser)
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument(
+        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    args = parser.parse_args(words)
+    if args.rounds < 1:
+        raise UserError("--rounds must be at least 1")
+    from vit_core.distributed import pick_device
+    from vit_core.reproduce.bench import bench
+    from vit_core.reproduce.run import write_json
+
+    papers, _ = _papers(args.paper)
+    found = bench(papers, pick_device(args.device), args.amp, args.rounds, lambda line: print(line, flush=True))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": _list, "train": lambda words: _run(words, "train"), "evaluate": _evaluate, "claims": _claims,
+    "bench": _bench, "report": _report,
+}  # fmt: skip
+
+
+# ── flags ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _parser(name: str | None, description: str) -> ArgumentParser:
+    more = None if name else f"Commands for parts, each with --help: {', '.join(COMMANDS)}."
+    return ArgumentParser(prog=f"reproduce {name}" if name else "reproduce", description=description, epilog=more)
+
+
+def _add_paper_flag(parser: ArgumentParser) -> None:
+    parser.add_argument("--paper", action="append", metavar="NAME", help="this paper alone; repeat it for more")
+
+
+def _add_run_flags(parser: ArgumentParser) -> None:
+    _add_paper_flag(parser)
+    parser.add_argument(
+        "--preset", choices=("micro", "paper"), default="micro",
+        help="micro: small models on the embedded digits; paper: each paper's own recipe (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--dataset", help="other images for every training, such as cifar10 or imagefolder")
+    parser.add_argument("--data-path", help="their folder")
+    parser.add_argument("--download", action="store_true", help="download what is missing (--preset paper does so)")
+    parser.add_argument("--epochs", type=int, help="of every training (default: its own)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of every training (default: 42)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--output-dir", default=PLACE, help="where the run's folder is made (default: %(default)s)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with this run folder (default: the latest)"
+    )
+    parser.add_argument("--yes", action="store_true", help="--preset paper: do not ask")
+
+
+def _options(args: Any) -> Any:
+    from vit_core.reproduce.steps import Options
+
+    if args.epochs is not None and args.epochs < 1:
+        raise UserError(f"--epochs must be at least 1, got {args.epochs}")
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds must be different numbers, none of them negative")
+    if args.data_path is not None and args.dataset is None:
+        raise UserError("--data-path needs --dataset: which images are there?")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("reproduce trains model by model in one process: start it without torchrun")
+    return Options(
+        preset=args.preset, dataset=args.dataset, data_path=args.data_path and str(Path(args.data_path).resolve()),
+        download=args.download or (args.preset == "paper" and args.dataset is None), epochs=args.epochs,
+        seeds=tuple(args.seeds), device=args.device,
+    )  # fmt: skip
+
+
+def _papers(names: Sequence[str] | None) -> Loaded:
+    """The installed papers, or those that are named. UserError for a name that is not installed."""
+    papers, broken = load_papers()
+    if not papers and not broken:
+        raise UserError(f"no paper is installed: `uv sync` installs all of them (entry-point group {GROUP})")
+    if names is None:
+        return papers, broken
+    for name in names:
+        if name not in papers and name not in broken:
+            raise UserError(f"--paper {name}: installed are {', '.join(sorted({*papers, *broken}))}")
+    return {n: p for n, p in papers.items() if n in names}, {n: e for n, e in broken.items() if n in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

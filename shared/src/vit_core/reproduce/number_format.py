@@ -1,0 +1,157 @@
+"""Numbers, claims and durations as a reader wants them: the filters of the page's template."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MINUS, THIN, DASH = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{EM DASH}"
+SIGNS = {"about": "", "at least": "≥", "at most": "≤", "above": ">", "below": "<", "between": ""}
+SYMBOLS = ("%", "M", "s", "ms", "min", "h", "kB", "MB", "GB")  # units that stand right at the number
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def number(value: Any, decimals: int | None = None) -> str:
+    """13054564 -> "13,054,564"; 0.012345 -> "0.0123"; 2.1e-7 -> "2.1×10⁻⁷"; True -> "yes"; None -> "—"; text as it is.
+
+    Without `decimals`, a float shows three significant digits, or two decimals where it is one or more.
+    """
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not is_number(value):
+        return str(value)
+    if not math.isfinite(value):
+        return {"inf": "∞", "-inf": f"{MINUS}∞"}.get(str(value), "not a number")
+    size = abs(value)
+    if isinstance(value, float) and size and not 1e-4 <= size < 1e15:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}×10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    else:
+        text = f"{value:,.{_decimals(value) if decimals is None else decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def _decimals(value: float) -> int:
+    """How many decimals are worth showing, without zeros at the end."""
+    size = abs(value)
+    if isinstance(value, int) or not math.isfinite(size) or not size or size >= 1000:
+        return 0
+    most = 2 if size >= 1 else 2 - math.floor(math.log10(size))
+    return len(f"{value:.{most}f}".rstrip("0").partition(".")[2])
+
+
+def columns(rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """The cells of a table as text: the numbers of one column with the same decimals, so that their digits align."""
+    shown = []
+    for cells in itertools.zip_longest(*rows):
+        aligned = [
+            isinstance(c, float) and (not c or abs(c) >= 0.001) for c in cells
+        ]  # tiny ones need their own digits
+        decimals = min(4, max((_decimals(c) for c, yes in zip(cells, aligned, strict=True) if yes), default=0))
+        shown.append([number(c, decimals if yes else None) for c, yes in zip(cells, aligned, strict=True)])
+    return [list(row) for row in zip(*shown, strict=True)]
+
+
+def is_number_column(rows: Sequence[Sequence[Any]], place: int) -> bool:
+    return any(is_number(row[place]) for row in rows if place < len(row))
+
+
+def percent(value: float | Sequence[float] | None) -> str:
+    """93.0556 -> "93.06 %"; of several their mean and spread."""
+    if value is None or value == []:
+        return DASH
+    return f"{mean_and_spread([value] if isinstance(value, int | float) else value, 2)}{THIN}%"
+
+
+def mean_and_spread(values: Sequence[float], decimals: int | None = None) -> str:
+    """ "62.10 ± 0.40": mean and, of several, their standard deviation."""
+    mean = statistics.fmean(values)
+    decimals = _decimals(mean) if decimals is None else decimals
+    spread = f" ± {number(statistics.stdev(values), decimals)}" if len(values) > 1 else ""
+    return number(mean, decimals) + spread
+
+
+def duration(seconds: float | None) -> str:
+    """312.4 -> "5 min 12 s"."""
+    if seconds is None:
+        return DASH
+    if seconds < 10:
+        return f"{seconds:.1f}{THIN}s"
+    whole = round(seconds)
+    parts = ((whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    return " ".join([f"{n}{THIN}{unit}" for n, unit in parts if n][:2])
+
+
+def claimed(claim: Mapping[str, Any]) -> str:
+    """ "≥ 2.5 ×": the number with exactly the digits that the paper gives, for the tolerance depends on them."""
+    value = claim["claimed"]
+    if claim["comparison"] == "between":
+        return _with_unit("–".join(map(_as_written, value)), claim["unit"])
+    sign = SIGNS.get(claim["comparison"], claim["comparison"])
+    return f"{sign} {_with_unit(_as_written(value), claim['unit'])}".strip()
+
+
+def _as_written(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value) and 1e-4 <= abs(value) < 1e15:
+        return f"{value:,}".replace("-", MINUS)
+    return number(value)
+
+
+def measured(value: Any, claim: Mapping[str, Any]) -> str:
+    """A measured value, or the mean of several, with one decimal more than the claim where it is given to that."""
+    given = _as_written(claim["claimed"]).partition(".")[2] if is_number(claim["claimed"]) else ""
+    numbers = [value] if is_number(value) else value
+    if isinstance(numbers, str | bool) or not numbers or not all(map(is_number, numbers)):
+        return number(value)
+    mean = statistics.fmean(numbers)
+    if len(numbers) > 1:
+        return _with_unit(mean_and_spread(numbers, max(_decimals(mean), len(given))), claim["unit"])
+    text = number(numbers[0]) if isinstance(numbers[0], int) else number(mean, _at_least(mean, given))
+    return _with_unit(text, claim["unit"])
+
+
+def _at_least(value: float, given: str) -> int | None:
+    return max(_decimals(value), len(given)) if given.isdigit() and math.isfinite(value) else None
+
+
+def allowance(claim: Mapping[str, Any]) -> str:
+    """ "± 0.05": how far a value may be from the claimed one and still agree; nothing where it may not."""
+    value = claim["allowance"]
+    return f"± {_with_unit(number(value), claim['unit'])}" if value else ""
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return text + _split_unit(unit)[0]
+
+
+def unit_words(claim: Mapping[str, Any]) -> str:
+    """What of a unit is no symbol at the number: "top-1" of "% top-1"."""
+    return _split_unit(claim["unit"])[1]
+
+
+def _split_unit(unit: str) -> tuple[str, str]:
+    """ "% top-1" -> (" %", "top-1"); "10^6 parameters" -> ("×10⁶", "parameters"); "pixels" -> ("", "pixels")."""
+    symbol, _, words = unit.partition(" ")
+    if symbol in ("×", "x"):
+        return "×", words
+    if symbol.startswith("10") and len(symbol) > 2:
+        return f"×10{symbol[2:].lstrip('^').translate(SUPERSCRIPT)}", words
+    return (THIN + symbol, words) if symbol in SYMBOLS else ("", unit)
+
+
+def sort_value(value: Any) -> str:
+    """What a column is sorted by: the number behind a cell's text; of a list its mean; "" leaves the text to decide."""
+    if isinstance(value, bool):
+        return str(int(value))
+    numbers = [value] if is_number(value) else value
+    if isinstance(numbers, str) or not numbers or not all(map(is_number, numbers)):
+        return ""
+    mean = statistics.fmean(numbers)
+    return repr(mean) if math.isfinite(mean) else ""

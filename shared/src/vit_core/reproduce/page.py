@@ -1,0 +1,146 @@
+"""results.json -> one HTML page that needs nothing else: no server, no network, no fonts.
+
+Style, script and pictures are inside it. Every text is escaped by Jinja, and a content security policy forbids the
+browser to load anything, so that a page made from a stranger's results can be opened without a thought.
+"""
+
+import base64
+import re
+import shlex
+import statistics
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vit_core.claims import VERDICTS
+from vit_core.reproduce import number_format
+from vit_core.reproduce.curve_chart import curve_chart
+
+HERE = Path(__file__).parent
+MEANINGS = {
+    "holds": "The value measured at the claim’s setting agrees with it, within the tolerance.",
+    "holds if": "Not as stated, but under another reading of the setting, which the row names.",
+    "fails": "Measured at the claim’s setting, and outside the tolerance under every reading.",
+    "not run": "No measurement at the claim’s setting, usually because that takes a GPU and days. "
+    "The row gives the command that would make one.",
+    "error": "The check itself broke; the row shows its message.",
+}
+WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+PNG = b"\x89PNG\r\n\x1a\n"
+WIDE = 2.0  # width / height from which a picture gets the full width of the page
+
+
+def write_page(results: Mapping[str, Any], folder: Path) -> Path:
+    """Render <folder>/index.html from the content of results.json; pictures are read from `folder`. Returns the page.
+
+    A picture that is missing, no PNG or outside of the folder is named in the page, with the reason.
+    """
+    page = folder / "index.html"
+    text = _environment().get_template("page.html.j2").render(_view(results, folder)).lstrip()
+    unfinished = page.with_suffix(".part")  # whoever reloads the page meanwhile sees the old one, never half a page
+    unfinished.write_bytes(text.encode("utf-8", errors="replace"))
+    unfinished.replace(page)
+    return page
+
+
+def _environment() -> Environment:
+    env = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for name in ("number", "percent", "duration", "claimed", "measured", "allowance", "columns", "is_number_column",
+                 "sort_value", "unit_words"):  # fmt: skip
+        env.filters[name] = getattr(number_format, name)
+    env.filters["slug"] = slug
+    return env
+
+
+def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Everything that the template shows. Markup is for our own files only."""
+    papers = [_paper(p, folder) for p in results["papers"]]
+    return {
+        "run": results,
+        "papers": papers,
+        "how_many": WORDS[len(papers)] if len(papers) < len(WORDS) else str(len(papers)),
+        "total": {name: sum(p["counts"][name] for p in papers) for name in VERDICTS},
+        "problems": [f"{name} could not be loaded: {why}" for name, why in results["broken"].items()]
+        + [f"{p['title']}: {problem}" for p in papers for problem in p["problems"]],
+        "command": shlex.join(["uv", "run", results["command"], *map(str, results["environment"]["command"][1:])]),
+        "verdicts": VERDICTS,
+        "meanings": MEANINGS,
+        "here": _place(results["environment"]),
+        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 -- our own file
+        "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+    }
+
+
+def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    analysis = paper["analysis"] or {"findings": [], "pictures": [], "tables": []}
+    trainings = [
+        {**t, "chart": curve_chart(t["rows"]), "best": _best(t["rows"]),
+         "several_seeds": any(len(row["seeds"]) > 1 for row in t["rows"])} for t in paper["trainings"]
+    ]  # fmt: skip
+    claims = paper["claims"]
+    problems = [
+        f"the step “{s['name']}” failed: {s['error'] or 'no reason was recorded'}"
+        for s in paper["steps"] if s["state"] == "failed"
+    ]  # fmt: skip
+    pending = [s["name"] for s in paper["steps"] if s["state"] == "pending"]
+    return {
+        **paper,
+        "anchor": f"paper-{slug(paper['name'])}",
+        "trainings": trainings,
+        "best": max((t["best"] for t in trainings if t["best"]), key=lambda b: b["acc1"], default=None),
+        "counts": {name: sum(c["verdict"] == name for c in claims) for name in VERDICTS},
+        "findings": analysis["findings"],
+        "tables": analysis["tables"],
+        "pictures": [{**p, **read_picture(folder, p["file"])} for p in analysis["pictures"]],
+        "problems": problems,
+        "state": "failed" if problems else "unfinished" if pending else "done",
+        "pending": pending,
+        "commands": _commands(trainings),
+    }
+
+
+def _place(environment: Mapping[str, Any]) -> list[str]:
+    """Where and when this run measured: a claim measured elsewhere shows its own."""
+    return [environment["date"][:10], environment["git_commit"] or "no checkout", environment["machine"]]
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The row with the highest top-1, as the mean over its seeds."""
+    means = [
+        {"label": row["label"], "acc1": statistics.fmean(known)}
+        for row in rows if (known := [s["acc1"] for s in row["seeds"] if s["acc1"] is not None])
+    ]  # fmt: skip
+    return max(means, key=lambda m: m["acc1"], default=None)
+
+
+def _commands(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """The commands that train each row by itself, under its name."""
+    rows = [row for t in trainings for row in t["rows"] if row["command"]]
+    return "\n".join(f"# {row['label']}\n{row['command']}" for row in rows)
+
+
+def read_picture(folder: Path, name: str) -> dict[str, Any]:
+    """A PNG as {src, width, height, wide}, or {missing: the reason}."""
+    try:
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder.resolve()):
+            return {"missing": "it lies outside of the run's folder and was not read"}
+        data = file.read_bytes()
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        return {"missing": getattr(e, "strerror", None) or str(e)}
+    if not data.startswith(PNG) or len(data) < 24:
+        return {"missing": "it is no PNG"}
+    width, height = struct.unpack(">II", data[16:24])
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return {"missing": "", "src": source, "width": width, "height": height, "wide": width >= WIDE * height}
+
+
+def slug(text: str) -> str:
+    """A name for links: "HTHTA ViT++" -> "hthta-vit"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"

@@ -1,0 +1,303 @@
+"""A reproduction: its folder, its steps paper by paper, and what is written when.
+
+runs/reproduce/20261121_235000/
+    run.json                       what was asked for
+    results.json, claims.csv, index.html     everything so far, written anew after each step
+    log.txt                        what the steps printed
+    qavit/train.json …             a step that came to its end: it is not done again
+    qavit/digits/                  the study with its runs and checkpoints
+    qavit/pictures/
+"""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vit_core.errors import UserError
+from vit_core.papers import Paper
+from vit_core.reproduce import steps
+from vit_core.reproduce.comparison import compare
+from vit_core.reproduce.page import write_page
+from vit_core.reproduce.progress import Display, Part
+from vit_core.reproduce.steps import STEPS, Options
+from vit_core.run_folder import environment
+
+FORMAT = 1
+TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
+SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # what a step is expected to take
+NEEDS = {"evaluate": "train", "analyse": "train"}
+COMPARISON = "side by side"  # beside the papers' names
+
+
+class Interrupted(Exception):
+    """A signal ended a step; the code to exit with."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class Reproduction:
+    """One run folder. `papers`: those to do now; `broken`: those that could not be loaded."""
+
+    folder: Path
+    options: Options
+    papers: Mapping[str, Paper]
+    broken: Mapping[str, Exception] = field(default_factory=dict)
+    asked: Sequence[str] = STEPS
+    only: Sequence[str] | None = None  # of the papers: the others stay as they are
+
+    def run(self, stream: Any) -> int:
+        """Do what is missing. Returns the exit code: 0; 1 where a step or a paper failed.
+
+        Raises Interrupted, with everything up to there on the disk, for Ctrl-C and SIGTERM.
+        """
+        began, before = time.monotonic(), self._read("run")["seconds"]
+        plan = self._plan()
+        failed = bool(self.broken)
+        with Display([part for _, _, part in plan], stream) as display, self._log() as log:
+            try:
+                for name, step, part in plan:
+                    if self._is_done(name, step):
+                        display.skip(part)
+                        continue
+                    display.start(part)
+                    try:
+                        outcome = self._do(name, step, display)
+                    except UserError as e:
+                        outcome, failed = self._failed(name, step, " ".join(str(e).split())), True
+                    except Exception as e:  # one paper's mistake: the others go on
+                        traceback.print_exc(file=log)
+                        outcome, failed = self._failed(name, step, f"{type(e).__name__}: {e}"), True
+                    except SystemExit as e:  # a study whose training was told to stop
+                        raise Interrupted(int(e.code or 1)) from None
+                    except KeyboardInterrupt:
+                        raise Interrupted(130) from None
+                    display.end(outcome)
+                    self._write_results(before + time.monotonic() - began)
+            finally:
+                self._write("run", self._read("run") | {"seconds": before + time.monotonic() - began})
+                self._write_results(before + time.monotonic() - began, finished=all(p.done for _, _, p in plan))
+        return int(failed)
+
+    def _plan(self) -> list[tuple[str, str, Part]]:
+        plan = []
+        for name, paper in self.papers.items():
+            if self.only is not None and name not in self.only:
+                continue
+            trainings = paper.trainings(self.options.preset)
+            cost = {**SECONDS, "train": sum(t.seconds * len(t.rows) for t in trainings) * len(self.options.seeds)}
+            short = paper.title.partition(":")[0]
+            plan += [(name, s, Part(short, TITLES[s], cost[s], self._is_done(name, s))) for s in self.asked]
+        if "evaluate" in self.asked and self.only is None:
+            part = Part("all papers", COMPARISON, SECONDS["compare"], self._is_done("", "comparison"))
+            plan.append(("", "comparison", part))
+        return plan
+
+    def _do(self, name: str, step: str, display: Display) -> str:
+        """One step. Returns a few words about what came out."""
+        if not name:
+            found = compare(self._comparable(), self.options, self.folder, display.at)
+            self._write("comparison", {"comparison": found})
+            return f"{len(found['rows'])} models" if found else "nothing to compare"
+        need = NEEDS.get(step)
+        if need and not self._is_done(name, need):
+            raise UserError(f"not done, since there is no finished {TITLES[need]}")
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        began = time.monotonic()
+        result = steps.RUN[step](self.papers[name], self.options, place, display.at)
+        self._file(name, f"{step}.error").unlink(missing_ok=True)
+        self._write(f"{name}/{step}", result | {"seconds": time.monotonic() - began})
+        return _outcome(result)
+
+    def _failed(self, name: str, step: str, error: str) -> str:
+        print(f"{name or COMPARISON}, {step}: {error}")
+        if name:
+            (self.folder / name).mkdir(exist_ok=True)
+            self._write(f"{name}/{step}.error", {"error": error})
+        return f"failed: {error}"
+
+    def _comparable(self) -> dict[str, Paper]:
+        return {name: paper for name, paper in self.papers.items() if self._is_done(name, "evaluate")}
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _file(self, *parts: str) -> Path:
+        path = self.folder.joinpath(*parts)
+        return path.with_name(path.name + ".json")
+
+    def _is_done(self, name: str, step: str) -> bool:
+        return self._file(name, step).is_file()
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return read_json(self._file(name))
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        write_json(self._file(name), record)
+
+    @contextmanager
+    def _log(self) -> Iterator[Any]:
+        """What steps print and log goes to log.txt, not over the display."""
+        root = logging.getLogger()
+        handlers = root.handlers[:]
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            root.handlers[:] = [logging.StreamHandler(log)]
+            try:
+                with redirect_stdout(log), redirect_stderr(log):
+                    yield log
+            finally:
+                root.handlers[:] = handlers
+
+    def results(self) -> dict[str, Any]:
+        """All that is done so far, as results.json has it."""
+        run = self._read("run")
+        papers = []
+        for name, paper in self.papers.items():
+            record: dict[str, Any] = {"trainings": [], "analysis": None, "claims": []}
+            states = []
+            for step in STEPS:
+                if self._is_done(name, step):
+                    found = self._read(f"{name}/{step}")
+                    states.append({"name": step, "state": "done", "seconds": found.pop("seconds"), "error": None})
+                    record |= found
+                elif self._is_done(name, f"{step}.error"):
+                    error = self._read(f"{name}/{step}.error")["error"]
+                    states.append({"name": step, "state": "failed", "seconds": None, "error": error})
+                elif step in self.asked:
+                    states.append({"name": step, "state": "pending", "seconds": None, "error": None})
+            about = {f: getattr(paper, f) for f in ("title", "idea", "source", "citation")}
+            papers.append({"name": name, **about, "model": paper.model, "steps": states, **record})
+        compared = self._read("comparison")["comparison"] if self._is_done("", "comparison") else None
+        return {
+            "format": FORMAT, **{k: run[k] for k in ("command", "started", "seconds", "environment")},
+            "preset": self.options.preset, "options": dataclasses.asdict(self.options), "finished": run.get("finished"),
+            "broken": {name: f"{type(e).__name__}: {e}" for name, e in self.broken.items()}, "papers": papers,
+            "comparison": compared,
+        }  # fmt: skip
+
+    def _write_results(self, seconds: float, finished: bool = False) -> None:
+        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}" if finished else None
+        self._write("run", self._read("run") | {"seconds": seconds, "finished": now})
+        results = self.results()
+        self._write("results", results)
+        write_claims(results, self.folder / "claims.csv")
+        write_page(results, self.folder)
+
+
+def begin(
+    place: Path, options: Options, papers: Mapping[str, Paper], broken: Mapping[str, Exception], asked: Sequence[str]
+) -> Reproduction:
+    """A new run folder under `place`. UserError where it cannot be written."""
+    stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}"
+    for number in range(1, 1000):
+        folder = place / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        record = {
+            "format": FORMAT, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": 0.0, "papers": list(papers),
+            "asked": list(asked), "options": dataclasses.asdict(options), "environment": environment(),
+        }  # fmt: skip
+        write_json(folder / "run.json", record)
+        return Reproduction(folder, options, papers, broken, asked)
+    raise UserError(f"too many runs in {place}")
+
+
+def reopen(folder: Path, papers: Mapping[str, Paper], broken: Mapping[str, Exception]) -> Reproduction:
+    """An earlier run, to go on with it. UserError for a folder that is none, or one with papers that are not there."""
+    record = read_json(folder / "run.json")
+    try:
+        options = Options(**{**record["options"], "seeds": tuple(record["options"]["seeds"])})
+        names, asked = list(record["papers"]), list(record["asked"])
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{folder / 'run.json'} is not of this program, or of another version ({e})") from e
+    gone = [name for name in names if name not in papers and name not in broken]
+    if gone:
+        raise UserError(f"{folder} is of {', '.join(names)}, and {gone[0]} is not installed")
+    chosen = {name: papers[name] for name in names if name in papers}
+    return Reproduction(folder, options, chosen, {n: e for n, e in broken.items() if n in names}, asked)
+
+
+def latest(place: Path) -> Path:
+    """The newest run folder under `place`. UserError where there is none."""
+    found = sorted(f.parent for f in place.glob("*/run.json"))
+    if not found:
+        raise UserError(f"there is no run in {place} yet: start one with `reproduce`")
+    return found[-1]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """UserError for a file that is missing or damaged."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is no run of `reproduce`: it has no {file.name}") from None
+    except ValueError as e:
+        raise UserError(f"{file} is damaged ({e}): remove it, and its step is done again") from e
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is damaged: remove it, and its step is done again")
+    return record
+
+
+def write_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Whole or not at all. Numbers that JSON does not have, NaN and infinities, become null."""
+    _write_text(file, json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def write_claims(results: Mapping[str, Any], file: Path) -> None:
+    """claims.csv: a line a claim of every paper."""
+    names = (
+        "paper", "id", "source", "statement", "claimed", "unit", "setting", "comparison", "verdict", "condition",
+        "measured", "commit", "date", "seed", "machine", "results", "cost", "how", "command", "note", "error",
+    )  # fmt: skip
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore")
+    writer.writeheader()
+    for paper in results["papers"]:
+        for claim in paper["claims"]:
+            measured = claim["measured"] or {}
+            writer.writerow({**measured, **claim, "paper": paper["name"], "measured": measured.get("value")})
+    _write_text(file, text.getvalue())
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    """A step's result in a few words."""
+    if "trainings" in result:
+        best = [max(s["acc1"] for s in row["seeds"]) for t in result["trainings"] for row in t["rows"]]
+        low, high = f"{min(best):.1f}", f"{max(best):.1f}"
+        return f"top-1 {low}%" if low == high else f"top-1 {low} to {high}%"
+    if "claims" in result:
+        verdicts = [c["verdict"] for c in result["claims"]]
+        counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
+        return f"{len(verdicts)}: " + ", ".join(f"{n} {v}" for v, n in counts.items())
+    return ""

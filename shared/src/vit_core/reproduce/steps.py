@@ -1,0 +1,183 @@
+"""The steps of a reproduction, for one paper each: train, evaluate, analyse, claims. Each gives values for JSON."""
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vit_core.claims import Claim, Verdict, judge, load_claims
+from vit_core.curves import read_metrics
+from vit_core.papers import Paper, Training
+from vit_core.recipe import Recipe
+from vit_core.study import Study, Subject
+
+Report = Callable[[float, str], None]  # share of the step that is done, what it is at
+STEPS = ("train", "evaluate", "analyse", "claims")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line said of the trainings: part of what a run folder is."""
+
+    preset: str = "micro"
+    dataset: str | None = None
+    data_path: str | None = None
+    download: bool = False
+    epochs: int | None = None
+    seeds: tuple[int, ...] = (42,)
+    device: str = "auto"
+
+    def over(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A training's flags, as `Recipe.parse` gives them, with those of the command line before them."""
+        chosen = {"dataset": self.dataset, "data_path": self.data_path, "epochs": self.epochs}
+        flags = {k: v for k, v in given.items() if k != "data_path" or self.dataset is None}
+        flags |= {k: v for k, v in chosen.items() if v is not None} | {"device": self.device}
+        return flags | ({"download": True} if self.download else {})
+
+
+def studies(paper: Paper, options: Options, folder: Path, report: Report | None = None) -> dict[str, Study]:
+    """The trainings of a paper under `folder`, by name. report: told how much of all of them is done."""
+    found: dict[str, Study] = {}
+    trainings = paper.trainings(options.preset)
+    total = sum(len(t.rows) for t in trainings) * len(options.seeds)
+    begun = 0  # rows, of all trainings, that were begun before the current one
+    label = ""
+
+    def announce(row: str, seed: int) -> None:
+        nonlocal begun, label
+        label, begun = f"{row}, seed {seed}" if len(options.seeds) > 1 else row, begun + 1
+        print(f"\n{row}, seed {seed}", flush=True)
+        if report is not None:
+            report((begun - 1) / total, label)
+
+    def watch(before_step: Callable[[nn.Module, float], None], model: nn.Module, share: float) -> None:
+        before_step(model, share)
+        if report is not None:
+            report((begun - 1 + share) / total, label)
+
+    for training in trainings:
+        recipe = training.recipe
+        watched = dataclasses.replace(recipe, before_step=functools.partial(watch, recipe.before_step))
+        rows = {row: options.over(given) for row, given in training.rows.items()}
+        found[training.name] = Study(
+            recipe=watched, rows=rows, seeds=options.seeds, folder=folder / training.name, announce=announce
+        )
+    return found
+
+
+def train(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
+    for study in studies(paper, options, folder, report).values():
+        study.train()
+    return {}
+
+
+def evaluate(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
+    """Accuracy after the last epoch, and the curves that led there."""
+    trainings = []
+    for training, study in _pairs(paper, options, folder, report):
+        measured = study.measure_trained()
+        rows = []
+        for label in study.rows:
+            seeds = [_seed(study, m) for m in measured if m["row"] == label]
+            first = next(m for m in measured if m["row"] == label)
+            rows.append({
+                "label": label, "model": study.settled(label).model, "parameters": int(first["parameters"]),
+                "command": as_command(training.recipe, study.rows[label], options.seeds), "seeds": seeds,
+            })  # fmt: skip
+        run = study.settled(next(iter(study.rows)))
+        trainings.append({"name": training.name, "dataset": run.data.dataset, "rows": rows})
+    return {"trainings": trainings}
+
+
+def _seed(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
+    seed = int(measured["seed"])
+    last = study.checkpoint(measured["row"], seed)
+    names = ("train_loss", "train_acc1", "val_loss", "val_acc1")
+    curve = [
+        {"epoch": int(r["epoch"])} | {n: float(r[n]) if r[n] else None for n in names}
+        for r in (read_metrics(last.parent) if last else [])
+    ]
+    figures = {name: float(measured[name]) for name in ("acc1", "acc5")}
+    return {"seed": seed, "epochs": int(measured["epochs"]), **figures, "curve": curve}
+
+
+def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
+    """The paper's signature analysis, of the first training's models of the first seed."""
+    study = next(iter(studies(paper, options, folder).values()))
+    subjects = {row: study.subject(row, options.seeds[0]) for row in study.rows}
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    analysis = paper.analyse(subjects, study.measure_trained(), pictures)
+    shown = [{**p._asdict(), "file": f"{folder.name}/pictures/{p.file}"} for p in analysis.pictures]
+    tables = [{**t._asdict(), "rows": [list(row) for row in t.rows]} for t in analysis.tables]
+    return {"analysis": {"findings": list(analysis.findings), "pictures": shown, "tables": tables}}
+
+
+def subjects_of(paper: Paper, options: Options, folder: Path) -> dict[str, dict[str, Subject]]:
+    """Training -> row -> its model of the first seed. UserError where one is not trained."""
+    return {
+        name: {row: study.subject(row, options.seeds[0]) for row in study.rows}
+        for name, study in studies(paper, options, folder).items()
+    }
+
+
+def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
+    return {"claims": [as_record(v) for v in verdicts_of(paper, report)]}
+
+
+def verdicts_of(paper: Paper, report: Report) -> list[Verdict]:
+    """Each claim of the paper with its verdict."""
+    entries = load_claims(paper.claims_file)
+    instant = [c.id for c in entries if c.cost == "instant"]
+
+    def tell(claim: Claim) -> None:
+        if claim.id in instant:
+            report(instant.index(claim.id) / len(instant), claim.id)
+
+    return judge(entries, paper.checks, tell)
+
+
+def as_record(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as results.json and claims.csv have it."""
+    claim = verdict.claim
+    is_number = isinstance(claim.claimed, int | float) and not isinstance(claim.claimed, bool)
+    record = {
+        f.name: getattr(claim, f.name)
+        for f in dataclasses.fields(claim)
+        if f.name not in ("readings", "measured", "related", "tolerance")
+    }
+    measured = verdict.measured and dataclasses.asdict(verdict.measured)
+    related = claim.related and {"statement": claim.related.statement, "results": claim.related.results}
+    return record | {
+        "allowance": claim.allowance() if is_number else None, "how": verdict.how, "verdict": verdict.verdict,
+        "condition": verdict.condition, "measured": measured, "under": [list(u) for u in verdict.under],
+        "related": related, "error": verdict.error,
+    }  # fmt: skip
+
+
+def as_command(recipe: Recipe, given: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """The command line that trains a row by itself, with the first seed."""
+    words = ["uv", "run", f"{recipe.command}-train"]
+    for name, value in {**given, "seed": seeds[0]}.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
+        elif (name, value) != ("device", "auto"):
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _pairs(paper: Paper, options: Options, folder: Path, report: Report) -> list[tuple[Training, Study]]:
+    return list(zip(paper.trainings(options.preset), studies(paper, options, folder, report).values(), strict=True))
+
+
+RUN: Mapping[str, Callable[[Paper, Options, Path, Report], dict[str, Any]]] = {
+    "train": train, "evaluate": evaluate, "analyse": analyse, "claims": claims
+}  # fmt: skip

@@ -1,0 +1,350 @@
+"""`reproduce` with a toy paper: resume, failures, exit codes, flags. The real papers are in tests/workspace."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import time
+
+import pytest
+from matplotlib.figure import Figure
+
+import toy_paper
+from vit_core.papers import Analysis, Paper, Picture, Table, Training, load_papers
+from vit_core.reproduce import command, plan, run
+from vit_core.reproduce.progress import Display, Part, clock
+from vit_core.reproduce.steps import Options, studies
+from vit_core.trainer import Stopped
+
+CLAIMS = """
+- {id: toy-one, source: Table 1, statement: One is one., claimed: 1, cost: instant, check: one}
+- {id: toy-two, source: Table 1, statement: Two is one., claimed: 1, cost: instant, check: two}
+- {id: toy-far, source: Table 2, statement: Much., claimed: 99.0, cost: gpu-hours, check: train it, command: toy-train}
+"""
+
+
+def analyse(subjects, measurements, folder):
+    figure = Figure(figsize=(1, 1))
+    figure.savefig(folder / "p.png")
+    accuracy = max(float(m["acc1"]) for m in measurements)
+    return Analysis(
+        findings=[f"{', '.join(subjects)} reached {accuracy:.1f}%"],
+        pictures=[Picture("p.png", "a picture", "of what")],
+        tables=[Table("a table", "of numbers", ["name", "value"], [["x", 1.5], ["y", float("nan")]])],
+    )  # fmt: skip
+
+
+def small(model="toy"):
+    return {"model": model, "model_kwargs": list(toy_paper.SMALL[1:]), "epochs": 1}
+
+
+@pytest.fixture
+def papers(tmp_path, monkeypatch):
+    """Two papers that are found as installed ones are."""
+    file = tmp_path / "claims.yaml"
+    file.write_text(CLAIMS)
+    monkeypatch.setattr(Paper, "claims_file", file)
+    rows = {"first": small(), "second": small()}
+    toy = Paper(
+        package="toy", title="Toy: a paper", idea="It is small.", source="here", citation="@misc{toy}",
+        model="test_vit",
+        micro=[Training(name="digits", recipe=toy_paper.RECIPE, rows=rows, compared=["first"], seconds=1)],
+        published=[Training(name="CIFAR-10", recipe=toy_paper.RECIPE, rows={"first": small() | {"dataset": "cifar10"}},
+                            images=100, download_gb=0.17, disk_gb=0.3)],
+        analyse=analyse, checks={"one": lambda: 1, "two": lambda: 2},
+    )  # fmt: skip
+    installed = Installed({"toy": toy, "zoo": dataclasses.replace(toy, title="Zoo: another")})
+    monkeypatch.setattr(command, "load_papers", lambda: (dict(installed.found), dict(installed.broken)))
+    monkeypatch.chdir(tmp_path)
+    return installed
+
+
+class Installed:
+    """What `load_papers` gives: papers by name, and what kept others from loading."""
+
+    def __init__(self, found):
+        self.found, self.broken = found, {}
+
+    def replace(self, name, **changes):
+        self.found[name] = dataclasses.replace(self.found[name], **changes)
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs" / "reproduce").iterdir()
+    return folder
+
+
+def states(results):
+    return {p["name"]: {s["name"]: s["state"] for s in p["steps"]} for p in results["papers"]}
+
+
+def test_everything_is_done_and_written(papers, tmp_path, capsys):
+    assert command.main([]) == 0
+    folder = only_run(tmp_path)
+    results = results_of(folder)
+    assert states(results) == {
+        name: dict.fromkeys(("train", "evaluate", "analyse", "claims"), "done") for name in ("toy", "zoo")
+    }
+    assert results["finished"]
+    toy = results["papers"][0]
+    (training,) = toy["trainings"]
+    assert [r["label"] for r in training["rows"]] == ["first", "second"]
+    seed = training["rows"][0]["seeds"][0]
+    assert seed["epochs"] == 1
+    assert 0 < seed["acc1"] == pytest.approx(seed["curve"][-1]["val_acc1"], abs=1e-3)
+    assert training["rows"][0]["command"].startswith("uv run toy-train --model toy --model-kwargs patch_size=8")
+    assert toy["analysis"]["findings"] == [f"first, second reached {max(_accuracies(training)):.1f}%"]
+    assert toy["analysis"]["pictures"][0]["file"] == "toy/pictures/p.png"
+    assert toy["analysis"]["tables"][0]["rows"] == [["x", 1.5], ["y", None]], "JSON has no NaN"
+    assert [(c["id"], c["verdict"]) for c in toy["claims"]] == [
+        ("toy-one", "holds"), ("toy-two", "fails"), ("toy-far", "not run")
+    ]  # fmt: skip
+    assert len(results["comparison"]["rows"]) == 2
+    with (folder / "claims.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["paper"], r["id"], r["claimed"], r["measured"], r["verdict"]) for r in rows[:2]] == [
+        ("toy", "toy-one", "1", "1", "holds"), ("toy", "toy-two", "1", "2", "fails")
+    ]  # fmt: skip
+    page = (folder / "index.html").read_text()
+    assert "Toy: a paper" in page
+    assert "data:image/png;base64," in page
+    out, err = capsys.readouterr()
+    assert re.search(r"\[1/9\] Toy: training, \d+ s\..*\[\d:\d\d left\]", err), err
+    assert err.count("\n") == 9, "a line a step where there is no terminal"
+    assert f"the report: {folder.relative_to(tmp_path)}/index.html" in out
+    assert "epoch 1/1" in (folder / "log.txt").read_text(), "what the steps print goes to the log"
+    assert not list(folder.rglob(".*")), "no temporary file is left"
+
+
+def _accuracies(training):
+    return [row["seeds"][0]["acc1"] for row in training["rows"]]
+
+
+def test_one_paper_that_fails_does_not_stop_the_others(papers, tmp_path, capsys):
+    def fail(*_):
+        raise ValueError("nothing to see")
+
+    papers.replace("toy", analyse=fail)
+    papers.broken["odd"] = ImportError("no module")
+    assert command.main([]) == 1
+    results = results_of(only_run(tmp_path))
+    assert states(results)["toy"] == {"train": "done", "evaluate": "done", "analyse": "failed", "claims": "done"}
+    assert set(states(results)["zoo"].values()) == {"done"}
+    assert results["papers"][0]["steps"][2]["error"] == "ValueError: nothing to see"
+    assert results["broken"] == {"odd": "ImportError: no module"}
+    assert "nothing to see" in (only_run(tmp_path) / "log.txt").read_text(), "the traceback is in the log"
+    assert "odd could not be loaded" in capsys.readouterr().err
+
+    papers.replace("toy", analyse=analyse)  # mended: --resume does what failed, and that alone
+    papers.broken.clear()
+    assert command.main(["--resume"]) == 0
+    assert set(states(results_of(only_run(tmp_path)))["toy"].values()) == {"done"}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers, tmp_path):
+    papers.replace("toy", micro=[dataclasses.replace(
+        papers.found["toy"].micro[0], rows={"first": small() | {"dataset": "imagefolder", "data_path": "nowhere"}}
+    )])  # fmt: skip
+    assert command.main(["--paper", "toy"]) == 1
+    steps = {s["name"]: s for s in results_of(only_run(tmp_path))["papers"][0]["steps"]}
+    assert "nowhere" in steps["train"]["error"]
+    assert steps["evaluate"]["error"] == "not done, since there is no finished training"
+    assert steps["claims"]["state"] == "done"
+
+
+def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, capsys):
+    whole = tmp_path / "whole"
+    assert command.main(["--paper", "toy", "--output-dir", str(whole)]) == 0
+    trained = []
+    real = run.steps.Study.train  # of the first row only: then Ctrl-C
+
+    def interrupted(study):
+        if not trained:
+            trained.append(study)
+            study._begin()
+            study._train("first", 42)
+            raise SystemExit(130)
+        real(study)
+
+    monkeypatch.setattr(run.steps.Study, "train", interrupted)
+    assert command.main(["--paper", "toy"]) == 130
+    folder = only_run(tmp_path)
+    assert f"go on with: reproduce --resume {folder.relative_to(tmp_path)}" in capsys.readouterr().out
+    results = results_of(folder)
+    assert set(states(results)["toy"].values()) == {"pending"}
+    assert results["finished"] is None
+    assert (folder / "index.html").is_file(), "the page shows what there is"
+    first = next(folder.glob("toy/digits/runs/first_seed42/*/last.pth"))
+    before = first.stat().st_mtime_ns
+    assert command.main(["--resume", str(folder)]) == 0
+    assert first.stat().st_mtime_ns == before, "what was trained is not trained again"
+    (other,) = whole.iterdir()
+    assert _accuracies(results_of(folder)["papers"][0]["trainings"][0]) == _accuracies(
+        results_of(other)["papers"][0]["trainings"][0]
+    )
+    assert results_of(folder)["seconds"] > results["seconds"] > 0, "the time of both"
+
+
+def test_stopped_by_a_signal_in_the_training(papers, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_paper.Faults, "calls", 0)
+    monkeypatch.setattr(toy_paper.Faults, "at", 3)
+    monkeypatch.setattr(toy_paper.Faults, "what", "SIGTERM")
+    assert command.main(["--paper", "toy"]) == 128 + 15
+    monkeypatch.setattr(toy_paper.Faults, "at", -1)
+    assert command.main(["--resume"]) == 0
+    assert Stopped.__name__ not in (only_run(tmp_path) / "log.txt").read_text()
+
+
+def test_parts(papers, tmp_path, capsys):
+    assert command.main(["train", "--paper", "toy", "--seeds", "0", "1"]) == 0
+    folder = only_run(tmp_path)
+    assert states(results_of(folder)) == {"toy": {"train": "done"}}
+    assert command.main(["evaluate"]) == 0
+    row = results_of(folder)["papers"][0]["trainings"][0]["rows"][0]
+    assert [s["seed"] for s in row["seeds"]] == [0, 1]
+    assert command.main(["report", str(folder)]) == 0
+    assert set(states(results_of(folder))["toy"].values()) == {"done"}
+    capsys.readouterr()
+    assert command.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "toy\n    Toy: a paper\n    models: test_vit, test_vit2" in out
+    assert "3 claims: 2 instant, 0 cpu-minutes, 1 gpu-hours" in out
+
+
+def test_claims_are_printed_and_written(papers, tmp_path, capsys):
+    assert command.main(["claims", "--paper", "zoo", "--json", "c.json"]) == 0
+    out = capsys.readouterr().out
+    assert "3 claims: 1 holds, 1 fails, 1 not run" in out
+    assert re.search(r"fails +Two is one\. \[1\]; measured 2", out)
+    assert len(json.loads((tmp_path / "c.json").read_text())["papers"]["zoo"]) == 3
+    assert command.main(["claims", "--verdict", "fails"]) == 0
+    out = capsys.readouterr().out
+    assert "Two is one" in out
+    assert "One is one" not in out
+    papers.replace("zoo", checks={"one": lambda: 1})  # a check that is gone
+    assert command.main(["claims"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--paper", "no"], "installed are toy, zoo"),
+        (["everything"], "the commands are list, train, evaluate, claims, bench, report"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--seeds", "1", "1"], "--seeds must be different"),
+        (["--seeds", "-1"], "none of them negative"),
+        (["--dataset", "nosuch"], "nosuch"),
+        (["--data-path", "x"], "--data-path needs --dataset"),
+        (["--dataset", "imagefolder", "--data-path", "nowhere"], "nowhere"),
+        (["--device", "tpu"], "tpu"),
+        (["--resume"], "there is no run in runs/reproduce yet"),
+        (["--resume", "nowhere"], "nowhere is no run"),
+        (["--resume", "--epochs", "3"], "--resume goes on with what was asked for then"),
+        (["report", "nowhere"], "nowhere is no run"),
+        (["claims", "--verdict", "good"], "the verdicts are holds, holds if, fails, not run, error"),
+        (["claims", "--json", "nowhere/c.json"], "is not a folder"),
+        (["bench", "--rounds", "0"], "--rounds must be at least 1"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(papers, tmp_path, capsys, words, says):
+    assert command.main(words) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1, err
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+def test_no_paper_installed(papers, capsys):
+    papers.found.clear()
+    assert command.main(["list"]) == 2
+    assert "no paper is installed" in capsys.readouterr().err
+
+
+def test_a_damaged_or_foreign_run_is_named(papers, tmp_path, capsys):
+    assert command.main(["train", "--paper", "toy"]) == 0
+    file = only_run(tmp_path) / "run.json"
+    text = file.read_text()
+    for wrong, says in (("{", "is damaged"), ("{}", "another version"), (text.replace("toy", "gone"), "not installed")):
+        file.write_text(wrong)
+        assert command.main(["--resume"]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_papers_own_recipes_say_first_what_they_need(papers, tmp_path, capsys, monkeypatch):
+    began = []
+    monkeypatch.setattr(command, "_carry_out", lambda reproduction: began.append(reproduction) or 0)
+    assert command.main(["--preset", "paper", "--paper", "toy", "--epochs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Toy, CIFAR-10 +1 run of 2 epochs +\S+ +0\.\d GB disk  images: 0.17 GB to download", out), out
+    assert "early stopping is off" in out
+    assert began[0].options.download, "its images are downloaded"
+    monkeypatch.setattr("sys.stdin", _Terminal("n\n"))
+    monkeypatch.setattr("sys.stdout", _Terminal())
+    assert command.main(["--preset", "paper", "--paper", "toy", "--epochs", "2"]) == 0
+    assert len(began) == 1, "on a terminal it asks, and no is no"
+    assert command.main(["--preset", "paper", "--paper", "toy", "--epochs", "2", "--yes"]) == 0
+    assert len(began) == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_estimate_counts_rows_seeds_epochs_and_images(papers, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "time_step", lambda *_: (0.5, 1_000_000))
+    options = Options(preset="paper", epochs=3, seeds=(0, 1))
+    (need,) = plan.needs({"toy": papers.found["toy"]}, options, tmp_path / "run")
+    assert need.seconds == 2 * 0.5 * 100 * 3
+    assert need.runs == 2
+    assert need.disk_gb == pytest.approx(2 * 2 * 12e-3 + 0.3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_the_command_line_go_before_a_trainings_own():
+    given = {"model": "toy", "dataset": "a", "data_path": "there", "epochs": 9}
+    assert Options().over(given) == {**given, "device": "auto"}
+    changed = Options(dataset="b", epochs=1, device="cpu", download=True).over(given)
+    assert changed == {"model": "toy", "dataset": "b", "epochs": 1, "device": "cpu", "download": True}
+
+
+def test_the_share_of_a_training_is_told(papers, tmp_path):
+    told = []
+    study = studies(papers.found["toy"], Options(), tmp_path, lambda share, what: told.append((share, what)))["digits"]
+    study.train()
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0.5 < shares[-1] <= 1
+    assert {what for _, what in told} == {"first", "second"}
+
+
+def test_the_display_tells_paper_step_share_and_time_left(monkeypatch):
+    clock_now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock_now[0])
+    parts = [Part("A", "training", 100), Part("A", "claims", 10), Part("B", "training", 100)]
+    display = Display(parts, io.StringIO())
+    display.start(parts[0])
+    display.at(0.25, "row 1")
+    clock_now[0] = 50.0
+    assert display.line() == "[1/3] A · training · row 1  25% · 4:20 left"  # 150 of this, 110 to come
+    clock_now[0] = 220.0
+    display.end("fine")
+    pace = (20 + 220) / (20 + 100)
+    assert display.left() == pytest.approx(110 * pace)
+    assert display.stream.getvalue() == f"[1/3] A: training, 220 s. fine  [{clock(110 * pace)} left]\n"
+    display.skip(parts[1])
+    assert display.left() == pytest.approx(100 * pace)
+    assert [clock(s) for s in (0, 65, 3720, 200_000)] == ["0:00", "1:05", "1 h 02 min", "2 days"]
+
+
+def test_papers_are_found_by_their_entry_point():
+    papers, broken = load_papers()
+    assert not broken, broken
+    assert all(isinstance(p, Paper) for p in papers.values())
