@@ -30,7 +30,6 @@ HOLDS_IF = {
     "hthta-class-specific-maps": "the map is Grad-CAM's",
     "hthta-gamma-config": "the shipped configuration file is given (--config cifar100)",
     "hthta-fp16": "--amp fp16 is given",
-    "hthta-normalization": "--normalize imagenet is given",
 }
 RECORDED = {"hthta-time": "fails", "hthta-cifar10-images": "holds"}  # measured by a command
 

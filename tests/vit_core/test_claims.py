@@ -141,17 +141,18 @@ def test_a_file_is_read_whole(tmp_path):
         ({"readings": [{"when": "x", "check": "y", "measured": MEASURED}]}, "a check or a measured value"),
         ({"readings": [{"check": "x"}]}, "lacks when"),
         ({"statement": 3}, "statement cannot be 3"),
+        ({"tolerance": "1e-9"}, "tolerance is a number"),
     ],
 )  # fmt: skip
 def test_an_entry_that_cannot_be_is_named(tmp_path, change, says):
-    with pytest.raises(ValueError, match=f"claims.yaml, a: .*{says}"):
+    with pytest.raises(ValueError, match=rf"claims\.yaml, a: .*{says}"):
         load_claims(write(tmp_path, {**ENTRY, **change}))
 
 
 def test_a_file_that_is_no_list_or_names_a_claim_twice(tmp_path):
     with pytest.raises(ValueError, match="more than one claim is called a"):
         load_claims(write(tmp_path, ENTRY, ENTRY))
-    with pytest.raises(ValueError, match="entry 1: .*needs a mapping"):
+    with pytest.raises(ValueError, match=r"entry 1: .*needs a mapping"):
         load_claims(write(tmp_path, "a"))
     (tmp_path / "claims.yaml").write_text("a: b")
     with pytest.raises(ValueError, match="holds no list"):

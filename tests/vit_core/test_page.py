@@ -146,7 +146,7 @@ def test_claims_show_both_numbers_and_where_they_come_from(example):
         "≥ 2.5×", "1.31×", "93.06 ± 0.28 %", "seeds 42, 43, 44", "b7f1f6b8a2ce", "results/toyvit/cifar10.csv",
         "< 1×10⁻⁶",
         "2.13×10⁻⁷", "measured by this run, seed 0", "takes hours or days on a GPU", "mat1 and mat2 shapes",
-        "Near this setting: 62.20% on CIFAR-10", "uv run reproduce --papers toyvit --preset micro", "5 min 12 s",
+        "Near this setting: 62.20% on CIFAR-10", "uv run reproduce --paper toyvit", "5 min 12 s",
     ):  # fmt: skip
         assert words in text, words
 

@@ -15,6 +15,7 @@ measure it and, where that was run, the value with commit, date, seed and machin
 import dataclasses
 import datetime
 import math
+import re
 import statistics
 import types
 import typing
@@ -104,6 +105,8 @@ class Claim:
                 raise ValueError("an instant claim has a check, and neither a command nor a measured value of its own")
         elif not self.check or not self.command:
             raise ValueError("a claim that is not instant says how it is measured (check) and by which command")
+        if isinstance(self.tolerance, str) and not re.fullmatch(r"\d+(\.\d+)?%", self.tolerance):
+            raise ValueError(f"tolerance is a number (1.0e-9, not 1e-9, to YAML) or like '5%', not {self.tolerance!r}")
         is_number = isinstance(self.claimed, int | float) and not isinstance(self.claimed, bool)
         is_pair = isinstance(self.claimed, Sequence) and not isinstance(self.claimed, str) and len(self.claimed) == 2
         if (self.comparison == "between") != is_pair or (self.comparison in COMPARISONS[1:5] and not is_number):

@@ -240,7 +240,6 @@ CHECKS: dict[str, Callable[[], Value]] = {
     "recipe_early_stopping": recipe("train", "early_stopping"),
     "recipe_label_smoothing": recipe("train", "label_smoothing", "--preset", "notebook"),
     "recipe_normalize": recipe("data", "normalize"),
-    "recipe_normalize_imagenet": recipe("data", "normalize", "--normalize", "imagenet"),
     "lead_cifar100": lead("CIFAR-100"),
     "lead_tiny_imagenet": lead("Tiny-ImageNet"),
     "datasets_led": datasets_led,

@@ -20,7 +20,8 @@ FAP_IMAGES = 200
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Each pooling head's map, how far the heads differ, and FAP with its controls."""
-    rows, findings, pictures = [], [], []
+    rows: list[list[str | float]] = []
+    findings, pictures = [], []
     for label, subject in subjects.items():
         model = subject.trained.model
         focus = measure_focus(model, subject.loader(FAP_IMAGES), attention_map)
@@ -97,7 +98,7 @@ PAPER = Paper(
     micro=[
         Training(
             name="digits", recipe=RECIPE, rows={"HTHTA-ViT++": {"model": "micro", "dataset": "digits", "epochs": 6}},
-            compared=["HTHTA-ViT++"], seconds=34,
+            compared=["HTHTA-ViT++"], seconds=27,
         )
     ],
     published=[

@@ -53,6 +53,7 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
             "epochs": 30, "batch_size": 32, "lr": 2e-5, "weight_decay": 0.01, "warmup_steps": 500, "min_lr": 0.0,
             "grad_clip": 1.0, "early_stopping": 10, "pretrained": given.get("weights") is None,
             "rotation": 10.0, "color_jitter": 0.2,  # the original has both; how strong is ours
+            "normalize": "imagenet",
         }  # fmt: skip
         if given.get("preset") == "notebook":
             values |= {"label_smoothing": 0.1, "mixup": 0.2}

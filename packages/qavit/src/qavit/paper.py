@@ -46,8 +46,8 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
             f"What counts is what is lost without a branch: most without {BRANCHES[dearest]}, "
             f"{whole - without[dearest]:.1f} of {whole:.1f} points of top-1 accuracy.",
             f"With an empty bank the same model reaches {bankless:.1f}%. Its {model.config.global_bank_size} key "
-            f"tokens have a mean cosine of {alike[0]:+.2f} to one another, the value tokens of {alike[1]:+.2f}: 1 would be a "
-            "bank of one token only.",
+            f"tokens have a mean cosine of {alike[0]:+.2f} to one another, the value tokens of {alike[1]:+.2f}: 1 "
+            "would be a bank of one token only.",
         ],
         pictures=[
             Picture(

@@ -53,7 +53,8 @@ def _run(words: Sequence[str], only: str | None) -> int:
     _check(papers, options)
     if options.preset == "paper" and not _agreed(papers, options, place, yes=args.yes):
         return 0
-    return _carry_out(begin(place, options, papers, broken, STEPS if only is None else (only,)))
+    asked = STEPS if only is None else (only,)
+    return _carry_out(begin(place, options, papers, broken, asked, [only, *words] if only else words))
 
 
 def _evaluate(words: Sequence[str]) -> int:

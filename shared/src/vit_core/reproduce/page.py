@@ -6,7 +6,6 @@ browser to load anything, so that a page made from a stranger's results can be o
 
 import base64
 import re
-import shlex
 import statistics
 import struct
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,19 @@ MEANINGS = {
     "The row gives the command that would make one.",
     "error": "The check itself broke; the row shows its message.",
 }
+TERMS = {
+    "patch, token": "The image is cut into squares, the patches; the network turns each into a vector, its token.",
+    "attention": "How a token looks at the others: a weight for each of them, and all weights of a token sum to one.",
+    "head, block": "A network is a stack of blocks; in each, several heads attend at once, each in its own way.",
+    "top-1, top-5": "Share of images whose true class is the model's first guess, or among its first five.",
+    "seed": "The number that all random choices of a training follow from. Other seeds show how much is chance.",
+    "parameters, multiply-adds": "The numbers that a network learns, and how many multiplications one image takes.",
+    "Grad-CAM": "A map over the image of what speaks for a class, from the gradients of the network's answer.",
+    "FAP": "Focused Attention Percentage: how much of what Grad-CAM marks is also where the attention is highest.",
+    "deletion, insertion": "Tests of such a map: take away what it calls important, or put it back, and see what the "
+    "network then says.",
+}
+ORDER = ("error", "fails", "holds if", "holds", "not run")  # of the claims at first: what surprises comes on top
 WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 2.0  # width / height from which a picture gets the full width of the page
@@ -68,9 +80,10 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "total": {name: sum(p["counts"][name] for p in papers) for name in VERDICTS},
         "problems": [f"{name} could not be loaded: {why}" for name, why in results["broken"].items()]
         + [f"{p['title']}: {problem}" for p in papers for problem in p["problems"]],
-        "command": shlex.join(["uv", "run", results["command"], *map(str, results["environment"]["command"][1:])]),
+        "images": _images(papers),
         "verdicts": VERDICTS,
         "meanings": MEANINGS,
+        "terms": TERMS,
         "here": _place(results["environment"]),
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 -- our own file
         "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
@@ -83,7 +96,7 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         {**t, "chart": curve_chart(t["rows"]), "best": _best(t["rows"]),
          "several_seeds": any(len(row["seeds"]) > 1 for row in t["rows"])} for t in paper["trainings"]
     ]  # fmt: skip
-    claims = paper["claims"]
+    claims = sorted(paper["claims"], key=lambda c: ORDER.index(c["verdict"]))
     problems = [
         f"the step “{s['name']}” failed: {s['error'] or 'no reason was recorded'}"
         for s in paper["steps"] if s["state"] == "failed"
@@ -91,6 +104,7 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     pending = [s["name"] for s in paper["steps"] if s["state"] == "pending"]
     return {
         **paper,
+        "claims": claims,
         "anchor": f"paper-{slug(paper['name'])}",
         "trainings": trainings,
         "best": max((t["best"] for t in trainings if t["best"]), key=lambda b: b["acc1"], default=None),
@@ -103,6 +117,14 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "pending": pending,
         "commands": _commands(trainings),
     }
+
+
+def _images(papers: Sequence[Mapping[str, Any]]) -> str:
+    """What the models were trained on, for who does not know the dataset's name."""
+    names = list(dict.fromkeys(t["dataset"] for p in papers for t in p["trainings"]))
+    if names == ["digits"]:
+        return "the handwritten digits that come with scikit-learn: 1,437 images to train, 360 to test, ten classes"
+    return ", ".join(names)
 
 
 def _place(environment: Mapping[str, Any]) -> list[str]:

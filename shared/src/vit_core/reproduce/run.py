@@ -16,7 +16,7 @@ import io
 import json
 import logging
 import os
-import sys
+import shlex
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,9 +199,10 @@ class Reproduction:
 
 
 def begin(
-    place: Path, options: Options, papers: Mapping[str, Paper], broken: Mapping[str, Exception], asked: Sequence[str]
-) -> Reproduction:
-    """A new run folder under `place`. UserError where it cannot be written."""
+    place: Path, options: Options, papers: Mapping[str, Paper], broken: Mapping[str, Exception], asked: Sequence[str],
+    words: Sequence[str] = (),
+) -> Reproduction:  # fmt: skip
+    """A new run folder under `place`; words: of the command line. UserError where it cannot be written."""
     stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}"
     for number in range(1, 1000):
         folder = place / (stamp if number == 1 else f"{stamp}_{number}")
@@ -210,7 +211,7 @@ def begin(
         except FileExistsError:
             continue
         record = {
-            "format": FORMAT, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "format": FORMAT, "command": shlex.join(["uv", "run", "reproduce", *words]),
             "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": 0.0, "papers": list(papers),
             "asked": list(asked), "options": dataclasses.asdict(options), "environment": environment(),
         }  # fmt: skip
