@@ -297,6 +297,25 @@ class _Terminal(io.StringIO):
         return True
 
 
+def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(papers, tmp_path, monkeypatch):
+    far = CLAIMS.replace("command: toy-train", "command: toy-train, outcome: {training: own, row: first, column: acc1}")
+    (tmp_path / "claims.yaml").write_text(far.replace("99.0", "10.0").replace("Much", "A guess"))
+    published = dataclasses.replace(papers.found["toy"].micro[0], name="own")
+    papers.replace("toy", published=[published])
+    monkeypatch.setattr(plan, "time_step", lambda *_: (0.5, 1))
+    words = ["--preset", "paper", "--paper", "toy", "--seeds", "0", "1"]
+    assert command.main(words) == 0
+    (paper,) = results_of(only_run(tmp_path))["papers"]
+    claim = paper["claims"][2]
+    values = [s["acc1"] for s in paper["trainings"][0]["rows"][0]["seeds"]]
+    assert claim["measured"]["value"] == values
+    assert (claim["measured"]["seed"], claim["measured"]["results"]) == ([0, 1], "trained by this run")
+    assert claim["verdict"] == ("holds" if abs(sum(values) / 2 - 10) <= 0.05 else "fails")
+    assert command.main([*words, "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 0
+    (other,) = (tmp_path / "other").iterdir()
+    assert results_of(other)["papers"][0]["claims"][2]["verdict"] == "not run", "with other epochs it is no such run"
+
+
 def test_the_estimate_counts_rows_seeds_epochs_and_images(papers, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "time_step", lambda *_: (0.5, 1_000_000))
     options = Options(preset="paper", epochs=3, seeds=(0, 1))

@@ -76,6 +76,20 @@ class Related:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where a run of the paper's own recipe (`reproduce --preset paper`) has the value that is claimed."""
+
+    training: str  # name of a `Training`
+    row: str
+    column: str  # acc1 or acc5, in percent of the evaluation images
+    epoch: int | None = None  # of the validation curve (acc1 alone); None: after the last
+
+    def __post_init__(self) -> None:
+        if self.column not in ("acc1", "acc5") or (self.epoch is not None and self.column != "acc1"):
+            raise ValueError(f"an outcome is acc1 or acc5, by epoch acc1 alone; not {self.column!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """An entry of claims.yaml. `unit`, `setting` and `note` are for readers; the rest decides the verdict."""
 
@@ -92,6 +106,7 @@ class Claim:
     command: str | None = None  # of what is not instant
     readings: Sequence[Reading] = ()
     measured: Measured | None = None
+    outcome: Outcome | None = None
     related: Related | None = None
     note: str = ""
 
@@ -176,17 +191,34 @@ def load_claims(file: Path) -> list[Claim]:
     return claims
 
 
-def judge(claims: Sequence[Claim], checks: Checks, on_claim: Callable[[Claim], None] | None = None) -> list[Verdict]:
-    """The verdict of each claim, the instant ones measured now. on_claim: called before each."""
+Trained = Callable[[Outcome], Mapping[int, float] | None]  # seed -> the value that this run's training reached
+
+
+def judge(
+    claims: Sequence[Claim],
+    checks: Checks,
+    on_claim: Callable[[Claim], None] | None = None,
+    trained: Trained = lambda outcome: None,
+) -> list[Verdict]:
+    """The verdict of each claim, the instant ones measured now.
+
+    on_claim: called before each. trained: what this run's own trainings by the paper's recipe reached, which goes
+    before what is recorded.
+    """
     where = environment()
     now = {
         "commit": where["git_commit"] or "no checkout", "date": f"{datetime.date.today()}", "seed": SEED,
-        "machine": where["machine"], "results": "measured by this run",
+        "machine": where["machine"] + (f", {where['gpu']}" if where["gpu"] else ""), "results": "measured by this run",
     }  # fmt: skip
     verdicts = []
     for claim in claims:
         if on_claim is not None:
             on_claim(claim)
+        reached = trained(claim.outcome) if claim.outcome else None
+        if reached:
+            values, seeds = list(reached.values()), list(reached)
+            found = Measured(**{**now, "value": values, "seed": seeds, "results": "trained by this run"})
+            claim = dataclasses.replace(claim, measured=found)
         verdicts.append(_judge(claim, checks, now))
     return verdicts
 

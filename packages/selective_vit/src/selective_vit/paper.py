@@ -69,8 +69,14 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     )  # fmt: skip
 
 
-def _rows(pair: str, **more: object) -> dict[str, dict[str, object]]:
-    return {label: {"model": model, **more} for label, model in zip(LABELS, PAIRS[pair], strict=True)}
+def _rows(pair: str, selective: Mapping[str, object], **more: object) -> dict[str, dict[str, object]]:
+    """The plain model and the selective one; selective: further flags of the latter."""
+    dense, sparse = PAIRS[pair]
+    return {LABELS[0]: {"model": dense, **more}, LABELS[1]: {"model": sparse, **more, **selective}}
+
+
+# As the notebook has it that the published table comes from: new attention layers with a hard gate.
+NOTEBOOK = {"mode": "hard", "empty_row": "zero", "reinit_attention": True}
 
 
 def _bench(inference: float, training: float, **kwargs: object) -> Benchmark:
@@ -94,14 +100,14 @@ PAPER = Paper(
     model="selective_vit_micro",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, rows=_rows("both_micro", dataset="digits", epochs=10), compared=LABELS,
+            name="digits", recipe=RECIPE, rows=_rows("both_micro", {}, dataset="digits", epochs=10), compared=LABELS,
             seconds=29,
         )
     ],
     published=[
         Training(
-            name="CIFAR-10", recipe=RECIPE, rows=_rows("both", dataset="cifar10"), compared=LABELS, images=50_000,
-            download_gb=0.17, disk_gb=0.36,
+            name="CIFAR-10", recipe=RECIPE, rows=_rows("both", NOTEBOOK, dataset="cifar10"), compared=LABELS,
+            images=50_000, download_gb=0.17, disk_gb=0.36,
         )
     ],
     analyse=analyse,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from vit_core.claims import Claim, Verdict, judge, load_claims
+from vit_core.claims import Claim, Outcome, Trained, Verdict, judge, load_claims
 from vit_core.curves import read_metrics
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
@@ -127,10 +128,30 @@ def subjects_of(paper: Paper, options: Options, folder: Path) -> dict[str, dict[
 
 
 def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    return {"claims": [as_record(v) for v in verdicts_of(paper, report)]}
+    """Every claim with its verdict; after the papers' own recipes, those about accuracies by what was reached."""
+    file = folder / "evaluate.json"
+    recipes = options.preset == "paper" and options.dataset is None and options.epochs is None
+    trainings = json.loads(file.read_text(encoding="utf-8"))["trainings"] if recipes and file.is_file() else []
+    verdicts = verdicts_of(paper, report, lambda outcome: reached(trainings, outcome))
+    return {"claims": [as_record(v) for v in verdicts]}
 
 
-def verdicts_of(paper: Paper, report: Report) -> list[Verdict]:
+def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> dict[int, float]:
+    """Seed -> the value of an outcome in what `evaluate` gave; without the seeds that do not have it."""
+    found: dict[int, float] = {}
+    for training in trainings:
+        for row in training["rows"]:
+            if (training["name"], row["label"]) != (outcome.training, outcome.row):
+                continue
+            for seed in row["seeds"]:
+                values = {point["epoch"]: point["val_acc1"] for point in seed["curve"]}
+                value = seed[outcome.column] if outcome.epoch is None else values.get(outcome.epoch)
+                if value is not None:
+                    found[seed["seed"]] = value
+    return found
+
+
+def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome: None) -> list[Verdict]:
     """Each claim of the paper with its verdict."""
     entries = load_claims(paper.claims_file)
     instant = [c.id for c in entries if c.cost == "instant"]
@@ -139,7 +160,7 @@ def verdicts_of(paper: Paper, report: Report) -> list[Verdict]:
         if claim.id in instant:
             report(instant.index(claim.id) / len(instant), claim.id)
 
-    return judge(entries, paper.checks, tell)
+    return judge(entries, paper.checks, tell, trained)
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
@@ -149,7 +170,7 @@ def as_record(verdict: Verdict) -> dict[str, Any]:
     record = {
         f.name: getattr(claim, f.name)
         for f in dataclasses.fields(claim)
-        if f.name not in ("readings", "measured", "related", "tolerance")
+        if f.name not in ("readings", "measured", "outcome", "related", "tolerance")
     }
     measured = verdict.measured and dataclasses.asdict(verdict.measured)
     related = claim.related and {"statement": claim.related.statement, "results": claim.related.results}
