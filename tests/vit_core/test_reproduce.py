@@ -11,8 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import toy_paper
-from vit_core.papers import Analysis, Paper, Picture, Table, Training, load_papers
-from vit_core.reproduce import command, plan, run
+from vit_core.bench import Figures as BenchFigures
+from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training, load_papers
+from vit_core.papers import Figure as PaperFigure
+from vit_core.reproduce import bench, command, plan, run
 from vit_core.reproduce.progress import Display, Part, clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.trainer import Stopped
@@ -208,6 +210,16 @@ def test_parts(papers, tmp_path, capsys):
     assert command.main(["evaluate"]) == 0
     row = results_of(folder)["papers"][0]["trainings"][0]["rows"][0]
     assert [s["seed"] for s in row["seeds"]] == [0, 1]
+    capsys.readouterr()
+    assert command.main(["evaluate", "--paper", "toy", "--dataset", "digits", "--device", "cpu"]) == 0
+    elsewhere = json.loads((folder / "evaluation_digits.json").read_text())["rows"]
+    assert sorted((r["row"], r["seed"], r["num_images"]) for r in elsewhere) == [
+        ("first", 0, 360), ("first", 1, 360), ("second", 0, 360), ("second", 1, 360)
+    ]  # fmt: skip
+    assert elsewhere[0]["acc1"] == pytest.approx(row["seeds"][0]["acc1"], abs=1e-3)
+    assert "first, seed 0: top-1" in capsys.readouterr().out
+    assert command.main(["evaluate", "--dataset", "fake"]) == 2
+    assert "knows 10 classes, and the dataset fake has 100" in capsys.readouterr().err
     assert command.main(["report", str(folder)]) == 0
     assert set(states(results_of(folder))["toy"].values()) == {"done"}
     capsys.readouterr()
@@ -229,6 +241,34 @@ def test_claims_are_printed_and_written(papers, tmp_path, capsys):
     assert "One is one" not in out
     papers.replace("zoo", checks={"one": lambda: 1})  # a check that is gone
     assert command.main(["claims"]) == 1
+
+
+def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, capsys, monkeypatch):
+    def compare(pair, batch_size, device, amp, rounds):
+        figures = [BenchFigures(name, 100, 1.0, 2.0, 4.0, 50.0) for name, _ in pair]
+        return figures, {"inference_ms": 1.04, "training_ms": 1.3, "gmacs": 1.0, "parameters": 1.0,
+                         "training_memory_mib": float("nan")}  # fmt: skip
+
+    monkeypatch.setattr(bench, "compare", compare)
+    papers.replace(
+        "toy",
+        benchmarks=[Benchmark(model="test_vit", against="test_vit2", inference=1.05, training=1.25)],
+        further_benchmarks=lambda device, rounds: [PaperFigure("share", 0.96, 0.95, at_least=True),
+                                                   PaperFigure("layer", 1.2, 1.15)],
+    )  # fmt: skip
+    assert command.main(["bench", "--paper", "toy", "--rounds", "2", "--device", "cpu", "--json", "b.json"]) == 0
+    out = capsys.readouterr().out
+    assert "1.040× (≤ 1.05: met)" in out
+    assert "1.300× (≤ 1.25: missed)" in out
+    assert "share: 0.960 (≥ 0.95: met)" in out
+    assert "layer: 1.200 (≤ 1.15: missed)" in out
+    assert "2 of 4 targets met" in out
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["rows"][0]["targets"]["training_ms"] == {"target": 1.25, "met": False}
+    assert record["rows"][0]["ratios"]["training_memory_mib"] is None
+    assert record["environment"]["git_commit"]
+    assert command.main(["bench", "--paper", "toy", "--device", "cpu", "--amp", "bf16"]) == 0
+    assert "targets met" not in capsys.readouterr().out, "targets are for a CPU without AMP"
 
 
 @pytest.mark.parametrize(

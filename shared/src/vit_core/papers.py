@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vit_core.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from vit_core.claims import Value
@@ -72,6 +73,15 @@ class Benchmark:
     training: float | None = None
 
 
+class Figure(NamedTuple):
+    """What a benchmark of the paper's own gives, and what it is to reach on a CPU."""
+
+    what: str
+    value: float
+    target: float
+    at_least: bool = False  # else at most
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paper:
     """A paper's package. Everything that `reproduce` shows and does comes from here."""
@@ -88,6 +98,7 @@ class Paper:
     analyse: Callable[[Mapping[str, "Subject"], Sequence["Measurement"], Path], Analysis]
     checks: Mapping[str, Callable[[], "Value"]]  # what `check` of an instant claim names
     benchmarks: Sequence[Benchmark] = ()
+    further_benchmarks: Callable[["torch.device", int], Sequence[Figure]] | None = None  # (device, rounds)
     attention_map: Callable[["nn.Module", Any], Any] | None = None  # (model, images) -> (B, H, W), for FAP
 
     @property

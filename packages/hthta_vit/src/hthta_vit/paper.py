@@ -32,8 +32,8 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         )
         if isinstance(agreement, float):
             findings.append(
-                f"{label}: two of its eight pooling heads agree with a correlation of {agreement:.2f} on average: 1 "
-                "would be eight times the same map."
+                f"{label}: the maps of two of its pooling heads have a correlation of {agreement:.2f} on average: 1 "
+                "would be the same map from all of them."
             )
     label, subject = list(subjects.items())[-1]
     images, _ = next(iter(subject.loader(PICTURES).epoch()))
@@ -41,7 +41,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         says = draw(subject.trained, images[i : i + 1], folder / f"heads_{i + 1}.png", f"test image {i + 1}")
         pictures.append(
             Picture(
-                f"heads_{i + 1}.png", f"What the eight pooling heads of {label} look at, image {i + 1}",
+                f"heads_{i + 1}.png", f"What the pooling heads of {label} look at, image {i + 1}",
                 f"The model says {says}. Each panel has its own colour scale; the last shows where the mean of the "
                 "heads and Grad-CAM, which FAP compares, have their top 15% of places.",
             )

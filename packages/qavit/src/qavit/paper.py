@@ -171,8 +171,8 @@ PAPER = Paper(
     model="qavit_micro",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, rows={"QAViT": {"model": "micro", "dataset": "digits", "epochs": 6}},
-            compared=["QAViT"], seconds=45,
+            name="digits", recipe=RECIPE, rows={"QAViT": {"model": "micro", "dataset": "digits", "epochs": 5}},
+            compared=["QAViT"], seconds=40,
         )
     ],
     published=[
@@ -190,5 +190,6 @@ PAPER = Paper(
             model="qavit_tiny", model_kwargs={"attn_drop": 0.0}, against="vit_tiny_patch16_224", inference=2.5,
             training=3.0,
         ),
+        Benchmark(model="qavit_small", against="vit_small_patch16_224", batch_size=4),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ The kernels alternate within one process, round by round; each ratio is the medi
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,32 +31,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--shape and --rounds must be at least 1, and --threshold lie in [0, 1)")
     if "flex" in args.kernels and device.type != "cuda":
         raise UserError("--kernels flex: FlexAttention needs a CUDA GPU here")
-    B, h, N, d = args.shape
-    torch.manual_seed(0)
-    x = torch.randn(B, N, 3, h, d, device=device)  # as an attention layer's projection makes it
-    rivals: dict[str, Callable[..., Tensor]] = {"SDPA": F.scaled_dot_product_attention}
-    for mode in MODES:
-        for empty in EMPTY_ROWS:
-            for kernel in args.kernels:
-                rivals[f"{mode}, {empty}, {kernel}"] = _rival(args.threshold, mode, empty, kernel)
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for round_number in range(args.rounds + 2):  # the first two warm up
-        for name, attend in rivals.items():
-            seconds = _time(attend, x, device, args.training)
-            if round_number >= 2:
-                times[name].append(seconds)
+    times = measure(args.shape, args.threshold, args.kernels, device, args.rounds, training=args.training)
     what = "training" if args.training else "inference"
     shape, threads = "×".join(map(str, args.shape)), torch.get_num_threads()
     print(f"{what}, {shape}, τ {args.threshold:g}, {device}, {threads} threads, medians of {args.rounds} rounds")
     figures = {}
     for name, measured in times.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(measured, times["SDPA"], strict=True))
-        figures[name] = {"ms": 1000 * statistics.median(measured), "ratio": ratio}
-        print(f"{name:<24} {figures[name]['ms']:8.2f} ms  {ratio:6.3f}×")
+        figures[name] = {"ms": 1000 * statistics.median(measured), "ratio": ratio_to_sdpa(times, name)}
+        print(f"{name:<24} {figures[name]['ms']:8.2f} ms  {figures[name]['ratio']:6.3f}×")
     if args.json:
         record = {"what": what, "shape": args.shape, "threshold": args.threshold, "figures": figures}
         args.json.write_text(json.dumps(record | {"environment": environment()}, indent=2) + "\n")
     return 0
+
+
+def measure(
+    shape: Sequence[int], threshold: float, kernels: Sequence[str], device: torch.device, rounds: int, *,
+    training: bool = False,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of SDPA and of each form of the selective attention, round by round; shape: B, h, N, d."""
+    B, h, N, d = shape
+    torch.manual_seed(0)
+    x = torch.randn(B, N, 3, h, d, device=device)  # as an attention layer's projection makes it
+    rivals: dict[str, Callable[..., Tensor]] = {"SDPA": F.scaled_dot_product_attention}
+    for mode in MODES:
+        for empty in EMPTY_ROWS:
+            for kernel in kernels:
+                rivals[f"{mode}, {empty}, {kernel}"] = _rival(threshold, mode, empty, kernel)
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for round_number in range(rounds + 2):  # the first two warm up
+        for name, attend in rivals.items():
+            seconds = _time(attend, x, device, training)
+            if round_number >= 2:
+                times[name].append(seconds)
+    return times
+
+
+def ratio_to_sdpa(times: Mapping[str, Sequence[float]], name: str) -> float:
+    """Median of the rounds' ratios."""
+    return statistics.median(ours / theirs for ours, theirs in zip(times[name], times["SDPA"], strict=True))
 
 
 def _rival(tau: float, mode: str, empty_row: str, kernel: str) -> Callable[..., Tensor]:

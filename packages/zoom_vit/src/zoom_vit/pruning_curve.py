@@ -10,6 +10,7 @@ importance included: the two with gradients run the whole model forward and back
 
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -135,7 +136,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("top-1 accuracy, %")
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{title}; keep ratios {pruned[0]['keep_ratio']:g} to {pruned[-1]['keep_ratio']:g}", fontsize=10)
+    whole = f"{title}; keep ratios {pruned[0]['keep_ratio']:g} to {pruned[-1]['keep_ratio']:g}"
+    figure.suptitle(textwrap.fill(whole, 52 * len(layers)), fontsize=10)
     figure.savefig(path, dpi=150)
 
 

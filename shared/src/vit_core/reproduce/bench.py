@@ -5,8 +5,10 @@ the rounds' ratios.
 """
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -30,11 +32,28 @@ def bench(
         for benchmark in paper.benchmarks:
             rows.append({"paper": name, **_measure(benchmark, device, amp, rounds, judged)})
             say(_shown(rows[-1]))
-    missed = [r for r in rows for t in r["targets"].values() if t["met"] is False]
-    met = sum(t["met"] is True for r in rows for t in r["targets"].values())
+    figures = [{"paper": name, **f} for name, paper in papers.items() for f in _further(paper, device, rounds, judged)]
+    for figure in figures:
+        word, sign = {True: "met", False: "missed", None: "—"}[figure["met"]], "≥" if figure["at_least"] else "≤"
+        say(f"{figure['what']}: {figure['value']:.3f} ({sign} {figure['target']:g}: {word})")
+    met = [t["met"] for r in rows for t in r["targets"].values()] + [f["met"] for f in figures]
     if judged:
-        say(f"\n{met} of {met + len(missed)} targets met")
-    return {"device": str(device), "amp": amp, "rounds": rounds, "rows": rows, "environment": environment()}
+        say(f"\n{sum(met)} of {len(met)} targets met")
+    return {
+        "device": str(device), "amp": amp, "rounds": rounds, "rows": rows, "figures": figures,
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def _further(paper: Paper, device: torch.device, rounds: int, judged: bool) -> list[dict[str, Any]]:
+    if paper.further_benchmarks is None:
+        return []
+    with redirect_stdout(io.StringIO()):  # their own tables
+        figures = paper.further_benchmarks(device, rounds)
+    return [
+        f._asdict() | {"met": (f.value >= f.target if f.at_least else f.value <= f.target) if judged else None}
+        for f in figures
+    ]
 
 
 def _measure(benchmark: Benchmark, device: torch.device, amp: str, rounds: int, judged: bool) -> dict[str, Any]:
@@ -56,7 +75,7 @@ def _shown(row: Mapping[str, Any]) -> str:
     def ratio(what: str) -> str:
         target = row["targets"].get(what)
         met = {True: "met", False: "missed", None: "—"}[target["met"]] if target else ""
-        return f"{row['ratios'][what]:.2f}×" + (f" (≤ {target['target']:g}: {met})" if target else "")
+        return f"{row['ratios'][what]:.3f}×" + (f" (≤ {target['target']:g}: {met})" if target else "")
 
     memory = f"{ours['training_memory_mib']:,.0f} / {theirs['training_memory_mib']:,.0f} MiB"
     return _line(

@@ -6,6 +6,7 @@ reproduce --preset paper        each paper's own recipe on its own images; says 
 reproduce list | train | evaluate | claims | bench | report
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,29 +59,45 @@ def _run(words: Sequence[str], only: str | None) -> int:
 
 
 def _evaluate(words: Sequence[str]) -> int:
-    """Evaluation of what a run has trained."""
-    return _later(words, ("evaluate",), "Evaluate the models that `reproduce train` trained.")
+    """Evaluation of what a run has trained, on its own images or on others."""
+    parser = _parser("evaluate", "Evaluate the models that a run trained; with --dataset on other images.")
+    _add_later_flags(parser)
+    _add_image_flags(parser, "other images, of the same classes: the figures are printed and kept beside the run's")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: that of the run)")
+    args = parser.parse_args(words)
+    if args.data_path is not None and args.dataset is None:
+        raise UserError("--data-path needs --dataset: which images are there?")
+    run = _earlier(args)
+    if args.device is not None:
+        run.options = dataclasses.replace(run.options, device=args.device)
+    if args.dataset is None:
+        run.asked = ("evaluate",)
+        return _carry_out(run)
+    from vit_core.reproduce.elsewhere import evaluate_on
+
+    evaluate_on(run, args.dataset, args.data_path, download=args.download)
+    return 0
 
 
 def _report(words: Sequence[str]) -> int:
     """The page of a run once more, and the analyses and claims that it lacks."""
-    return _later(words, ("evaluate", "analyse", "claims"), "Write the page of a run, with what it lacks.")
+    parser = _parser("report", "Write the page of a run once more, with what it lacks: evaluation, analysis, claims.")
+    _add_later_flags(parser)
+    run = _earlier(parser.parse_args(words))
+    run.asked = ("evaluate", "analyse", "claims")
+    return _carry_out(run)
 
 
-def _later(words: Sequence[str], asked: Sequence[str], description: str) -> int:
-    parser = _parser(asked[0] if len(asked) == 1 else "report", description)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of the run (default: the latest)")
-    _add_paper_flag(parser)
-    parser.add_argument("--output-dir", default=PLACE, help="where runs are (default: %(default)s)")
-    args = parser.parse_args(words)
+def _earlier(args: Any) -> Any:
+    """The run that the flags of `_add_later_flags` name."""
     from vit_core.reproduce.run import latest, reopen
 
     run = reopen(args.run or latest(Path(args.output_dir)), *load_papers())
     unknown = set(args.paper or ()) - run.papers.keys()
     if unknown:
         raise UserError(f"--paper {min(unknown)}: the run is of {', '.join(run.papers)}")
-    run.only, run.asked = args.paper, asked
-    return _carry_out(run)
+    run.only = args.paper
+    return run
 
 
 def _carry_out(run: Any) -> int:
@@ -238,15 +255,26 @@ def _add_paper_flag(parser: ArgumentParser) -> None:
     parser.add_argument("--paper", action="append", metavar="NAME", help="this paper alone; repeat it for more")
 
 
+def _add_image_flags(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument("--dataset", help=what)
+    parser.add_argument("--data-path", help="their folder")
+    parser.add_argument("--download", action="store_true", help="download what is missing (--preset paper does so)")
+
+
+def _add_later_flags(parser: ArgumentParser) -> None:
+    """Of a command that goes on with a run."""
+    parser.add_argument("run", nargs="?", type=Path, help="folder of the run (default: the latest)")
+    _add_paper_flag(parser)
+    parser.add_argument("--output-dir", default=PLACE, help="where runs are (default: %(default)s)")
+
+
 def _add_run_flags(parser: ArgumentParser) -> None:
     _add_paper_flag(parser)
     parser.add_argument(
         "--preset", choices=("micro", "paper"), default="micro",
         help="micro: small models on the embedded digits; paper: each paper's own recipe (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--dataset", help="other images for every training, such as cifar10 or imagefolder")
-    parser.add_argument("--data-path", help="their folder")
-    parser.add_argument("--download", action="store_true", help="download what is missing (--preset paper does so)")
+    _add_image_flags(parser, "other images for every training, such as cifar10 or imagefolder")
     parser.add_argument("--epochs", type=int, help="of every training (default: its own)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of every training (default: 42)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")

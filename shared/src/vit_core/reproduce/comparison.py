@@ -17,7 +17,7 @@ from vit_core.precision import choose_precision
 from vit_core.reproduce.steps import Options, subjects_of
 from vit_core.study import Subject
 
-IMAGES = 60  # for the explanations
+IMAGES = 40  # for the explanations
 BATCH, ROUNDS = 64, 5  # of the timing
 HEADS = (
     "paper", "row", "dataset", "epochs", "top-1, %", "parameters", "multiply-adds, 10⁶", "images a second",

@@ -1,0 +1,45 @@
+"""`reproduce evaluate --dataset`: the models of a run on other images of the same classes."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+from vit_core.distributed import World, pick_device
+from vit_core.errors import UserError
+from vit_core.evaluation import evaluate
+from vit_core.precision import choose_precision
+from vit_core.reproduce.run import Reproduction, write_json
+from vit_core.reproduce.steps import studies
+from vit_core.run_folder import environment
+from vit_core.trained_model import load_trained
+
+
+def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, download: bool = False) -> None:
+    """Print a line a model, and write evaluation_<dataset>.json into the run's folder.
+
+    UserError where nothing is trained, or for images of another number of classes.
+    """
+    wanted = SimpleNamespace(dataset=dataset, data_path=data_path, download=download, eval_split=None, num_workers=4)
+    world = World(0, 1, pick_device(run.options.device))
+    rows: list[dict[str, Any]] = []
+    for name, paper in run.papers.items():
+        if run.only is not None and name not in run.only:
+            continue
+        for study in studies(paper, run.options, run.folder / name).values():
+            for row, seed in ((row, seed) for row in study.rows for seed in study.seeds):
+                checkpoint = study.checkpoint(row, seed)
+                if checkpoint is None:
+                    raise UserError(f"{name}, {row}, seed {seed} is not trained in {run.folder}")
+                trained = load_trained(study.recipe, checkpoint, world.device)
+                images, _ = trained.dataset(wanted, world)
+                size = study.settled(row).train.batch_size
+                loader = trained.loader(images, world, batch_size=size, num_workers=wanted.num_workers)
+                result = evaluate(trained.model, loader, choose_precision("off", world.device))
+                rows.append({"paper": name, "row": row, "seed": seed, **dataclasses.asdict(result)})
+                print(
+                    f"{name}, {row}, seed {seed}: top-1 {result.acc1:.2f}%, top-5 {result.acc5:.2f}%, loss "
+                    f"{result.loss:.4f} on {result.num_images:,} images of {dataset}", flush=True,
+                )  # fmt: skip
+    file = run.folder / f"evaluation_{dataset}.json"
+    write_json(file, {"dataset": dataset, "data_path": data_path, "rows": rows, "environment": environment()})
+    print(f"in {file}")
