@@ -130,6 +130,7 @@ def claim(number: int, name: str = "toyvit", **fields: Any) -> dict[str, Any]:
     return {
         "id": f"claim-{number}", "source": f"README, table {number % 4 + 1}", "unit": "", "comparison": "about",
         "setting": "tiny, 100 classes", "allowance": 0.0, "cost": "instant", "check": "count_parameters",
+        "kind": ("result", "property", "size", "setting", "arithmetic")[number // 3 % 5],
         "how": "Builds the model and counts.", "command": None, "condition": "", "under": [], "related": None,
         "note": "", "error": "", **kinds[number % len(kinds)], **fields,
     }  # fmt: skip

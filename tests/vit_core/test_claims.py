@@ -1,5 +1,6 @@
 """Verdicts: computed from claimed and measured values, and only from these."""
 
+import dataclasses
 import random
 
 import pytest
@@ -37,7 +38,7 @@ def verdict_of(value, *, others=None, **fields):
         ({"claimed": [78, 80], "comparison": "between"}, [78, 79.5, 80], [77.9, 80.1]),
         ({"claimed": True}, [True], [False, 1]),
         ({"claimed": "cosine"}, ["cosine"], ["constant", True]),
-        ({"claimed": 50.0, "tolerance": 1}, [[49.0, 50.5], [51, 51]], [[48.0, 49.9]]),  # seeds: their mean
+        ({"claimed": 64}, [[64, 64]], [[64, 63], [1, 127], []]),  # one a block: each
     ],
 )  # fmt: skip
 def test_a_value_is_judged_by_comparison_and_tolerance(fields, holding, failing):
@@ -55,6 +56,18 @@ def test_another_reading_makes_it_hold_if():
     assert verdict_of(13.05, readings=readings, others={"deep": 1, "flat": 1}).verdict == "fails"
 
 
+def test_a_repair_of_ours_is_shown_and_does_not_save_the_claim():
+    readings = [Reading(when="our bank", check="ours", repair=True)]
+    verdict = verdict_of(78, claimed=0, readings=readings, others={"ours": 0})
+    assert (verdict.verdict, verdict.condition) == ("fails", "")
+    assert list(verdict.under) == [("our bank", 0)]
+
+
+def test_arithmetic_is_not_called_measured():
+    verdict = verdict_of(2.5, kind="arithmetic")
+    assert (verdict.measured.seed, verdict.measured.results) == (None, "computed from the paper's own figures")
+
+
 def test_without_a_measurement_nothing_holds():
     expensive = {"cost": "gpu-hours", "check": "train it", "command": "uv run x-train"}
     assert verdict_of(0, **expensive).verdict == "not run"
@@ -62,6 +75,8 @@ def test_without_a_measurement_nothing_holds():
     verdict = verdict_of(0, **expensive, measured=measured)
     assert (verdict.verdict, verdict.measured.commit) == ("holds", "abc")
     assert verdict_of(0, **expensive, measured=measured, claimed=3.0).verdict == "fails"
+    seeds = dataclasses.replace(measured, value=[2.0, 2.94])
+    assert verdict_of(0, **expensive, measured=seeds).verdict == "holds", "of several seeds the mean"
 
 
 def test_a_check_that_breaks_is_an_error_and_the_others_are_judged():

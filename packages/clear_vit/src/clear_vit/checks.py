@@ -109,13 +109,6 @@ def kind_of_positions() -> str:
     return "learnable" if isinstance(places, nn.Parameter) and places.requires_grad else "fixed"
 
 
-def parameters_to_timms() -> int:
-    """Parameters of timm's vit_tiny_patch16_224 at 256 × 256 with 100 classes, less those of the baseline."""
-    with torch.device("meta"):
-        standard = timm.create_model("vit_tiny_patch16_224", img_size=256, num_classes=100)
-    return _parameters(standard) - _parameters(_tiny("baseline"))
-
-
 def baseline_to_timms() -> float:
     """Largest difference of logits between the micro baseline and timm's VisionTransformer with the same weights."""
     ours = _micro("baseline").double().eval()
@@ -129,10 +122,18 @@ def baseline_to_timms() -> float:
         return float((ours(images) - theirs(images)).abs().max())
 
 
-def largest_difference_of_sizes() -> float:
-    """Largest difference of the seven models' parameters to the baseline's, in percent of these."""
-    baseline = _parameters(_tiny("baseline"))
-    return max(100 * abs(_parameters(_tiny(v)) - baseline) / baseline for v in CLAIMED)
+BACKBONE: dict[str, Callable[[Any], int]] = {
+    "layers": lambda m: len(m.blocks),
+    "heads": lambda m: m.blocks[0].attn.num_heads,
+    "hidden_dimension": lambda m: m.patch_embed.proj.out_channels,
+    "mlp_dimension": lambda m: m.blocks[0].mlp.fc1.out_features,
+    "patch_size": lambda m: m.patch_embed.proj.stride[0],
+}
+
+
+def backbones() -> int:
+    """How many different sets of layers, heads, widths and patch sizes the seven models' modules are."""
+    return len({tuple(read(_tiny(v)) for read in BACKBONE.values()) for v in CLAIMED})
 
 
 def kernels_a_layer() -> int:
@@ -180,18 +181,17 @@ CHECKS: dict[str, Check] = {
     "gap_ape_to_rope": _gap("rope_mixed_ape", "rope"),
     "acc1_steps_up": _steps_up(0), "acc5_steps_up": _steps_up(1),
     "parameters_baseline": _millions("baseline"), "parameters_rope_mixed_ape": _millions("rope_mixed_ape"),
-    "layers": _size("Number of blocks", lambda m: len(m.blocks)),
-    "heads": _size("Number of heads", lambda m: m.blocks[0].attn.num_heads),
-    "hidden_dimension": _size("Width of a token", lambda m: m.patch_embed.proj.out_channels),
-    "mlp_dimension": _size("Width of the MLP's hidden layer", lambda m: m.blocks[0].mlp.fc1.out_features),
-    "patch_size": _size("Side of a patch in pixels", lambda m: m.patch_embed.proj.stride[0]),
+    "layers": _size("Number of blocks", BACKBONE["layers"]),
+    "heads": _size("Number of heads", BACKBONE["heads"]),
+    "hidden_dimension": _size("Width of a token", BACKBONE["hidden_dimension"]),
+    "mlp_dimension": _size("Width of the MLP's hidden layer", BACKBONE["mlp_dimension"]),
+    "patch_size": _size("Side of a patch in pixels", BACKBONE["patch_size"]),
     "places": _size("Length of the position embedding", lambda m: m.pos_embed.shape[1]),
     **{f"setting_{name}": _setting(name) for name in SETTINGS},
     **{
         f.__name__: f for f in (
             shares_of_the_images, shares_of_batches, standard_errors_of_entropys_gain, kind_of_positions,
-            parameters_to_timms, baseline_to_timms, largest_difference_of_sizes, recipes, kernels_a_layer,
-            position_parameters_of_the_best, frequencies,
+            baseline_to_timms, backbones, recipes, kernels_a_layer, position_parameters_of_the_best, frequencies,
         )
     },
     **variant_checks.CHECKS,

@@ -114,7 +114,6 @@ COUNTS: dict[str, Callable[[], Value]] = {
     "parameters_two_layers": millions(TWO, 100),
     "parameters_one_layer": millions(ONE, 100),
     "parameters_vit_100": millions(VIT, 100),
-    "parameters_vit_200": millions(VIT, 200),
     "parameters_convnext_100": millions(CONVNEXT, 100),
     "parameters_convnext_1000": millions(CONVNEXT, 1000),
     "backbone_parameters": backbone_parameters,
@@ -145,7 +144,4 @@ COUNTS: dict[str, Callable[[], Value]] = {
     "reduction_one": described("The same with one layer.", lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT))),
     "reduction_seen": described("The same, fused attention missed in this model and counted in ViT-B/16.",
                                 lambda: 100 * (1 - _seen_by_the_counter(TWO) / gmacs(VIT))),
-    "ratio_convnext_two": described("Multiply-adds with two GRU layers, over ConvNeXt-B's, by torch's counter.",
-                                    lambda: gmacs(TWO) / gmacs(CONVNEXT)),
-    "ratio_convnext_one": described("The same with one layer.", lambda: gmacs(ONE) / gmacs(CONVNEXT)),
 }  # fmt: skip

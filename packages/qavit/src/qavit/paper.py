@@ -26,7 +26,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     model = cast(QAViT, subject.trained.model)
     blocks = cast("list[QuadAttentionBlock]", list(model.blocks))
     weights = torch.stack([b.fusion.fusion_weights.detach().softmax(0) for b in blocks]).cpu()  # (blocks, 4)
-    whole = _accuracy(subject)
+    whole, count = _accuracy(subject), len(subject.dataset.val)
     without = []
     for branch in range(4):
         with _silenced(blocks, branch):
@@ -47,7 +47,8 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
             f"{whole - without[dearest]:.1f} of {whole:.1f} points of top-1 accuracy.",
             f"With an empty bank the same model reaches {bankless:.1f}%. Its {model.config.global_bank_size} key "
             f"tokens have a mean cosine of {alike[0]:+.2f} to one another, the value tokens of {alike[1]:+.2f}: 1 "
-            "would be a bank of one token only.",
+            "would be a bank of one token only. All four branches read the bank, so emptying it is more than silencing "
+            "the fourth.",
         ],
         pictures=[
             Picture(
@@ -62,7 +63,8 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         ],
         tables=[
             Table(
-                "Branch weights and worth", "Weights in percent; accuracy in percent of the evaluation images.",
+                "Branch weights and worth",
+                f"Weights in percent; accuracy in percent of {count} images, one of which is {100 / count:.2f} points.",
                 ["branch", *(f"block {i}" for i in range(len(blocks))), "top-1 without it", "points lost"],
                 [
                     [name, *(100 * weights[:, i]).tolist(), without[i], whole - without[i]]

@@ -117,15 +117,16 @@ def cga_between_channels() -> Value:
     return captured.calls[0].weights.shape[-2] in (256 // 8, 256 // 2 // 8)
 
 
-def fusion_sum() -> Value:
-    """Sum of the four factors by which hybrid fusion scales its branches, for random learned weights."""
+def fusion_difference() -> Value:
+    """Largest difference between the factors by which hybrid fusion scales its branches and softmax(w), w unequal."""
     fusion = _block()[0].fusion
+    learned = torch.tensor([1.0, 2.0, -0.5, 0.25], dtype=torch.float64)
     kept = fusion.fusion_weights.detach().clone()
     with torch.no_grad():
-        fusion.fusion_weights.normal_()
-        total = float(fusion([torch.ones(1, 1, 1, dtype=torch.float64)] * 4).sum())
+        fusion.fusion_weights.copy_(learned)
+        factors = fusion([torch.ones(1, 1, 1, dtype=torch.float64)] * 4).flatten()
         fusion.fusion_weights.copy_(kept)
-    return total
+    return float((factors - learned.exp() / learned.exp().sum()).abs().max())
 
 
 def branches() -> Value:
@@ -207,6 +208,12 @@ def deterministic() -> Value:
 
 
 @torch.no_grad()
+def batch_of_256() -> Value:
+    """Shape of the micro model's logits of 256 images, with 100 classes, in evaluation."""
+    return str(tuple(_model(qavit_micro).eval()(_images(256)).shape))
+
+
+@torch.no_grad()
 def batch_dependence() -> Value:
     """Largest difference of the logits of three images together and one by one, micro model, in evaluation."""
     model, images = _model(qavit_micro).eval(), _images(3)
@@ -277,9 +284,9 @@ PROPERTIES: dict[str, Callable[[], Value]] = {
     check.__name__: check
     for check in (
         window_tokens, ffn_tokens, cross_tokens, dilations, coarsest_kept_as_published, coarsest_kept,
-        channel_groups, cga_between_channels, fusion_sum, branches, components, branches_that_wait,
+        channel_groups, cga_between_channels, fusion_difference, branches, components, branches_that_wait,
         branches_that_wait_in_evaluation, passed_on, passed_on_in_training, gateway_attentions, deterministic,
-        batch_dependence, batch_dependence_in_training, batch_dependence_functional, without_gradient,
+        batch_of_256, batch_dependence, batch_dependence_in_training, batch_dependence_functional, without_gradient,
         without_gradient_functional, gateway_gradient, gateway_gradient_functional, fallback_difference,
     )
 }  # fmt: skip

@@ -97,26 +97,6 @@ def _table() -> dict[str, Callable[[], Value]]:
     return checks
 
 
-def default_model() -> Value:
-    """The model that qavit-train takes without any flag."""
-    return _run().model
-
-
-def default_model_cifar100() -> Value:
-    """The model that qavit-train --dataset cifar100 takes."""
-    return _run("--dataset", "cifar100").model
-
-
-def default_dataset() -> Value:
-    """The dataset that qavit-train takes without any flag."""
-    return _run().data.dataset
-
-
-def default_dataset_tiny() -> Value:
-    """The dataset that qavit-train --model tiny takes."""
-    return _run("--model", "tiny").data.dataset
-
-
 def default_amp() -> Value:
     """Whether qavit-train --model tiny asks for mixed precision (which then runs on a GPU alone)."""
     return _run("--model", "tiny").train.amp != "off"
@@ -162,8 +142,7 @@ RECIPE_CHECKS: dict[str, Callable[[], Value]] = {
     **{
         check.__name__: check
         for check in (
-            schedule_difference, default_model, default_model_cifar100, default_dataset, default_dataset_tiny,
-            default_amp, crop_size, flip_chance, run_name, checkpoint_types, tracked_metrics,
+            schedule_difference, default_amp, crop_size, flip_chance, run_name, checkpoint_types, tracked_metrics,
         )
     },
 }  # fmt: skip

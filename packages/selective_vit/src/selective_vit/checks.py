@@ -23,8 +23,8 @@ from vit_core.timm_weights import BACKBONE
 
 # Table "Results" of the README: epoch -> accuracy in percent on CIFAR-10 of ViT-Base and of SelectiveViT.
 RESULTS = {10: (80.65, 81.77), 30: (83.01, 86.02), 50: (84.62, 87.89), 70: (85.47, 89.11)}
-TAU_README, TAU_PAPER = 0.01, 0.005  # τ in its README, and in the text of its paper
-TOKENS, SMALL_TOKENS = 197, 65  # 224 x 224 in patches of 16, and 32 x 32 in patches of 4, with the class token
+TAU_README = 0.01
+SMALL_PATCHES = 64  # 32 x 32 in patches of 4
 TAU = 0.05  # of the small layers below: between 1/N and the strongest weights
 
 
@@ -206,7 +206,7 @@ def captum_and_grad_cam() -> Value:
 
 def grad_cam_places() -> Value:
     """Values in the Grad-CAM map of one image, for each patch of the image, in the micro model."""
-    return grad_cam(_small_selective(), torch.randn(1, 3, 32, 32), 0).numel() / (SMALL_TOKENS - 1)
+    return grad_cam(_small_selective(), torch.randn(1, 3, 32, 32), 0).numel() / SMALL_PATCHES
 
 
 # ── recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,11 +265,6 @@ CHECKS: dict[str, Callable[[], Value]] = {
     "difference_at_zero": difference_at_zero,
     "rows_as_published": rows_as_published,
     "rows_with_strongest": rows_with_strongest,
-    "threshold_to_uniform": described("τ = 0.01, make_selective's default, times N = 197 tokens: its unit is the "
-                                      "weight of a row without preferences.", lambda: default_threshold() * TOKENS),
-    "paper_threshold_to_uniform": described("The same with the paper's τ = 0.005.", lambda: TAU_PAPER * TOKENS),
-    "threshold_to_uniform_small": described("The same with τ = 0.01 and 65 tokens.",
-                                            lambda: default_threshold() * SMALL_TOKENS),
     "sparsity_at_the_first_step": sparsity_at_the_first_step,
     "empty_rows_at_the_first_step": empty_rows_at_the_first_step,
     "tracker_difference": tracker_difference,
@@ -294,7 +289,6 @@ CHECKS: dict[str, Callable[[], Value]] = {
     "recipe_normalize": recipe("data", "normalize"),
     "recipe_pretrained": pretrained,
     "default_threshold": default_threshold,
-    "paper_threshold": described("τ in the text of the paper, beside which the README has 0.01.", lambda: TAU_PAPER),
     "final_gain": final_gain,
     "smallest_gain": smallest_gain,
 }  # fmt: skip

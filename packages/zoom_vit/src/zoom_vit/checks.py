@@ -63,16 +63,6 @@ def images_of_good_intent() -> int:
     return sum(name == "good" and image.pruned > image.dense for name, image in IMAGES.items())
 
 
-def diffuse_loss_to_good_gain() -> float:
-    """Arithmetic on the published figures: what the diffuse image loses, by what the good one gains."""
-    return -float(_change("diffuse")()) / float(_change("good")())  # type: ignore[arg-type]
-
-
-def diffuse_confidence_to_others() -> float:
-    """Arithmetic on the published figures: dense confidence of the diffuse image by the mean of the other two."""
-    return IMAGES["diffuse"].dense / ((IMAGES["good"].dense + IMAGES["inverted"].dense) / 2)
-
-
 # ── model and recipe ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -84,14 +74,6 @@ def blocks() -> int:
 def learned_places() -> int:
     """Length of zoom_vit_tiny_patch16_224's position embedding: the class token and the patches."""
     return int(flowers_model().pos_embed.shape[1])
-
-
-def weights_that_timms_lacks() -> int:
-    """Names and shapes of the model's weights that timm's vit_tiny_patch16_224 has not, or has in addition."""
-    with torch.device("meta"):
-        theirs = timm.create_model("vit_tiny_patch16_224", num_classes=102)
-    ours, others = ({(k, v.shape) for k, v in m.state_dict().items()} for m in (flowers_model(), theirs))
-    return len(ours ^ others)
 
 
 def _cells(name: str, classes: int) -> Check:
@@ -168,9 +150,8 @@ CHECKS: dict[str, Check] = {
     **{f"flowers_{name}": _setting(FLOWERS, name) for name in SETTINGS},
     **{
         f.__name__: f for f in (
-            good_class_when_pruned, images_of_good_intent, diffuse_loss_to_good_gain, diffuse_confidence_to_others,
-            blocks, learned_places, weights_that_timms_lacks, deit_small, crop_to_formula, smallest_crop,
-            background_strength, shown_share,
+            good_class_when_pruned, images_of_good_intent, blocks, learned_places, deit_small, crop_to_formula,
+            smallest_crop, background_strength, shown_share,
         )
     },
     **pruning_checks.CHECKS,

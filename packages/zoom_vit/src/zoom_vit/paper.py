@@ -62,8 +62,11 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
             f"Keeping {100 * KEEP:g}% of the patches after block {half} leaves {at['token_norm']:.1f}% of "
             f"{dense:.1f}% top-1 when the largest token norms are kept, as published, and {at['random']:.1f}% when "
             "patches are drawn at random.",
-            f'"Pruning is beneficial only when visual intent is correctly aligned": {says}. Over {IMAGES} images '
-            "intervals are wide; the study's own data, all of it, is in results/README.md.",
+            '"Pruning is beneficial only when visual intent is correctly aligned". Accuracy changes by pruning: '
+            + "; ".join(f"{r['group']} {r['pruned_correct'][0]:+.1f} points" for r in intents if r["images"])
+            + f". So {says}. Where good loses less than inverted, see whether the placebo does, too: sorting images by "
+            f"how well they survive makes such a gap out of random maps. Over {IMAGES} images intervals are wide; the "
+            "study's own data, all of it, is in results/README.md.",
             f"Of the patches that token norms call most important {shared:.0f}% are also so by the class token's "
             f"attention; by chance it would be {agreement['chance']:.0f}%.",
             *(

@@ -117,11 +117,6 @@ def multiply_adds_share() -> float:
     return _share()
 
 
-def speed_up_allowed() -> float:
-    """Multiply-adds of zoom_vit_tiny_patch16_224 by those of its pruned pass, counted."""
-    return 1 / _share()
-
-
 def _share_with(importance: str) -> Callable[[], float]:
     def check() -> float:
         model = timm.create_model("zoom_vit_tiny_patch16_224", num_classes=102).eval()
@@ -206,7 +201,6 @@ CHECKS: dict[str, Callable[[], Value]] = {
             seen_of_pruned_tokens,
             pruning_to_removal,
             multiply_adds_share,
-            speed_up_allowed,
             norm_to_formula,
         )
     },

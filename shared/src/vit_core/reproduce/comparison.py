@@ -21,16 +21,17 @@ IMAGES = 40  # for the explanations
 BATCH, ROUNDS = 64, 5  # of the timing
 HEADS = (
     "paper", "row", "dataset", "epochs", "top-1, %", "parameters", "multiply-adds, 10⁶", "images a second",
-    "deletion beyond random", "insertion beyond random", "FAP, %", "FAP by chance, %",
+    "deletion beyond random", "±", "insertion beyond random", "±", "FAP, %", "±",
 )  # fmt: skip
 CAPTION = (
-    "Each paper's model, trained on the images and for the epochs that its row names, with the first seed. Speed: "
-    "inference in batches of {batch}, all models in turn in one process, medians of {rounds} rounds. Explanations, "
-    "over {images} test images and the true class, by Grad-CAM at each model's own layer: deletion takes the patches "
-    "away that the map calls important (lower is better) and insertion puts them back (higher is better); the figures "
-    "are areas under the class's probability in percent, minus those of random maps. FAP: of the 15% of places that "
-    "Grad-CAM marks most, how many are also where the model's own attention is highest; — where a model has no one map "
-    "of attention. One seed, small models, few epochs: differences of a point or two mean nothing."
+    "Every row was trained by its own paper's recipe and for the epochs that it names, so accuracies of different"
+    " papers do not compare: plain ViTs of the same size stand in several papers' rows, and how far these lie "
+    "apart is what a recipe and a few epochs do. What compares is size and speed (batches of {batch}, all models "
+    "in turn, medians of {rounds} rounds). Explanations, over {images} test images and the true class, ± the "
+    "standard error over the images: deletion takes away the patches that Grad-CAM calls important (lower is "
+    "better), insertion puts them back (higher is better), both as areas under the class's probability in "
+    "percent, minus those of random maps. FAP is the share of Grad-CAM's top 15% of places that the model's own "
+    "attention has on top, too; by chance 15.6%; — where a model has no one map of attention."
 )
 
 
@@ -77,26 +78,29 @@ def _figures(subject: Subject, speed: float, paper: Paper) -> list[Any]:
     image = next(iter(subject.loader(1).epoch()))[0]
     with torch.no_grad():
         macs = multiply_adds(lambda: model(image)) / 1e6
-    deletion, insertion = _beyond_random(subject)
+    explanations = _beyond_random(subject)
     fap: list[Any] = ["—", "—"]
     if paper.attention_map is not None:
         focus = measure_focus(model, subject.loader(IMAGES), paper.attention_map)
-        fap = [focus.fap, focus.chance]
+        fap = [focus.fap, focus.standard_error]
     parameters = sum(p.numel() for p in model.parameters())
     return [
-        subject.dataset.name, run.train.epochs, result.acc1, parameters, macs, speed, deletion, insertion, *fap
+        subject.dataset.name, run.train.epochs, result.acc1, parameters, macs, speed, *explanations, *fap
     ]  # fmt: skip
 
 
-def _beyond_random(subject: Subject) -> tuple[Any, Any]:
-    """Deletion and insertion area of Grad-CAM minus those of random maps, in points; "—" where Grad-CAM is empty."""
+def _beyond_random(subject: Subject) -> list[Any]:
+    """Deletion area of Grad-CAM minus that of random maps, its standard error, and the same of insertion, in points.
+
+    Each "—" where Grad-CAM is empty.
+    """
     model, generator = subject.trained.model, torch.Generator().manual_seed(0)
-    areas: list[Tensor] = []
+    areas: list[Tensor] = []  # (2, B) a batch
     for images, targets in subject.loader(IMAGES).epoch():
         try:
             maps = grad_cam(model, images, targets)
         except EmptyMapError:
-            return "—", "—"
+            return ["—"] * 4
         noise = torch.rand(maps.shape, generator=generator).to(maps.device)
         ours, random = (
             deletion_insertion(model, images, m, targets, steps=8, generator=generator) for m in (maps, noise)
@@ -104,5 +108,6 @@ def _beyond_random(subject: Subject) -> tuple[Any, Any]:
         areas.append(torch.stack([
             ours.deletion_area - random.deletion_area, ours.insertion_area - random.insertion_area
         ]))  # fmt: skip
-    deletion, insertion = (100 * torch.cat(areas, 1).mean(1)).tolist()
-    return deletion, insertion
+    points = 100 * torch.cat(areas, 1)
+    means, errors = points.mean(1), points.std(1) / points.shape[1] ** 0.5
+    return torch.stack([means, errors], 1).flatten().tolist()

@@ -111,6 +111,9 @@ def measured(value: Any, claim: Mapping[str, Any]) -> str:
     if isinstance(numbers, str | bool) or not numbers or not all(map(is_number, numbers)):
         return number(value)
     mean = statistics.fmean(numbers)
+    if len(numbers) > 1 and not isinstance((claim["measured"] or {}).get("seed"), list | tuple):  # one a block, say
+        ends = dict.fromkeys(number(v, _at_least(v, given)) for v in (min(numbers), max(numbers)))
+        return _with_unit("–".join(ends), claim["unit"])
     if len(numbers) > 1:
         return _with_unit(mean_and_spread(numbers, max(_decimals(mean), len(given))), claim["unit"])
     text = number(numbers[0]) if isinstance(numbers[0], int) else number(mean, _at_least(mean, given))

@@ -40,6 +40,15 @@ TERMS = {
     "deletion, insertion": "Tests of such a map: take away what it calls important, or put it back, and see what the "
     "network then says.",
 }
+KINDS = {
+    "result": "What a training or a timing gives: accuracy, speed, memory.",
+    "property": "Formulas, invariances and behaviours of the model or method.",
+    "size": "Parameters, multiply-adds, widths, depths.",
+    "setting": "A value of the recipe: it holds where this package's preset has it.",
+    "arithmetic": "Computed from figures that the paper itself gives; nothing is measured.",
+    "specification": "A detail of the original's code by this project's specification, not a sentence of the paper.",
+}
+MAIN = ("result", "property", "size")  # the others are folded away
 ORDER = ("error", "fails", "holds if", "holds", "not run")  # of the claims at first: what surprises comes on top
 WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,7 +75,7 @@ def _environment() -> Environment:
     for name in ("number", "percent", "duration", "claimed", "measured", "allowance", "columns", "is_number_column",
                  "sort_value", "unit_words"):  # fmt: skip
         env.filters[name] = getattr(number_format, name)
-    env.filters["slug"] = slug
+    env.filters |= {"slug": slug, "count_verdicts": count_verdicts}
     return env
 
 
@@ -84,6 +93,10 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "verdicts": VERDICTS,
         "meanings": MEANINGS,
         "terms": TERMS,
+        "kinds": KINDS,
+        "by_kind": {
+            kind: count_verdicts([c for p in papers for c in p["claims"] if c["kind"] == kind]) for kind in KINDS
+        },
         "here": _place(results["environment"]),
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 -- our own file
         "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
@@ -105,10 +118,11 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **paper,
         "claims": claims,
+        "main_claims": [c for c in claims if c["kind"] in MAIN],
+        "more_claims": [c for c in claims if c["kind"] not in MAIN],
         "anchor": f"paper-{slug(paper['name'])}",
         "trainings": trainings,
-        "best": max((t["best"] for t in trainings if t["best"]), key=lambda b: b["acc1"], default=None),
-        "counts": {name: sum(c["verdict"] == name for c in claims) for name in VERDICTS},
+        "counts": count_verdicts(claims),
         "findings": analysis["findings"],
         "tables": analysis["tables"],
         "pictures": [{**p, **read_picture(folder, p["file"])} for p in analysis["pictures"]],
@@ -117,6 +131,10 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "pending": pending,
         "commands": _commands(trainings),
     }
+
+
+def count_verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {name: sum(c["verdict"] == name for c in claims) for name in VERDICTS}
 
 
 def _images(papers: Sequence[Mapping[str, Any]]) -> str:
