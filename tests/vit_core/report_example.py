@@ -13,7 +13,8 @@ COMMIT, MACHINE = "2f55610abcde", "x86_64, 2 cores, 2 torch threads"
 def results(folder: Path) -> dict[str, Any]:
     """Two papers, forty claims with every verdict; the pictures are drawn into `folder`."""
     return {
-        "format": 1, "command": "uv run reproduce --paper toyvit", "preset": "micro", "started": "2026-11-21 23:50:00",
+        "format": 1, "state": "finished",
+        "command": "uv run reproduce --paper toyvit", "preset": "micro", "started": "2026-11-21 23:50:00",
         "finished": "2026-11-21 23:55:12", "seconds": 312.4,
         "environment": {
             "command": ["/work/.venv/bin/reproduce", "--papers", "toyvit", "--preset", "micro"], "python": "3.11.7",

@@ -4,17 +4,20 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
+import signal
 import time
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 import toy_paper
 from vit_core.bench import Figures as BenchFigures
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training, load_papers
 from vit_core.papers import Figure as PaperFigure
-from vit_core.reproduce import bench, command, plan, run
+from vit_core.reproduce import bench, command, comparison, plan, run
 from vit_core.reproduce.progress import Display, Part, clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.trainer import Stopped
@@ -57,6 +60,8 @@ def papers(tmp_path, monkeypatch):
         analyse=analyse, checks={"one": lambda: 1, "two": lambda: 2},
     )  # fmt: skip
     installed = Installed({"toy": toy, "zoo": dataclasses.replace(toy, title="Zoo: another")})
+    monkeypatch.setattr(comparison, "ROUNDS", 1)
+    monkeypatch.setattr(comparison, "IMAGES", 8)
     monkeypatch.setattr(command, "load_papers", lambda: (dict(installed.found), dict(installed.broken)))
     monkeypatch.chdir(tmp_path)
     return installed
@@ -142,11 +147,17 @@ def test_one_paper_that_fails_does_not_stop_the_others(papers, tmp_path, capsys)
     assert "nothing to see" in (only_run(tmp_path) / "log.txt").read_text(), "the traceback is in the log"
     assert "odd could not be loaded" in capsys.readouterr().err
 
+    assert command.main(["--resume"]) == 1, "nothing is mended yet"
+    assert "odd" in results_of(only_run(tmp_path))["broken"]
+    capsys.readouterr()
     papers.replace("toy", analyse=analyse)  # mended: --resume does what failed, and that alone
+    papers.found["odd"] = papers.found["zoo"]
     papers.broken.clear()
     assert command.main(["--resume"]) == 0
-    assert set(states(results_of(only_run(tmp_path)))["toy"].values()) == {"done"}
-    assert capsys.readouterr().err.count("\n") == 1
+    results = results_of(only_run(tmp_path))
+    assert all(set(steps.values()) == {"done"} for steps in states(results).values())
+    assert [row[1] for row in results["comparison"]["rows"]] == ["first"] * 3, "the comparison is made anew"
+    assert capsys.readouterr().err.count("\n") == 1 + 4 + 1, "the analysis, four steps of the paper, the comparison"
 
 
 def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers, tmp_path):
@@ -156,8 +167,83 @@ def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers
     assert command.main(["--paper", "toy"]) == 1
     steps = {s["name"]: s for s in results_of(only_run(tmp_path))["papers"][0]["steps"]}
     assert "nowhere" in steps["train"]["error"]
-    assert steps["evaluate"]["error"] == "not done, since there is no finished training"
+    assert "holds no run" in steps["evaluate"]["error"]
     assert steps["claims"]["state"] == "done"
+
+
+def test_a_training_without_its_images_does_not_stop_the_papers_others(papers, tmp_path, monkeypatch):
+    (tmp_path / "claims.yaml").write_text(CLAIMS.replace(
+        "command: toy-train", "command: toy-train, outcome: {training: far, row: first, column: acc1}"
+    ))  # fmt: skip
+    good = papers.found["toy"].micro[0]
+    images = tmp_path / "images"
+    far = dataclasses.replace(
+        good, name="far", rows={"first": small() | {"dataset": "imagefolder", "data_path": str(images)}}
+    )
+    papers.replace("toy", published=[far, good])
+    monkeypatch.setattr(plan, "time_step", lambda *_: (0.5, 1))
+    assert command.main(["--preset", "paper", "--paper", "toy", "--seeds", "0"]) == 1
+    (paper,) = results_of(only_run(tmp_path))["papers"]
+    assert [t["name"] for t in paper["trainings"]] == ["digits"], "what could be trained is evaluated"
+    assert states(results_of(only_run(tmp_path)))["toy"]["train"] == "failed"
+    assert paper["claims"][2]["verdict"] == "not run"
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (images / split / label).mkdir(parents=True)
+            for i in range(300 if split == "train" else 4):
+                Image.new("RGB", (32, 32), (i % 200, 0, 0)).save(images / split / label / f"{i}.png")
+    assert command.main(["--resume"]) == 0, (only_run(tmp_path) / "log.txt").read_text()[-2000:]
+    (paper,) = results_of(only_run(tmp_path))["papers"]
+    assert [t["name"] for t in paper["trainings"]] == ["far", "digits"]
+    claim = paper["claims"][2]
+    assert claim["verdict"] == "fails", "the claim about it is judged anew"
+    config = json.loads(next((only_run(tmp_path) / "toy" / "far").glob("runs/*/*/config.json")).read_text())
+    assert claim["measured"]["commit"] == config["environment"]["git_commit"], "of the training, not of the claims step"
+
+
+def test_damaged_steps_and_checkpoints_are_done_again(papers, tmp_path):
+    assert command.main(["--paper", "toy"]) == 0
+    folder = only_run(tmp_path)
+    (folder / "toy" / "claims.json").write_text("")
+    (folder / "toy" / "analyse.json").write_text("{}")
+    next(folder.glob("toy/digits/runs/first_seed42/*/last.pth")).write_bytes(b"PK")
+    assert command.main(["--resume"]) == 1, "the analysis meets the damaged checkpoint"
+    damaged = next(folder.glob("toy/digits/runs/first_seed42/*/last.pth"))
+    damaged.unlink()
+    assert command.main(["--resume"]) == 0
+    assert set(states(results_of(folder))["toy"].values()) == {"done"}
+
+
+def test_a_step_that_exits_is_a_failure_and_no_interruption(papers, tmp_path):
+    def leave(*_):
+        raise SystemExit("usage")
+
+    papers.replace("toy", analyse=leave)
+    assert command.main([]) == 1
+    results = results_of(only_run(tmp_path))
+    assert states(results)["toy"]["analyse"] == "failed"
+    assert set(states(results)["zoo"].values()) == {"done"}
+
+
+def test_sigterm_outside_a_training_ends_in_a_line_that_says_how_to_go_on(papers, tmp_path, capsys):
+    papers.replace("toy", analyse=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main(["--paper", "toy"]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "go on with: reproduce --resume" in capsys.readouterr().out
+    assert results_of(only_run(tmp_path))["state"] == "interrupted"
+    papers.replace("toy", analyse=analyse)
+    assert command.main(["--resume", "--device", "cpu"]) == 0
+    assert results_of(only_run(tmp_path))["state"] == "finished"
+
+
+def test_two_processes_in_one_folder_are_refused(papers, tmp_path, capsys):
+    assert command.main(["train", "--paper", "toy"]) == 0
+    with run.reopen(only_run(tmp_path), papers.found, {})._alone():
+        assert command.main(["--resume"]) == 2
+    assert "another process is at work there" in capsys.readouterr().err
 
 
 def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, capsys):
@@ -286,6 +372,8 @@ def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, ca
         (["--resume"], "there is no run in runs/reproduce yet"),
         (["--resume", "nowhere"], "nowhere is no run"),
         (["--resume", "--epochs", "3"], "--resume goes on with what was asked for then"),
+        (["--seeds", "99999999999999999999"], "--seeds must be"),
+        (["evaluate", "--download"], "need --dataset"),
         (["report", "nowhere"], "nowhere is no run"),
         (["claims", "--verdict", "good"], "the verdicts are holds, holds if, fails, not run, error"),
         (["claims", "--json", "nowhere/c.json"], "is not a folder"),
@@ -324,6 +412,8 @@ def test_the_papers_own_recipes_say_first_what_they_need(papers, tmp_path, capsy
     assert re.search(r"Toy, CIFAR-10 +1 run of 2 epochs +\S+ +0\.\d GB disk  images: 0.17 GB to download", out), out
     assert "early stopping is off" in out
     assert began[0].options.download, "its images are downloaded"
+    assert command.main(["--preset", "paper", "--paper", "toy", "--plan"]) == 0
+    assert len(began) == 1, "--plan does nothing"
     monkeypatch.setattr("sys.stdin", _Terminal("n\n"))
     monkeypatch.setattr("sys.stdout", _Terminal())
     assert command.main(["--preset", "paper", "--paper", "toy", "--epochs", "2"]) == 0
@@ -359,7 +449,7 @@ def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(paper
 def test_the_estimate_counts_rows_seeds_epochs_and_images(papers, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "time_step", lambda *_: (0.5, 1_000_000))
     options = Options(preset="paper", epochs=3, seeds=(0, 1))
-    (need,) = plan.needs({"toy": papers.found["toy"]}, options, tmp_path / "run")
+    (need,) = plan.needs({"toy": papers.found["toy"]}, options, tmp_path / "run", io.StringIO())
     assert need.seconds == 2 * 0.5 * 100 * 3
     assert need.runs == 2
     assert need.disk_gb == pytest.approx(2 * 2 * 12e-3 + 0.3)
@@ -369,6 +459,9 @@ def test_the_estimate_counts_rows_seeds_epochs_and_images(papers, tmp_path, monk
 def test_flags_of_the_command_line_go_before_a_trainings_own():
     given = {"model": "toy", "dataset": "a", "data_path": "there", "epochs": 9}
     assert Options().over(given) == {**given, "device": "auto"}
+    at_root = Options(preset="paper", data_path="/root")  # in place of data/
+    assert at_root.over({"model": "toy"})["data_path"] == "/root"
+    assert at_root.over({"model": "toy", "data_path": "data/intel"})["data_path"] == "/root/intel"
     changed = Options(dataset="b", epochs=1, device="cpu", download=True).over(given)
     assert changed == {"model": "toy", "dataset": "b", "epochs": 1, "device": "cpu", "download": True}
 
@@ -390,6 +483,7 @@ def test_the_display_tells_paper_step_share_and_time_left(monkeypatch):
     parts = [Part("A", "training", 100), Part("A", "claims", 10), Part("B", "training", 100)]
     display = Display(parts, io.StringIO())
     display.start(parts[0])
+    display.at(0.0)
     display.at(0.25, "row 1")
     clock_now[0] = 50.0
     assert display.line() == "[1/3] A · training · row 1  25% · 4:20 left"  # 150 of this, 110 to come
@@ -398,6 +492,12 @@ def test_the_display_tells_paper_step_share_and_time_left(monkeypatch):
     pace = (20 + 220) / (20 + 100)
     assert display.left() == pytest.approx(110 * pace)
     assert display.stream.getvalue() == f"[1/3] A: training, 220 s. fine  [{clock(110 * pace)} left]\n"
+    display.start(parts[1])
+    display.at(0.6)  # resumed: so much was done before
+    clock_now[0] += 2.0
+    display.at(0.8)
+    assert display.left() == pytest.approx(100 * pace + 2.0), "0.2 took 2 s, and 0.2 are to come"
+    display.current = None
     display.skip(parts[1])
     assert display.left() == pytest.approx(100 * pace)
     assert [clock(s) for s in (0, 65, 3720, 200_000)] == ["0:00", "1:05", "1 h 02 min", "2 days"]

@@ -70,6 +70,13 @@ def test_the_guides_paper_is_found_trained_explained_and_judged(installed, tmp_p
     assert results["comparison"]["rows"][0][:4] == ["MeanViT", "MeanViT", "digits", 2]
 
 
+def test_the_guides_files_pass_the_linter(installed):
+    settings = Path(__file__).parents[2] / "pyproject.toml"
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(settings), str(installed)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_a_paper_that_cannot_be_loaded_is_named_and_does_not_stop_the_others(installed, tmp_path):
     checks = installed / "mean_vit" / "checks.py"
     text = checks.read_text()

@@ -112,9 +112,10 @@ def test_an_outcome_names_a_training_of_the_papers_recipe(name, claim):
 def test_every_paper_has_its_claims():
     """The seeds' tables and sentences: well over a hundred in all, of each kind."""
     counts = {name: sum(n == name for n, _ in CLAIMS) for name in PAPERS}
-    assert set(counts) == {"clear_vit", "hthta_vit", "qavit", "selective_vit", "zoom_vit"}
+    asked_for = {"clear_vit", "hthta_vit", "qavit", "selective_vit", "zoom_vit"}
+    assert set(counts) >= asked_for
     assert sum(counts.values()) > 250
-    assert min(counts.values()) >= 30, counts
+    assert min(counts[name] for name in asked_for) >= 30, counts
     assert {c.cost for _, c in CLAIMS} == {"instant", "cpu-minutes", "gpu-hours"}
 
 

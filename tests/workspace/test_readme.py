@@ -18,7 +18,7 @@ ROWS = {
 
 def test_every_paper_has_its_row():
     assert not BROKEN
-    assert ROWS.keys() == PAPERS.keys()
+    assert ROWS.keys() == PAPERS.keys(), "a row a paper"
     assert f"**{sum(row[0] for row in ROWS.values())} claims" in README
 
 

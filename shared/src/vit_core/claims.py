@@ -206,7 +206,7 @@ def load_claims(file: Path) -> list[Claim]:
     return claims
 
 
-Trained = Callable[[Outcome], Mapping[int, float] | None]  # seed -> the value that this run's training reached
+Trained = Callable[[Outcome], Measured | None]  # what this run's own training reached
 
 
 def judge(
@@ -223,7 +223,7 @@ def judge(
     where = environment()
     now = {
         "commit": where["git_commit"] or "no checkout", "date": f"{datetime.date.today()}", "seed": SEED,
-        "machine": where["machine"] + (f", {where['gpu']}" if where["gpu"] else ""), "results": "measured by this run",
+        "machine": where["machine"], "results": "measured by this run",
     }  # fmt: skip
     verdicts = []
     for claim in claims:
@@ -231,9 +231,7 @@ def judge(
             on_claim(claim)
         reached = trained(claim.outcome) if claim.outcome else None
         if reached:
-            values, seeds = list(reached.values()), list(reached)
-            found = Measured(**{**now, "value": values, "seed": seeds, "results": "trained by this run"})
-            claim = dataclasses.replace(claim, measured=found)
+            claim = dataclasses.replace(claim, measured=reached)
         verdicts.append(_judge(claim, checks, now))
     return verdicts
 
@@ -263,7 +261,7 @@ def _judge(claim: Claim, checks: Checks, now: Mapping[str, Any]) -> Verdict:
                     claim=claim, verdict=HOLDS_IF, measured=measured, condition=reading.when, under=under, how=how
                 )
         return Verdict(claim=claim, verdict=FAILS, measured=measured, under=under, how=how)
-    except Exception as e:  # a broken check is a result, too: the other claims are still to be judged
+    except (Exception, SystemExit) as e:  # a broken check is a result, too: the other claims are still to be judged
         return Verdict(claim=claim, verdict=ERROR, how=how, error=f"{type(e).__name__}: {e}")
 
 

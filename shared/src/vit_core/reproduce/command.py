@@ -8,18 +8,22 @@ reproduce list | train | evaluate | claims | bench | report
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.papers import GROUP, Paper, load_papers
+
+if TYPE_CHECKING:  # torch takes seconds: Ctrl-C meanwhile ends in one line, and mistakes in flags are said at once
+    from vit_core.claims import Claim
+    from vit_core.papers import Paper
 
 PLACE = "runs/reproduce"
 SUMMARY = "Train, evaluate and explain every installed paper, and set its claims beside what is measured."
-Loaded = tuple[dict[str, Paper], dict[str, Exception]]
+Loaded = tuple[dict[str, "Paper"], dict[str, Exception]]
 
 
 @command
@@ -39,23 +43,36 @@ def _run(words: Sequence[str], only: str | None) -> int:
     parser = _parser(only, SUMMARY if only is None else "Train the papers' models; `reproduce evaluate` goes on.")
     _add_run_flags(parser)
     args = parser.parse_args(words)
-    from vit_core.reproduce.run import begin, latest, reopen
-    from vit_core.reproduce.steps import STEPS
-
     place = Path(args.output_dir)
     if args.resume is not None:
-        given = [w for w in words if w.startswith("--") and w.split("=")[0] not in ("--resume", "--output-dir")]
-        if given:
-            raise UserError(f"{given[0]}: --resume goes on with what was asked for then")
-        folder = Path(args.resume) if args.resume else latest(place)
-        return _carry_out(reopen(folder, *load_papers()))
+        return _resume(parser, args, place, only)
     options = _options(args)
     papers, broken = _papers(args.paper)
     _check(papers, options)
-    if options.preset == "paper" and not _agreed(papers, options, place, yes=args.yes):
-        return 0
+    if options.preset == "paper" or args.plan:
+        agreed = _agreed(papers, options, place, yes=args.yes)
+        if args.plan or not agreed:
+            return 0
+    from vit_core.reproduce.run import begin
+    from vit_core.reproduce.steps import STEPS
+
     asked = STEPS if only is None else (only,)
     return _carry_out(begin(place, options, papers, broken, asked, [only, *words] if only else words))
+
+
+def _resume(parser: ArgumentParser, args: Any, place: Path, only: str | None) -> int:
+    """Go on with an earlier run: what it is of was said then; where it runs may change."""
+    for name in ("paper", "preset", "dataset", "data_path", "download", "epochs", "seeds"):
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: --resume goes on with what was asked for then")
+    from vit_core.reproduce.run import latest, reopen
+
+    run = reopen(Path(args.resume) if args.resume else latest(place), *load_papers())
+    if args.device != parser.get_default("device"):
+        run.options = dataclasses.replace(run.options, device=args.device)
+    if only is not None:
+        run.asked = (only,)
+    return _carry_out(run)
 
 
 def _evaluate(words: Sequence[str]) -> int:
@@ -63,13 +80,10 @@ def _evaluate(words: Sequence[str]) -> int:
     parser = _parser("evaluate", "Evaluate the models that a run trained; with --dataset on other images.")
     _add_later_flags(parser)
     _add_image_flags(parser, "other images, of the same classes: the figures are printed and kept beside the run's")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: that of the run)")
     args = parser.parse_args(words)
-    if args.data_path is not None and args.dataset is None:
-        raise UserError("--data-path needs --dataset: which images are there?")
+    if args.dataset is None and (args.data_path is not None or args.download):
+        raise UserError("--data-path and --download need --dataset: which images?")
     run = _earlier(args)
-    if args.device is not None:
-        run.options = dataclasses.replace(run.options, device=args.device)
     if args.dataset is None:
         run.asked = ("evaluate",)
         return _carry_out(run)
@@ -97,6 +111,8 @@ def _earlier(args: Any) -> Any:
     if unknown:
         raise UserError(f"--paper {min(unknown)}: the run is of {', '.join(run.papers)}")
     run.only = args.paper
+    if args.device is not None:
+        run.options = dataclasses.replace(run.options, device=args.device)
     return run
 
 
@@ -104,8 +120,14 @@ def _carry_out(run: Any) -> int:
     from vit_core.reproduce.run import Interrupted
 
     page = run.folder / "index.html"
-    print(f"{', '.join(p.title.partition(':')[0] for p in run.papers.values())}: everything goes to {run.folder}")
+    names = [p.title.partition(":")[0] for p in run.papers.values()] + [f"{n} (broken)" for n in run.broken]
+    print(f"{', '.join(names)}: everything goes to {run.folder}")
     print("To stop: Ctrl-C; nothing is lost, and `reproduce --resume` goes on.", flush=True)
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)  # a training has a handler of its own, which finishes the step
     try:
         code: int = run.run(sys.stderr)
     except Interrupted as stopped:
@@ -119,7 +141,7 @@ def _carry_out(run: Any) -> int:
     return code
 
 
-def _check(papers: Mapping[str, Paper], options: Any) -> None:
+def _check(papers: Mapping[str, "Paper"], options: Any) -> None:
     """What no paper can do is said before the work: flags that do not fit, images that are not there."""
     from vit_core.data import load_dataset
     from vit_core.distributed import pick_device
@@ -134,13 +156,12 @@ def _check(papers: Mapping[str, Paper], options: Any) -> None:
         load_dataset(options.dataset, data_path=options.data_path, img_size=32, cache="disk")
 
 
-def _agreed(papers: Mapping[str, Paper], options: Any, place: Path, *, yes: bool) -> bool:
+def _agreed(papers: Mapping[str, "Paper"], options: Any, place: Path, *, yes: bool) -> bool:
     """Say what the papers' recipes need; on a terminal ask whether to go on."""
     from vit_core.distributed import pick_device
     from vit_core.reproduce.plan import announce, needs
 
-    print("timing two steps of each model …", file=sys.stderr, flush=True)
-    announce(needs(papers, options, place), pick_device(options.device), sys.stdout)
+    announce(needs(papers, options, place, sys.stderr), pick_device(options.device), sys.stdout)
     if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
@@ -200,8 +221,9 @@ def _claims(words: Sequence[str]) -> int:
                 continue
             said = f"{v.verdict} {v.condition}".rstrip()
             measured = f"; measured {v.measured.value}" if v.measured else ""
-            number = "" if isinstance(v.claim.claimed, bool) else f" [{v.claim.claimed} {v.claim.unit}".rstrip() + "]"
-            print(f"  {said:<10} {v.claim.statement}{number}{measured}{f'; {v.error}' if v.error else ''}")
+            print(f"  {said:<10} {v.claim.statement}{_claimed(v.claim)}{measured}{f'; {v.error}' if v.error else ''}")
+            for when, value in v.under:
+                print(f"             {when}: {value}")
         wrong |= any(v.error for v in verdicts)
         record["papers"][name] = [as_record(v) for v in verdicts]
     for name, error in broken.items():
@@ -209,6 +231,15 @@ def _claims(words: Sequence[str]) -> int:
     if args.json:
         write_json(args.json, record)
     return int(wrong)
+
+
+def _claimed(claim: "Claim") -> str:
+    """ " [≥ 2.5 points]"; nothing where a sentence is claimed."""
+    from vit_core.reproduce.number_format import SIGNS
+
+    if isinstance(claim.claimed, bool):
+        return ""
+    return f" [{f'{SIGNS[claim.comparison]} {claim.claimed} {claim.unit}'.strip()}]"
 
 
 def _bench(words: Sequence[str]) -> int:
@@ -257,7 +288,7 @@ def _add_paper_flag(parser: ArgumentParser) -> None:
 
 def _add_image_flags(parser: ArgumentParser, what: str) -> None:
     parser.add_argument("--dataset", help=what)
-    parser.add_argument("--data-path", help="their folder")
+    parser.add_argument("--data-path", help="their folder; with --preset paper alone: in place of data/")
     parser.add_argument("--download", action="store_true", help="download what is missing (--preset paper does so)")
 
 
@@ -265,6 +296,7 @@ def _add_later_flags(parser: ArgumentParser) -> None:
     """Of a command that goes on with a run."""
     parser.add_argument("run", nargs="?", type=Path, help="folder of the run (default: the latest)")
     _add_paper_flag(parser)
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: that of the run)")
     parser.add_argument("--output-dir", default=PLACE, help="where runs are (default: %(default)s)")
 
 
@@ -283,6 +315,7 @@ def _add_run_flags(parser: ArgumentParser) -> None:
         "--resume", nargs="?", const="", metavar="RUN", help="go on with this run folder (default: the latest)"
     )
     parser.add_argument("--yes", action="store_true", help="--preset paper: do not ask")
+    parser.add_argument("--plan", action="store_true", help="say what it would take, and do nothing")
 
 
 def _options(args: Any) -> Any:
@@ -290,9 +323,9 @@ def _options(args: Any) -> Any:
 
     if args.epochs is not None and args.epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {args.epochs}")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        raise UserError("--seeds must be different numbers, none of them negative")
-    if args.data_path is not None and args.dataset is None:
+    if not all(0 <= s < 2**32 for s in args.seeds) or len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds must be different numbers from 0 to 4294967295, none of them negative")
+    if args.data_path is not None and args.dataset is None and args.preset != "paper":
         raise UserError("--data-path needs --dataset: which images are there?")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("reproduce trains model by model in one process: start it without torchrun")
@@ -303,13 +336,21 @@ def _options(args: Any) -> Any:
     )  # fmt: skip
 
 
+def load_papers() -> Loaded:
+    """`vit_core.papers.load_papers`, imported when it is needed."""
+    from vit_core import papers
+
+    return papers.load_papers()
+
+
 def _papers(names: Sequence[str] | None) -> Loaded:
     """The installed papers, or those that are named. UserError for a name that is not installed."""
     papers, broken = load_papers()
     if not papers and not broken:
-        raise UserError(f"no paper is installed: `uv sync` installs all of them (entry-point group {GROUP})")
+        raise UserError("no paper is installed: `uv sync` installs all of them (entry-point group vit_core.papers)")
     if names is None:
         return papers, broken
+    names = [name.replace("-", "_") for name in names]  # the distributions' spelling
     for name in names:
         if name not in papers and name not in broken:
             raise UserError(f"--paper {name}: installed are {', '.join(sorted({*papers, *broken}))}")

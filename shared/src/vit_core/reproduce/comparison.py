@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vit_core.explain import deletion_insertion, grad_cam, measure_focus
 from vit_core.explain.grad_cam import EmptyMapError
 from vit_core.papers import Paper
 from vit_core.precision import choose_precision
-from vit_core.reproduce.steps import Options, subjects_of
+from vit_core.reproduce.steps import Options, studies
 from vit_core.study import Subject
 
 IMAGES = 40  # for the explanations
@@ -41,9 +42,11 @@ def compare(
     """heads, rows and caption for the page; None where nothing is trained."""
     chosen: list[tuple[Paper, str, Subject]] = []
     for name, paper in papers.items():
+        found = studies(paper, options, folder / name)
         for training in paper.trainings(options.preset):
-            subjects = subjects_of(paper, options, folder / name)[training.name]
-            chosen += [(paper, row, subjects[row]) for row in training.compared]
+            study = found[training.name]
+            if all(study.checkpoint(row, options.seeds[0]) for row in study.rows):
+                chosen += [(paper, row, study.subject(row, options.seeds[0])) for row in training.compared]
     if not chosen:
         return None
     chosen.sort(key=lambda entry: entry[2].dataset.name)  # rows of the same images together
@@ -58,13 +61,13 @@ def compare(
 
 
 def _images_per_second(subjects: list[Subject]) -> list[float]:
-    works = []
-    for subject in subjects:
-        images, _ = next(iter(subject.trained.loader(subject.dataset, subject.world, batch_size=BATCH, num_workers=0)
-                              .epoch()))  # fmt: skip
-        works.append(lambda model=subject.trained.model, images=images: _infer(model, images))
+    """Of each model, in batches of `BATCH`; of fewer evaluation images, in one batch of those."""
+    batches = [
+        next(iter(s.trained.loader(s.dataset, s.world, batch_size=BATCH, num_workers=0).epoch()))[0] for s in subjects
+    ]
+    works = [partial(_infer, s.trained.model, images) for s, images in zip(subjects, batches, strict=True)]
     times = in_turn(works, subjects[0].world.device, ROUNDS)
-    return [BATCH / statistics.median(round[i] for round in times) for i in range(len(works))]
+    return [len(images) / statistics.median(round[i] for round in times) for i, images in enumerate(batches)]
 
 
 def _infer(model: nn.Module, images: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What the papers' own recipes need, said before they start: time from a short timed run, disk, downloads."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +14,7 @@ from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.papers import Paper, Training
 from vit_core.precision import choose_precision
+from vit_core.recipe import Run
 from vit_core.reproduce.progress import clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.study import Study
@@ -34,21 +35,32 @@ class Need:
     images: str  # "found", "12 GB to download", or what is missing
 
 
-def needs(papers: Mapping[str, Paper], options: Options, folder: Path) -> list[Need]:
-    """Time a few steps of each model on the chosen device. Nothing is downloaded or written."""
+def needs(papers: Mapping[str, Paper], options: Options, folder: Path, stream: TextIO) -> list[Need]:
+    """Time a few steps of each model, once, on the chosen device. Nothing is downloaded or written."""
+    timed: dict[str, tuple[float, int]] = {}
+
+    def time_once(run: Run) -> tuple[float, int]:
+        key = repr((run.model, run.model_kwargs, run.train.batch_size, run.train.amp))
+        if key not in timed:
+            print(f"timing two steps of {run.model} …", file=stream, flush=True)
+            device = pick_device(run.train.device)
+            timed[key] = time_step(run.model, run.model_kwargs, run.train.batch_size, device, run.train.amp)
+        return timed[key]
+
     found = []
     for name, paper in papers.items():
         prepared = studies(paper, options, folder / name)
-        found += [_need(paper, t, prepared[t.name], options) for t in paper.trainings(options.preset)]
+        found += [_need(paper, t, prepared[t.name], options, time_once) for t in paper.trainings(options.preset)]
     return found
 
 
-def _need(paper: Paper, training: Training, study: Study, options: Options) -> Need:
+def _need(
+    paper: Paper, training: Training, study: Study, options: Options, time_once: Callable[[Run], tuple[float, int]]
+) -> Need:
     seconds = disk = 0.0
     for row in study.rows:
         run = study.settled(row)
-        device = pick_device(run.train.device)
-        per_image, parameters = time_step(run.model, run.model_kwargs, run.train.batch_size, device, run.train.amp)
+        per_image, parameters = time_once(run)
         seconds += len(options.seeds) * per_image * training.images * run.train.epochs
         kept = 2 + (run.train.epochs // run.train.save_freq if run.train.save_freq else 0)  # last, best, every Nth
         disk += len(options.seeds) * kept * 3 * 4 * parameters / 1e9  # weights and Adam's two averages, float32

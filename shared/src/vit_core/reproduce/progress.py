@@ -31,6 +31,7 @@ class Display:
         self.parts, self.stream = list(parts), stream
         self.live = stream.isatty()
         self.current: Part | None = None
+        self.first_share: float | None = None  # where the current part began: a resumed one is partly done
         self.detail, self.share, self.began = "", 0.0, time.monotonic()
         self._pace_expected = self._pace_taken = self.PRIOR
         self._lock, self._closing = threading.Lock(), threading.Event()
@@ -50,11 +51,13 @@ class Display:
     def start(self, part: Part) -> None:
         with self._lock:
             self.current, self.detail, self.share, self.began = part, "", 0.0, time.monotonic()
+            self.first_share = None
 
     def at(self, share: float, detail: str | None = None) -> None:
         """How much of the current part is done (0 to 1), and what it is at."""
         with self._lock:
             self.share = share
+            self.first_share = share if self.first_share is None else self.first_share
             if detail is not None:
                 self.detail = detail
 
@@ -86,8 +89,10 @@ class Display:
         if self.current is None:
             return to_come
         taken = time.monotonic() - self.began
-        rest = taken * (1 - self.share) / self.share if self.share > 0.1 else self.current.seconds * pace - taken
-        return to_come + max(0.0, rest)
+        done = self.share - (self.first_share or 0.0)  # by this process
+        if done > 0.1:
+            return to_come + taken * (1 - self.share) / done
+        return to_come + max(0.0, self.current.seconds * (1 - (self.first_share or 0.0)) * pace - taken)
 
     def line(self) -> str:
         """What the terminal shows now."""

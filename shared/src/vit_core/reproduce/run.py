@@ -12,6 +12,7 @@ runs/reproduce/20261121_235000/
 import csv
 import dataclasses
 import datetime
+import fcntl
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +38,11 @@ from vit_core.run_folder import environment
 FORMAT = 1
 TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
 SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # what a step is expected to take
-NEEDS = {"evaluate": "train", "analyse": "train"}
 COMPARISON = "side by side"  # beside the papers' names
 
 
-class Interrupted(Exception):
-    """A signal ended a step; the code to exit with."""
+class Interrupted(BaseException):
+    """A signal ended the run; the code to exit with. No Exception: nothing that goes wrong in a step is one."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -51,7 +51,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Reproduction:
-    """One run folder. `papers`: those to do now; `broken`: those that could not be loaded."""
+    """One run folder. `papers`: those that it is of; `broken`: those of it that could not be loaded."""
 
     folder: Path
     options: Options
@@ -63,35 +63,64 @@ class Reproduction:
     def run(self, stream: Any) -> int:
         """Do what is missing. Returns the exit code: 0; 1 where a step or a paper failed.
 
-        Raises Interrupted, with everything up to there on the disk, for Ctrl-C and SIGTERM.
+        Raises Interrupted, with everything up to there on the disk, for Ctrl-C and SIGTERM; UserError where another
+        process is at work in the folder.
         """
-        began, before = time.monotonic(), self._read("run")["seconds"]
-        plan = self._plan()
-        failed = bool(self.broken)
-        with Display([part for _, _, part in plan], stream) as display, self._log() as log:
+        with self._alone():
+            before, began = self._read("run"), time.monotonic()
+            asked = [s for s in STEPS if s in {*before["asked"], *self.asked}]
+            self._write("run", before | {"asked": asked})
+            ending = "interrupted"
+
+            def write(state: str) -> None:
+                self._write_results(before["seconds"] + time.monotonic() - began, state)
+
             try:
-                for name, step, part in plan:
-                    if self._is_done(name, step):
-                        display.skip(part)
-                        continue
-                    display.start(part)
-                    try:
-                        outcome = self._do(name, step, display)
-                    except UserError as e:
-                        outcome, failed = self._failed(name, step, " ".join(str(e).split())), True
-                    except Exception as e:  # one paper's mistake: the others go on
-                        traceback.print_exc(file=log)
-                        outcome, failed = self._failed(name, step, f"{type(e).__name__}: {e}"), True
-                    except SystemExit as e:  # a study whose training was told to stop
-                        raise Interrupted(int(e.code or 1)) from None
-                    except KeyboardInterrupt:
-                        raise Interrupted(130) from None
-                    display.end(outcome)
-                    self._write_results(before + time.monotonic() - began)
+                with Display([part for _, _, part in self._plan()], stream) as display, self._log() as log:
+                    failed = self._carry_out(display, log, lambda: write("running"))
+                ending = "finished"
+            except KeyboardInterrupt:
+                raise Interrupted(130) from None
             finally:
-                self._write("run", self._read("run") | {"seconds": before + time.monotonic() - began})
-                self._write_results(before + time.monotonic() - began, finished=all(p.done for _, _, p in plan))
-        return int(failed)
+                write(ending)
+        return int(failed or bool(self.broken))
+
+    def _carry_out(self, display: Display, log: Any, written: Callable[[], None]) -> bool:
+        """Every step that is not done yet. Returns whether one failed."""
+        failed = False
+        for (name, step, _), part in zip(self._plan(), display.parts, strict=True):
+            if self._is_done(name, step):
+                display.skip(part)
+                continue
+            display.start(part)
+            try:
+                outcome = self._do(name, step, display)
+            except UserError as e:
+                outcome, failed = self._failed(name, step, " ".join(str(e).split())), True
+            except SystemExit as e:
+                if isinstance(e.code, int) and e.code > 128:  # a study whose training was told to stop
+                    raise Interrupted(e.code) from None
+                outcome, failed = self._failed(name, step, f"it exited with {e.code}"), True
+            except Exception as e:  # one paper's mistake: the others go on
+                traceback.print_exc(file=log)
+                outcome, failed = self._failed(name, step, f"{type(e).__name__}: {e}"), True
+            display.end(outcome)
+            written()
+        return failed
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder's lock: two processes would train the same rows and overwrite each other's files."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(f"{self.folder}: another process is at work there") from None
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     def _plan(self) -> list[tuple[str, str, Part]]:
         plan = []
@@ -109,18 +138,28 @@ class Reproduction:
 
     def _do(self, name: str, step: str, display: Display) -> str:
         """One step. Returns a few words about what came out."""
+        began = time.monotonic()
         if not name:
-            found = compare(self._comparable(), self.options, self.folder, display.at)
-            self._write("comparison", {"comparison": found})
+            papers = self._comparable()
+            found = compare(papers, self.options, self.folder, display.at)
+            took = time.monotonic() - began
+            self._write("comparison", {"comparison": found, "of": self._fingerprint(papers), "seconds": took})
             return f"{len(found['rows'])} models" if found else "nothing to compare"
-        need = NEEDS.get(step)
-        if need and not self._is_done(name, need):
-            raise UserError(f"not done, since there is no finished {TITLES[need]}")
         place = self.folder / name
         place.mkdir(exist_ok=True)
-        began = time.monotonic()
-        result = steps.RUN[step](self.papers[name], self.options, place, display.at)
-        self._file(name, f"{step}.error").unlink(missing_ok=True)
+        error = self._file(name, f"{step}.error")
+        if step == "evaluate":  # what is judged by the accuracies is out of date
+            self._file(name, "claims").unlink(missing_ok=True)
+        try:
+            result = steps.RUN[step](self.papers[name], self.options, place, display.at)
+            error.unlink(missing_ok=True)
+        except steps.Incomplete as e:  # keep what there is; the error beside it says that the step is not done
+            self._write(f"{name}/{step}", e.record | {"seconds": time.monotonic() - began})
+            raise
+        except UserError:
+            if step in ("evaluate", "analyse"):  # a checkpoint is gone or damaged: the next run trains it again
+                self._file(name, "train").unlink(missing_ok=True)
+            raise
         self._write(f"{name}/{step}", result | {"seconds": time.monotonic() - began})
         return _outcome(result)
 
@@ -132,7 +171,11 @@ class Reproduction:
         return f"failed: {error}"
 
     def _comparable(self) -> dict[str, Paper]:
-        return {name: paper for name, paper in self.papers.items() if self._is_done(name, "evaluate")}
+        return {name: paper for name, paper in self.papers.items() if self._load(name, "evaluate")}
+
+    def _fingerprint(self, papers: Mapping[str, Paper]) -> dict[str, Any]:
+        """What a comparison is of: the evaluated trainings of each paper."""
+        return {name: [t["name"] for t in (self._load(name, "evaluate") or {})["trainings"]] for name in papers}
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -140,8 +183,22 @@ class Reproduction:
         path = self.folder.joinpath(*parts)
         return path.with_name(path.name + ".json")
 
+    def _load(self, name: str, step: str) -> dict[str, Any] | None:
+        """What a step gave; None where it was not done, or its file is damaged: then it is done again."""
+        try:
+            record = read_json(self._file(name, step))
+        except UserError:
+            return None
+        return record if "seconds" in record else None
+
     def _is_done(self, name: str, step: str) -> bool:
-        return self._file(name, step).is_file()
+        """To its end, and without an error beside it."""
+        record = self._load(name, step)
+        if record is None:
+            return False
+        if not name:
+            return record.get("of") == self._fingerprint(self._comparable())
+        return not self._file(name, f"{step}.error").is_file()
 
     def _read(self, name: str) -> dict[str, Any]:
         return read_json(self._file(name))
@@ -170,28 +227,35 @@ class Reproduction:
             record: dict[str, Any] = {"trainings": [], "analysis": None, "claims": []}
             states = []
             for step in STEPS:
-                if self._is_done(name, step):
-                    found = self._read(f"{name}/{step}")
-                    states.append({"name": step, "state": "done", "seconds": found.pop("seconds"), "error": None})
-                    record |= found
-                elif self._is_done(name, f"{step}.error"):
-                    error = self._read(f"{name}/{step}.error")["error"]
-                    states.append({"name": step, "state": "failed", "seconds": None, "error": error})
-                elif step in self.asked:
+                found = self._load(name, step)
+                seconds = found.pop("seconds") if found else None
+                record |= found or {}
+                error = self._file(name, f"{step}.error")
+                if error.is_file():
+                    why = read_json(error).get("error")
+                    states.append({"name": step, "state": "failed", "seconds": seconds, "error": why})
+                elif found is not None:
+                    states.append({"name": step, "state": "done", "seconds": seconds, "error": None})
+                elif step in run["asked"]:
                     states.append({"name": step, "state": "pending", "seconds": None, "error": None})
             about = {f: getattr(paper, f) for f in ("title", "idea", "source", "citation")}
             papers.append({"name": name, **about, "model": paper.model, "steps": states, **record})
-        compared = self._read("comparison")["comparison"] if self._is_done("", "comparison") else None
+        compared = (self._load("", "comparison") or {}).get("comparison")
         return {
             "format": FORMAT, **{k: run[k] for k in ("command", "started", "seconds", "environment")},
-            "preset": self.options.preset, "options": dataclasses.asdict(self.options), "finished": run.get("finished"),
+            "preset": self.options.preset, "options": dataclasses.asdict(self.options),
+            "finished": run.get("finished"), "state": run.get("state", "running"),
             "broken": {name: f"{type(e).__name__}: {e}" for name, e in self.broken.items()}, "papers": papers,
             "comparison": compared,
         }  # fmt: skip
 
-    def _write_results(self, seconds: float, finished: bool = False) -> None:
-        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}" if finished else None
-        self._write("run", self._read("run") | {"seconds": seconds, "finished": now})
+    def _write_results(self, seconds: float, state: str) -> None:
+        """state: running, interrupted or finished. A run is finished when nothing of what was asked is pending."""
+        pending = any(s["state"] == "pending" for p in self.results()["papers"] for s in p["steps"])
+        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}" if state == "finished" and not pending else None
+        if state == "finished" and pending:
+            state = "interrupted"
+        self._write("run", self._read("run") | {"seconds": seconds, "finished": now, "state": state})
         results = self.results()
         self._write("results", results)
         write_claims(results, self.folder / "claims.csv")
@@ -212,7 +276,7 @@ def begin(
             continue
         record = {
             "format": FORMAT, "command": shlex.join(["uv", "run", "reproduce", *words]),
-            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": 0.0, "papers": list(papers),
+            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": 0.0, "papers": [*papers, *broken],
             "asked": list(asked), "options": dataclasses.asdict(options), "environment": environment(),
         }  # fmt: skip
         write_json(folder / "run.json", record)
@@ -226,6 +290,7 @@ def reopen(folder: Path, papers: Mapping[str, Paper], broken: Mapping[str, Excep
     try:
         options = Options(**{**record["options"], "seeds": tuple(record["options"]["seeds"])})
         names, asked = list(record["papers"]), list(record["asked"])
+        record["seconds"] + 0.0, record["command"], record["started"], record["environment"]
     except (KeyError, TypeError) as e:
         raise UserError(f"{folder / 'run.json'} is not of this program, or of another version ({e})") from e
     gone = [name for name in names if name not in papers and name not in broken]
@@ -279,7 +344,8 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
     """claims.csv: a line a claim of every paper."""
     names = (
         "paper", "id", "source", "statement", "claimed", "unit", "setting", "comparison", "verdict", "condition",
-        "measured", "commit", "date", "seed", "machine", "results", "cost", "how", "command", "note", "error",
+        "allowance", "measured", "other_readings", "commit", "date", "seed", "machine", "results", "kind", "cost",
+        "how", "command", "related", "note", "error",
     )  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore")
@@ -287,7 +353,11 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
     for paper in results["papers"]:
         for claim in paper["claims"]:
             measured = claim["measured"] or {}
-            writer.writerow({**measured, **claim, "paper": paper["name"], "measured": measured.get("value")})
+            writer.writerow({
+                **measured, **claim, "paper": paper["name"], "measured": measured.get("value"),
+                "other_readings": "; ".join(f"{when}: {value}" for when, value in claim["under"]),
+                "related": (claim["related"] or {}).get("statement"),
+            })  # fmt: skip
     _write_text(file, text.getvalue())
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from vit_core.claims import Claim, Outcome, Trained, Verdict, judge, load_claims
+from vit_core.claims import Claim, Measured, Outcome, Trained, Verdict, judge, load_claims
 from vit_core.curves import read_metrics
+from vit_core.errors import UserError
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
-from vit_core.study import Study, Subject
+from vit_core.study import Study
 
 Report = Callable[[float, str], None]  # share of the step that is done, what it is at
 STEPS = ("train", "evaluate", "analyse", "claims")
@@ -37,6 +38,12 @@ class Options:
         """A training's flags, as `Recipe.parse` gives them, with those of the command line before them."""
         chosen = {"dataset": self.dataset, "data_path": self.data_path, "epochs": self.epochs}
         flags = {k: v for k, v in given.items() if k != "data_path" or self.dataset is None}
+        if self.dataset is None and self.data_path is not None:  # in place of data/, where the images are by default
+            own = given.get("data_path")
+            return flags | {
+                **{k: v for k, v in chosen.items() if v is not None}, "device": self.device, "download": self.download,
+                "data_path": str(Path(self.data_path) / Path(own).name) if own else self.data_path,
+            }  # fmt: skip
         flags |= {k: v for k, v in chosen.items() if v is not None} | {"device": self.device}
         return flags | ({"download": True} if self.download else {})
 
@@ -53,8 +60,6 @@ def studies(paper: Paper, options: Options, folder: Path, report: Report | None 
         nonlocal begun, label
         label, begun = f"{row}, seed {seed}" if len(options.seeds) > 1 else row, begun + 1
         print(f"\n{row}, seed {seed}", flush=True)
-        if report is not None:
-            report((begun - 1) / total, label)
 
     def watch(before_step: Callable[[nn.Module, float], None], model: nn.Module, share: float) -> None:
         before_step(model, share)
@@ -71,17 +76,38 @@ def studies(paper: Paper, options: Options, folder: Path, report: Report | None 
     return found
 
 
+class Incomplete(UserError):
+    """Some trainings of a paper could not be done; `record` is what the step gives of the others."""
+
+    def __init__(self, problems: Sequence[str], record: dict[str, Any]) -> None:
+        super().__init__("; ".join(problems))
+        self.record = record
+
+
 def train(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    for study in studies(paper, options, folder, report).values():
-        study.train()
+    """All trainings; one without its images does not stop the others."""
+    problems = []
+    for name, study in studies(paper, options, folder, report).items():
+        try:
+            study.train()
+        except UserError as e:
+            problems.append(f"{name}: {e}")
+            print(problems[-1])
+    if problems:
+        raise Incomplete(problems, {})
     return {}
 
 
 def evaluate(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
     """Accuracy after the last epoch, and the curves that led there."""
-    trainings = []
+    trainings: list[dict[str, Any]] = []
+    problems = []
     for training, study in _pairs(paper, options, folder, report):
-        measured = study.measure_trained()
+        try:
+            measured = study.measure_trained()
+        except UserError as e:
+            problems.append(f"{training.name}: {e}")
+            continue
         rows = []
         for label in study.rows:
             seeds = [_seed(study, m) for m in measured if m["row"] == label]
@@ -92,6 +118,10 @@ def evaluate(paper: Paper, options: Options, folder: Path, report: Report) -> di
             })  # fmt: skip
         run = study.settled(next(iter(study.rows)))
         trainings.append({"name": training.name, "dataset": run.data.dataset, "rows": rows})
+    if problems and not trainings:
+        raise UserError("; ".join(problems))
+    if problems:
+        raise Incomplete(problems, {"trainings": trainings})
     return {"trainings": trainings}
 
 
@@ -104,7 +134,18 @@ def _seed(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
         for r in (read_metrics(last.parent) if last else [])
     ]
     figures = {name: float(measured[name]) for name in ("acc1", "acc5")}
-    return {"seed": seed, "epochs": int(measured["epochs"]), **figures, "curve": curve}
+    return {"seed": seed, "epochs": int(measured["epochs"]), **figures, "curve": curve, "where": _where(last)}
+
+
+def _where(checkpoint: Path | None) -> dict[str, str]:
+    """Commit, date and machine of the training that wrote a checkpoint."""
+    try:
+        config = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8")) if checkpoint else {}
+        found, device = config["environment"], config["train"]["device"]
+    except (OSError, ValueError, KeyError):
+        return {"commit": "unknown", "date": "unknown", "machine": "unknown"}
+    machine = found["machine"] + (f", {found['gpu']}" if found["gpu"] and device != "cpu" else "")
+    return {"commit": found["git_commit"] or "no checkout", "date": found["date"][:10], "machine": machine}
 
 
 def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
@@ -119,14 +160,6 @@ def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dic
     return {"analysis": {"findings": list(analysis.findings), "pictures": shown, "tables": tables}}
 
 
-def subjects_of(paper: Paper, options: Options, folder: Path) -> dict[str, dict[str, Subject]]:
-    """Training -> row -> its model of the first seed. UserError where one is not trained."""
-    return {
-        name: {row: study.subject(row, options.seeds[0]) for row in study.rows}
-        for name, study in studies(paper, options, folder).items()
-    }
-
-
 def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
     """Every claim with its verdict; after the papers' own recipes, those about accuracies by what was reached."""
     file = folder / "evaluate.json"
@@ -136,9 +169,10 @@ def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict
     return {"claims": [as_record(v) for v in verdicts]}
 
 
-def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> dict[int, float]:
-    """Seed -> the value of an outcome in what `evaluate` gave; without the seeds that do not have it."""
+def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> Measured | None:
+    """An outcome's values in what `evaluate` gave, one a seed; None where no seed has it."""
     found: dict[int, float] = {}
+    where: dict[str, Any] = {}
     for training in trainings:
         for row in training["rows"]:
             if (training["name"], row["label"]) != (outcome.training, outcome.row):
@@ -147,8 +181,10 @@ def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> dict[in
                 values = {point["epoch"]: point["val_acc1"] for point in seed["curve"]}
                 value = seed[outcome.column] if outcome.epoch is None else values.get(outcome.epoch)
                 if value is not None:
-                    found[seed["seed"]] = value
-    return found
+                    found[seed["seed"]], where = value, seed["where"]
+    if not found:
+        return None
+    return Measured(value=list(found.values()), seed=list(found), results="trained by this run", **where)
 
 
 def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome: None) -> list[Verdict]:
