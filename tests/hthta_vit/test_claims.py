@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hthta_vit import checks, checks_counts
+from hthta_vit import checks, count_checks
 from hthta_vit.model import AttentionPooling, ClassTokenFusion, HTHTAViT, SequenceModel
 from vit_core.claims import judge, load_claims
 
@@ -33,7 +33,7 @@ HOLDS_IF = {
 @pytest.fixture(autouse=True)
 def built_anew():
     """Models and counts are kept between checks: a planted mistake must not meet, nor leave, an earlier one."""
-    for module in (checks, checks_counts):
+    for module in (checks, count_checks):
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
@@ -102,8 +102,8 @@ def without_class_token(self, cls, contexts):
 
 def counted_twice(patch):
     """Floating-point operations where the table counts multiply-adds."""
-    ours = checks_counts.multiply_adds
-    patch.setattr(checks_counts, "multiply_adds", lambda work: 2 * ours(work))
+    ours = count_checks.multiply_adds
+    patch.setattr(count_checks, "multiply_adds", lambda work: 2 * ours(work))
 
 
 def forward_only(self, x):
@@ -148,6 +148,6 @@ def test_a_wrong_implementation_fails(claim, plant, monkeypatch):
 
     assert verdict() in ("holds", "holds if")
     plant(monkeypatch)
-    for cached in (checks_counts._on_meta, checks_counts.gmacs):
+    for cached in (count_checks._on_meta, count_checks.gmacs):
         cached.cache_clear()
     assert verdict() == "fails"

@@ -1,7 +1,7 @@
 """What claims.yaml's instant entries measure of HTHTA-ViT++: counts, formulas, behaviour, recipe, and its tables' sums.
 
 Formulas and behaviour are measured on small parts with random weights; counts, on the paper's sizes, are in
-`hthta_vit.checks_counts`.
+`hthta_vit.count_checks`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hthta_vit.ablation_study import CLAIMED
-from hthta_vit.checks_counts import COUNTS, base_model, described
+from hthta_vit.count_checks import COUNTS, base_model, described
 from hthta_vit.model import AttentionPooling, ClassTokenFusion, HTHTAViT, SequenceModel
 from hthta_vit.recipe import RECIPE
 from vit_core.claims import Value

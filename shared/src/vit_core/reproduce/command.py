@@ -127,12 +127,14 @@ def _carry_out(run: Any) -> int:
     def stop(number: int, frame: object) -> None:
         raise Interrupted(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)  # a training has a handler of its own, which finishes the step
+    before = signal.signal(signal.SIGTERM, stop)  # a training has a handler of its own, which finishes the step
     try:
         code: int = run.run(sys.stderr)
     except Interrupted as stopped:
         print(f"interrupted; go on with: reproduce --resume {run.folder}\nso far: {page}")
         return stopped.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for name, error in run.broken.items():
         print(f"{name} could not be loaded: {type(error).__name__}: {error}", file=sys.stderr)
     if code:

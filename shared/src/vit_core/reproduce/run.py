@@ -148,7 +148,7 @@ class Reproduction:
         place = self.folder / name
         place.mkdir(exist_ok=True)
         error = self._file(name, f"{step}.error")
-        if step == "evaluate":  # what is judged by the accuracies is out of date
+        if step == "evaluate" and self.options.preset == "paper":  # claims are judged by the accuracies, too
             self._file(name, "claims").unlink(missing_ok=True)
         try:
             result = steps.RUN[step](self.papers[name], self.options, place, display.at)
