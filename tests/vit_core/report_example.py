@@ -17,7 +17,7 @@ def results(folder: Path) -> dict[str, Any]:
         "command": "uv run reproduce --paper toyvit", "preset": "micro", "started": "2026-11-21 23:50:00",
         "finished": "2026-11-21 23:55:12", "seconds": 312.4,
         "environment": {
-            "command": ["/work/.venv/bin/reproduce", "--papers", "toyvit", "--preset", "micro"], "python": "3.11.7",
+            "command": ["reproduce", "--papers", "toyvit", "--preset", "micro"], "python": "3.11.7",
             "versions": {"torch": "2.15.0", "torchvision": "0.30.0", "timm": "1.0.22", "numpy": "2.4.6"},
             "git_commit": COMMIT, "machine": MACHINE, "gpu": None, "date": "2026-11-21 23:50:01",
         },
