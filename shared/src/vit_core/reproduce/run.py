@@ -76,8 +76,9 @@ class Reproduction:
                 self._write_results(before["seconds"] + time.monotonic() - began, state)
 
             try:
-                with Display([part for _, _, part in self._plan()], stream) as display, self._log() as log:
-                    failed = self._carry_out(display, log, lambda: write("running"))
+                plan = self._plan()
+                with Display([part for _, _, part in plan], stream) as display, self._log() as log:
+                    failed = self._carry_out(plan, display, log, lambda: write("running"))
                 ending = "finished"
             except KeyboardInterrupt:
                 raise Interrupted(130) from None
@@ -85,10 +86,12 @@ class Reproduction:
                 write(ending)
         return int(failed or bool(self.broken))
 
-    def _carry_out(self, display: Display, log: Any, written: Callable[[], None]) -> bool:
+    def _carry_out(
+        self, plan: Sequence[tuple[str, str, Part]], display: Display, log: Any, written: Callable[[], None]
+    ) -> bool:
         """Every step that is not done yet. Returns whether one failed."""
         failed = False
-        for (name, step, _), part in zip(self._plan(), display.parts, strict=True):
+        for name, step, part in plan:
             if self._is_done(name, step):
                 display.skip(part)
                 continue
@@ -251,12 +254,13 @@ class Reproduction:
 
     def _write_results(self, seconds: float, state: str) -> None:
         """state: running, interrupted or finished. A run is finished when nothing of what was asked is pending."""
-        pending = any(s["state"] == "pending" for p in self.results()["papers"] for s in p["steps"])
-        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}" if state == "finished" and not pending else None
-        if state == "finished" and pending:
-            state = "interrupted"
-        self._write("run", self._read("run") | {"seconds": seconds, "finished": now, "state": state})
         results = self.results()
+        if any(s["state"] == "pending" for p in results["papers"] for s in p["steps"]) and state == "finished":
+            state = "interrupted"
+        now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}" if state == "finished" else None
+        ending = {"seconds": seconds, "finished": now, "state": state}
+        self._write("run", self._read("run") | ending)
+        results |= ending
         self._write("results", results)
         write_claims(results, self.folder / "claims.csv")
         write_page(results, self.folder)

@@ -36,16 +36,15 @@ class Options:
 
     def over(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A training's flags, as `Recipe.parse` gives them, with those of the command line before them."""
-        chosen = {"dataset": self.dataset, "data_path": self.data_path, "epochs": self.epochs}
-        flags = {k: v for k, v in given.items() if k != "data_path" or self.dataset is None}
-        if self.dataset is None and self.data_path is not None:  # in place of data/, where the images are by default
-            own = given.get("data_path")
-            return flags | {
-                **{k: v for k, v in chosen.items() if v is not None}, "device": self.device, "download": self.download,
-                "data_path": str(Path(self.data_path) / Path(own).name) if own else self.data_path,
-            }  # fmt: skip
-        flags |= {k: v for k, v in chosen.items() if v is not None} | {"device": self.device}
-        return flags | ({"download": True} if self.download else {})
+        path, own = self.data_path, given.get("data_path")
+        if self.dataset is None and own is not None:  # the training's own images: a given path is in place of data/
+            path = str(Path(path) / Path(own).name) if path else own
+        chosen = {
+            "dataset": self.dataset, "data_path": path, "epochs": self.epochs, "download": self.download or None,
+            "device": self.device,
+        }  # fmt: skip
+        rest = {k: v for k, v in given.items() if k != "data_path"}
+        return rest | {k: v for k, v in chosen.items() if v is not None}
 
 
 def studies(paper: Paper, options: Options, folder: Path, report: Report | None = None) -> dict[str, Study]:
