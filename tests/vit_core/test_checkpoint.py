@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vit_core.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
+from vit_core.checkpoint import FORMAT, KEYS, digest, load_checkpoint, load_weights, save_checkpoint
 from vit_core.errors import UserError
 
 
@@ -85,16 +85,16 @@ def test_a_write_that_fails_keeps_the_earlier_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"last\.pth: the disk is full \(.* MB free in "):
         save_checkpoint(path, checkpoint(epoch=2))
     assert load_checkpoint(path)["epoch"] == 1
     assert [f.name for f in tmp_path.iterdir()] == ["last.pth"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_is_an_os_error(tmp_path):
+def test_a_disk_that_fills_up_while_torch_writes(tmp_path):
     (tmp_path / f".last.pth.{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         save_checkpoint(tmp_path / "last.pth", checkpoint(big=torch.randn(100_000)))
 
 
@@ -127,7 +127,8 @@ def test_files_take_their_rights_from_the_umask(tmp_path):
 
 def test_a_damaged_file_is_a_user_error_whatever_the_damage(tmp_path):
     path = tmp_path / "a.pth"
-    save_checkpoint(path, checkpoint(config={"model": "m", "rates": [1e-3, 2]}))
+    written = checkpoint(config={"model": "m", "rates": [1e-3, 2]}, format=FORMAT)
+    save_checkpoint(path, written)
     whole = path.read_bytes()
     rng = random.Random(0)
     refused = read = 0
@@ -137,13 +138,57 @@ def test_a_damaged_file_is_a_user_error_whatever_the_damage(tmp_path):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
         try:
-            load_checkpoint(path)  # damage may have met a byte that nobody reads, or a number in a tensor
+            found = load_checkpoint(path)
         except UserError as e:
             refused += "a.pth" in str(e)
-        else:
+        else:  # the damage met a byte that nobody reads
+            assert digest(found) == digest(written)
             read += 1
     assert refused + read == 150
     assert refused > 75
+
+
+def test_every_bit_of_a_tensor_is_watched(tmp_path):
+    """torch reads a changed weight without a word: the checksum does not."""
+    path, weights = tmp_path / "a.pth", torch.arange(1000, dtype=torch.float32)
+    save_checkpoint(path, checkpoint(model_state_dict={"w": weights}))
+    whole = path.read_bytes()
+    place = whole.index(weights.numpy().tobytes())
+    for byte, bit in ((0, 0), (1999, 3), (3999, 7)):
+        damaged = bytearray(whole)
+        damaged[place + byte] ^= 1 << bit
+        path.write_bytes(damaged)
+        assert not torch.equal(torch.load(path, weights_only=True)["model_state_dict"]["w"], weights)
+        with pytest.raises(UserError, match=r"a\.pth is damaged: what it holds does not match its checksum"):
+            load_checkpoint(path)
+
+
+def test_the_digest_knows_types_shapes_and_order():
+    base = {"a": torch.zeros(2, 3), "b": [1, 2], "c": 1}
+    others = [
+        base | {"a": torch.zeros(3, 2)}, base | {"a": torch.zeros(2, 3, dtype=torch.int32)}, base | {"b": (1, 2)},
+        base | {"b": [1, [2]]}, base | {"c": 1.0}, base | {"c": True}, {"b": [1, 2], "a": torch.zeros(2, 3), "c": 1},
+        base | {"d": None},
+    ]  # fmt: skip
+    assert len({digest(c) for c in (base, *others)}) == 1 + len(others)
+    same = base | {"a": torch.zeros(3, 2).t(), "checksum": "of itself"}  # the strides are no content
+    assert digest(same) == digest(base)
+
+
+@pytest.mark.parametrize("change", [{}, {"format": FORMAT + 1}, {"format": None}, {"format": 1e9}, {"format": []}])
+def test_a_checkpoint_of_another_version(tmp_path, change):
+    torch.save(checkpoint() | change, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is of another version of this project, or damaged: its format is"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_what_no_digest_can_be_made_of(tmp_path):
+    in_itself: list = []
+    in_itself.append(in_itself)
+    for odd in (in_itself, 10**5000, torch.zeros(3).to_sparse()):
+        torch.save(checkpoint(odd=odd) | {"format": FORMAT, "checksum": "0"}, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"a\.pth (is damaged|refused)"):
+            load_checkpoint(tmp_path / "a.pth")
 
 
 def test_weights_of_another_model_are_listed():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import toy_paper
-from vit_core.checkpoint import KEYS
+from vit_core.checkpoint import KEYS, save_checkpoint
 from vit_core.errors import UserError
 
 
@@ -210,7 +210,7 @@ def test_classes_of_other_names_are_pointed_out(folder, tmp_path, capsys):
 
 
 def test_a_foreign_config_and_an_output_without_folder(tmp_path, capsys):
-    torch.save(dict.fromkeys(KEYS, 0) | {"config": {"model": "test_vit"}}, tmp_path / "foreign.pth")
+    save_checkpoint(tmp_path / "foreign.pth", dict.fromkeys(KEYS, 0) | {"config": {"model": "test_vit"}})
     assert toy_paper.evaluate(["--checkpoint", str(tmp_path / "foreign.pth")]) == 2
     assert "its config is not one of this project's runs" in one_line(capsys)
     assert toy_paper.evaluate(["--checkpoint", "x.pth", "--json", str(tmp_path / "no" / "result.json")]) == 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import toy_paper
+from vit_core.checkpoint import save_checkpoint
 
 # 1,437 digits in batches of 256: five batches an epoch, fifteen in three epochs.
 
@@ -195,7 +196,7 @@ def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):
 def test_a_checkpoint_with_foreign_values_is_named(tmp_path, capsys, key, value):
     assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
     path = only_run(tmp_path) / "last.pth"
-    torch.save(final(path.parent) | {key: value}, path)
+    save_checkpoint(path, final(path.parent) | {key: value})
     capsys.readouterr()
     assert toy_paper.train(str(tmp_path), "--resume", str(path), "--epochs", "2") == 2
     error = capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""Checkpoint files: written whole or not at all, read without running anything that they contain."""
+"""Checkpoint files: written whole or not at all, checked when they are read, and nothing in them is run."""
 
-import os
+import hashlib
 import pickle
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,72 +11,79 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.errors import UserError
+from vit_core.whole_files import replacing
 
+FORMAT = 1  # of what a checkpoint holds; a version that writes another one reads no other
 KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scaler_state_dict", "best_acc1", "config")
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any], also: Sequence[Path] = ()) -> None:
-    """Write to a temporary name beside `path`, flush to the disk, rename: `path` is never half a file.
-
-    A write that fails (full disk) leaves the earlier file of that name as it was. The file gets the names in `also`
-    (same folder) before it gets that of `path`: whoever finds the new `path` finds the others, too.
+    """Write `checkpoint`, its format and its checksum: `path` is never half a file. Further names and errors: see
+    `replacing`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as f:
-            try:
-                torch.save(checkpoint, f)
-            except RuntimeError as e:  # torch's zip writer hides the operating system's error behind its own
-                raise e.__context__ if isinstance(e.__context__, OSError) else e from None
-            f.flush()
-            os.fsync(f.fileno())
-        for name in also:
-            copy_checkpoint(temporary, name)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Give `source` a second name, swapped in whole. It will be replaced, never changed, so a hard link will do."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
+    checkpoint = checkpoint | {"format": FORMAT}
+    checkpoint["checksum"] = digest(checkpoint)
+    with replacing(path, also) as temporary, temporary.open("wb") as f:
         try:
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb+") as f:
-                os.fsync(f.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(target)
+            torch.save(checkpoint, f)
+        except RuntimeError as e:  # torch's zip writer hides the operating system's error behind its own
+            raise e.__context__ if isinstance(e.__context__, OSError) else e from None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed while it wrote a checkpoint."""
-    for file in folder.glob(".*.pth.*"):
-        file.unlink(missing_ok=True)
+def digest(checkpoint: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a checkpoint says, but for its checksum: names, types, shapes and every bit of the tensors.
+
+    Of the content, not of the file: it is the same whatever torch version wrote the file, and on which device.
+    """
+    summed = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            summed.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+            summed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            summed.update(f"mapping {len(value)};".encode())
+            for key, item in value.items():
+                add(key)
+                add(item)
+        elif isinstance(value, list | tuple):
+            summed.update(f"{type(value).__name__} {len(value)};".encode())
+            for item in value:
+                add(item)
+        else:
+            summed.update(f"{type(value).__name__} {value!r};".encode(errors="backslashreplace"))
+
+    add({k: v for k, v in checkpoint.items() if k != "checksum"})
+    return summed.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; not every system lets a folder be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that `save_checkpoint` wrote, onto the CPU.
+
+    Raises UserError that names the file when `read_safely` does, when it is no checkpoint of ours or one of another
+    format, and when what it says is not what was written.
+    """
+    checkpoint = read_safely(path)
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in KEYS):
+        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise UserError(f"{path} is not a checkpoint of this project: needs {', '.join(KEYS)}; holds {found[:200]}")
+    theirs = checkpoint.get("format", "none")
+    if theirs != FORMAT:
+        what = theirs if isinstance(theirs, str | float) or theirs in range(1000) else type(theirs).__name__
+        raise UserError(f"{path} is of another version of this project, or damaged: its format is {what}, not {FORMAT}")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        intact = checkpoint.get("checksum") == digest(checkpoint)
+    except (RuntimeError, ValueError, TypeError):  # what we never write: lists in themselves, sparse tensors …
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged: what it holds does not match its checksum")
+    return checkpoint
 
 
-def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU with `weights_only=True`: a pickle that would run code is refused.
+def read_safely(path: str | Path) -> Any:
+    """What a `torch.save` file holds, onto the CPU with `weights_only=True`: a pickle that would run code is refused.
 
-    Raises UserError that names the file when it is missing, truncated, hostile, or no checkpoint of ours.
+    Raises UserError that names the file when it is missing, truncated or hostile.
     """
     path = Path(path)
     if path.is_dir():
@@ -86,7 +92,7 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
         raise UserError(f"checkpoint {path} does not exist")
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle versions; what it cannot read, it refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if _starts_as_zip(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
             raise UserError(
@@ -95,10 +101,6 @@ def load_checkpoint(path: str | Path, keys: tuple[str, ...] = KEYS) -> dict[str,
         raise UserError(f"{path} is not a PyTorch checkpoint") from e
     except Exception as e:  # a damaged pickle fails in any way that a stack machine can
         raise UserError(f"{path} is truncated or damaged ({' '.join(str(e).split())[:120]})") from e
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
-        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{path} is not a checkpoint of this project: needs {', '.join(keys)}; holds {found[:200]}")
-    return checkpoint
 
 
 def _starts_as_zip(path: Path) -> bool:

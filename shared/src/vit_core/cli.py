@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import errno
 import functools
+import io
 import os
 import sys
 import types
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vit_core.errors import UserError
+from vit_core.whole_files import full_disk, is_full
 
 _OS_ADVICE = {
     errno.ENOENT: "no such file or folder",
     errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
-    errno.ENOSPC: "the disk is full: free some space; the files written before are intact",
-    errno.EDQUOT: "the disk quota is used up: free some space; the files written before are intact",
+    errno.ENAMETOOLONG: "this name is too long",
+    errno.ELOOP: "these symbolic links lead round in a circle",
+    errno.EINVAL: "the system does not take this name",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "operation not permitted: choose a folder that you may write to",
@@ -56,6 +59,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args([_hyphens(a) for a in args], namespace)
 
     def error(self, message: str) -> NoReturn:
+        message = " ".join(message.split())  # what was typed may hold a line break
         if self.source is not None:
             raise UserError(f"{self.source}: {message}")
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -133,7 +137,7 @@ def output_file(text: str) -> Path:
     return path
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """torch.OutOfMemoryError, known by its name so that `--help` need not import torch; or the CPU's allocator."""
     names = (type(error).__name__, str(error))
     return isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]
@@ -144,16 +148,21 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a class or a file may have a name that the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except UserError as e:
             message = str(e)
         except OSError as e:
-            if e.errno not in _OS_ADVICE:
+            if is_full(e):
+                message = full_disk(Path(e.filename or "."))
+            elif e.errno in _OS_ADVICE:
+                message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
+            else:
                 raise
-            message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
         except (RuntimeError, MemoryError) as e:
-            if not _is_out_of_memory(e):
+            if not is_out_of_memory(e):
                 raise
             message = "out of memory: try a smaller --batch-size"
         except KeyboardInterrupt:

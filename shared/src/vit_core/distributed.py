@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import platform
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,27 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: no Apple GPU here; use --device cpu")
     return device
+
+
+LOST_PROCESS = "the connection to another process of this run is lost (it was killed, or its machine is gone)"
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process of the run has ended. gloo says so in words alone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def job() -> str | None:
+    """The name of torchrun's job, the same through all restarts of its processes; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name == "none":  # the user gave no --rdzv-id: the agent that started this process tells the job from others
+        return f"{platform.node()}:{os.getppid()}"
+    return name
+
+
+def is_restart() -> bool:
+    """Whether torchrun started this process in the place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def broadcast(value: Any) -> Any:

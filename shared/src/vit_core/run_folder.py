@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from vit_core.checkpoint import remove_leftovers, save_checkpoint
+from vit_core.checkpoint import save_checkpoint
 from vit_core.errors import UserError
+from vit_core.whole_files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
 
 METRICS = (
     "epoch", "step", "lr", "train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5", "grad_norm",
@@ -28,10 +29,11 @@ _TAGS = {  # as TensorBoard shows them: one chart for train and val
 
 
 class RunFolder:
-    """Files of a run. Only the main process may write; the others hold the same paths."""
+    """Files of a run. Only the main process may write, and holds the folder's lock; the others have the same paths."""
 
-    def __init__(self, path: Path, log_dir: Path) -> None:
+    def __init__(self, path: Path, log_dir: Path, lock: FolderLock | None = None) -> None:
         self.path, self.log_dir = path, log_dir
+        self._lock = lock
         self._events: Any = None
 
     @classmethod
@@ -47,9 +49,9 @@ class RunFolder:
                 path.mkdir(parents=True)
                 events = Path(log_dir) / path.name
                 events.mkdir(parents=True, exist_ok=True)
-                _check_writable(path)
-                _check_writable(events)
-                return cls(path, events)
+                check_writable(path)
+                check_writable(events)
+                return cls(path, events, FolderLock(path))
             except FileExistsError:
                 if not path.is_dir():
                     raise UserError(f"{path.parent} is a file, not a folder: choose another --save-dir") from None
@@ -63,16 +65,35 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, log_dir: str | Path) -> "RunFolder":
-        """The folder that `checkpoint` lies in, to go on with it. UserError when it cannot be written."""
-        run = cls(checkpoint.parent, Path(log_dir) / checkpoint.parent.resolve().name)
+        """The folder that `checkpoint` lies in, to go on with it.
+
+        UserError when it cannot be written, or another run is writing to it.
+        """
+        path, events = checkpoint.parent, Path(log_dir) / checkpoint.parent.resolve().name
+        lock = FolderLock(path)
         try:
-            _check_writable(run.path)
-            run.log_dir.mkdir(parents=True, exist_ok=True)
-            _check_writable(run.log_dir)
-            remove_leftovers(run.path)
+            check_writable(path)
+            events.mkdir(parents=True, exist_ok=True)
+            check_writable(events)
+            remove_leftovers(path)
+            remove_leftovers(events)
         except OSError as e:
-            raise UserError(f"cannot write to {e.filename or run.path}: {e.strerror}") from e
-        return run
+            lock.release()
+            raise UserError(f"cannot write to {e.filename or path}: {e.strerror}") from e
+        return cls(path, events, lock)
+
+    @classmethod
+    def latest_of_job(cls, save_dir: str | Path, job: str) -> Path | None:
+        """last.pth of the newest run under `save_dir` that torchrun's job `job` began; None before its first."""
+        found = []
+        for config in Path(save_dir).glob("*/config.json"):
+            last = config.with_name("last.pth")
+            try:
+                if last.is_file() and json.loads(config.read_text()).get("job") == job:
+                    found.append((last.stat().st_mtime, last))
+            except (OSError, ValueError, AttributeError):  # not one of ours
+                continue
+        return max(found)[1] if found else None
 
     def checkpoint(self, name: str) -> Path:
         return self.path / f"{name}.pth"
@@ -83,10 +104,7 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """config.json: the settings and what they ran with."""
-        text = json.dumps(config | {"environment": environment()}, indent=2)
-        temporary = self.path / ".config.json"
-        temporary.write_text(text + "\n")
-        temporary.replace(self.path / "config.json")
+        write_whole(self.path / "config.json", json.dumps(config | {"environment": environment()}, indent=2) + "\n")
 
     def keep_metrics_until(self, epoch: int, source: Path | None = None) -> None:
         """Drop the rows after `epoch` (a resumed run writes them anew), or take those of another run up to it."""
@@ -96,15 +114,20 @@ class RunFolder:
             return
         with source.open(newline="") as f:
             rows = [row for row in csv.DictReader(f) if _is_whole(row) and int(row["epoch"]) <= epoch]
-        temporary = self.path / ".metrics.csv"
-        with temporary.open("w", newline="") as f:
+        with replacing(target) as temporary, temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, METRICS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(target)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append an epoch to metrics.csv and to TensorBoard. Accuracies in percent; missing ones stay empty."""
+        try:
+            self._log(row)
+        except OSError as e:
+            e.filename = e.filename or str(self.path)  # else nobody would know which disk is full
+            raise
+
+    def _log(self, row: dict[str, Any]) -> None:
         target = self.path / "metrics.csv"
         is_new = not target.exists()
         with target.open("a", newline="") as f:
@@ -122,19 +145,19 @@ class RunFolder:
         self._events.flush()
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        """Nothing more is written: another run may have the folder."""
+        try:
+            if self._events is not None:
+                self._events.close()
+        finally:
+            self._events = None
+            if self._lock is not None:
+                self._lock.release()
 
 
 def _is_whole(row: dict[str, str]) -> bool:
     """Not cut short by a full disk or a power cut."""
     return (row["epoch"] or "").isdecimal() and all(row.get(name) is not None for name in METRICS)
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".write_test_{os.getpid()}"
-    probe.write_bytes(b"")
-    probe.unlink()
 
 
 def environment() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vit_core.recipe import Recipe, Run, check_classes, load_images, settle
 from vit_core.run_folder import git_commit
 from vit_core.trained_model import TrainedModel, load_trained
 from vit_core.trainer import Stopped
+from vit_core.whole_files import FolderLock, replacing, write_whole
 
 Measurement = dict[str, Any]
 
@@ -68,34 +69,37 @@ class Study:
     announce: Callable[[str, int], None] = lambda row, seed: print(f"\n{row}, seed {seed}", flush=True)
 
     def run(self) -> list[Measurement]:
-        """Train and measure what is missing in measurements.csv. UserError where a training does not end well."""
-        self._begin()
-        done = self._read()
-        for row, seed in self._missing(done):
-            self.announce(row, seed)
-            self._train(row, seed)
-            done.append(self._measure(row, seed))
-            write_measurements(self.folder, done)
-        return self._of_this(done)
+        """Train and measure what is missing in measurements.csv.
+
+        UserError where a training does not end well, or another process is at work in the folder.
+        """
+        with self._begin():
+            done = self._read()
+            for row, seed in self._missing(done):
+                self.announce(row, seed)
+                self._train(row, seed)
+                done.append(self._measure(row, seed))
+                write_measurements(self.folder, done)
+            return self._of_this(done)
 
     def train(self) -> None:
-        """Train what is missing, and measure nothing."""
-        self._begin()
-        for row, seed in self._missing([]):
-            self.announce(row, seed)
-            self._train(row, seed)
+        """Train what is missing, and measure nothing. Errors: see `run`."""
+        with self._begin():
+            for row, seed in self._missing([]):
+                self.announce(row, seed)
+                self._train(row, seed)
 
     def measure_trained(self) -> list[Measurement]:
-        """Measure what `train` trained. UserError where a row has no run yet."""
-        self._begin()
-        done = self._read()
-        for row, seed in self._missing(done):
-            self.announce(row, seed)
-            done.append(self._measure(row, seed))
-            write_measurements(self.folder, done)
-        return self._of_this(done)
+        """Measure what `train` trained. UserError where a row has no run yet; others: see `run`."""
+        with self._begin():
+            done = self._read()
+            for row, seed in self._missing(done):
+                self.announce(row, seed)
+                done.append(self._measure(row, seed))
+                write_measurements(self.folder, done)
+            return self._of_this(done)
 
-    def _begin(self) -> None:
+    def _begin(self) -> FolderLock:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("a study trains model by model in one process: start it without torchrun")
         ours = {"resume", "seed", "save_dir", "log_dir"} & {name for given in self.rows.values() for name in given}
@@ -103,7 +107,13 @@ class Study:
             name = min(ours).replace("_", "-")
             raise UserError(f"--{name} is not for a study, which resumes by itself, and has --seeds and --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_identity()
+        lock = FolderLock(self.folder)
+        try:
+            self._check_identity()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
 
     def _missing(self, done: Sequence[Measurement]) -> list[tuple[str, int]]:
         known = {(m["row"], int(m["seed"])) for m in done}
@@ -145,7 +155,7 @@ class Study:
                     f"{self.folder} holds another study: row {row} differs in {', '.join(other)}; "
                     "choose another --output-dir"
                 )
-        file.write_text(json.dumps(earlier, indent=2) + "\n")
+        write_whole(file, json.dumps(earlier, indent=2) + "\n")
 
     def _place(self, row: str, seed: int) -> Path:
         return self.folder / "runs" / f"{row.replace(' ', '')}_seed{seed}"
@@ -211,13 +221,11 @@ class Study:
 
 def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> None:
     """measurements.csv: a line a measurement, a column for whatever any of them has."""
-    temporary = folder / ".measurements.csv"
-    with temporary.open("w", newline="") as f:
+    with replacing(folder / "measurements.csv") as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for m in measurements for name in m)))
         writer.writeheader()
         for m in measurements:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in m.items()})
-    temporary.replace(folder / "measurements.csv")
 
 
 def add_study_flags(parser: ArgumentParser, seeds: Sequence[int], folder: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vit_core import distributed
-from vit_core.checkpoint import copy_checkpoint, load_checkpoint
+from vit_core.checkpoint import load_checkpoint
 from vit_core.cli import build
 from vit_core.config import OutputConfig
 from vit_core.data import Augment, BatchLoader, EvalTransform
@@ -27,6 +27,7 @@ from vit_core.recipe import (
 from vit_core.run_folder import RunFolder
 from vit_core.trainer import Stopped, Trainer
 from vit_core.training_state import check_resumable
+from vit_core.whole_files import second_name
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
@@ -51,17 +52,17 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
     """Train as the flags say that `Recipe.parse` gave, anew or from `resume`. Raises Stopped on SIGTERM or Ctrl-C."""
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
-    checkpoint = load_checkpoint(source) if source else None
-    resumed = None
-    if checkpoint is not None and source is not None:
-        resumed = run_settings(checkpoint, source)
-        check_resumable(checkpoint, source)
-    planned = settle(recipe, given, resumed)
+    planned, checkpoint = _plan(recipe, given, source)
     world = distributed.start(planned.train.device)
+    trainer = None
     try:
         logging.basicConfig(
             level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
         )
+        if source is None:
+            source = _of_earlier_start(output, world)
+            planned, checkpoint = _plan(recipe, given, source)
+        _check_alike(checkpoint, source)
         trainer = prepare(recipe, planned, world, output, checkpoint, source)
         try:
             trainer.fit()
@@ -69,9 +70,47 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
             distributed.wait_for_all()
             raise
         distributed.wait_for_all()
+    except RuntimeError as e:
+        if not distributed.is_lost_process(e):
+            raise
+        last = trainer.last_saved if trainer is not None else source
+        advice = (
+            f"go on with: the same torchrun command with --resume {last}" if last else "no checkpoint was written yet"
+        )
+        raise UserError(f"{distributed.LOST_PROCESS}; {advice}") from e
     finally:
+        if trainer is not None:
+            trainer.run.close()
         distributed.stop()
     return trainer
+
+
+def _plan(recipe: Recipe, given: Mapping[str, Any], source: Path | None) -> tuple[Run, dict[str, Any] | None]:
+    """The run, and the checkpoint that it goes on from, if any."""
+    if source is None:
+        return settle(recipe, given, None), None
+    checkpoint = load_checkpoint(source)
+    resumed = run_settings(checkpoint, source)
+    check_resumable(checkpoint, source)
+    return settle(recipe, given, resumed), checkpoint
+
+
+def _of_earlier_start(output: OutputConfig, world: distributed.World) -> Path | None:
+    """last.pth of this job, where torchrun starts it again after it lost a process (`--max-restarts`)."""
+    job = distributed.job()
+    if job is None or not distributed.is_restart():
+        return None
+    found = RunFolder.latest_of_job(output.save_dir, job) if world.is_main else None
+    if world.is_main and found is None:
+        print("started again by torchrun before the first checkpoint: from the beginning")
+    source: Path | None = distributed.broadcast(found)
+    return source
+
+
+def _check_alike(checkpoint: Mapping[str, Any] | None, source: Path | None) -> None:
+    """UserError where machines that share no disk have each another file of that name."""
+    if len(set(distributed.gather(checkpoint and checkpoint["checksum"]))) > 1:
+        raise UserError(f"the processes read different files as {source}: put it on a disk that all machines share")
 
 
 def prepare(
@@ -106,16 +145,20 @@ def prepare(
     if checkpoint is not None and checkpoint["epoch"] >= train.epochs:
         raise UserError(f"{source} has all of its {train.epochs} epochs: give a larger --epochs to train on")
     folder = _run_folder(planned, world, output, source, checkpoint)
-    trainer = Trainer(
-        model, train_loader, val_loader, train, world, folder,
-        num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
-        loss_function=recipe.loss_function, before_step=recipe.before_step,
-    )  # fmt: skip
-    if checkpoint is not None and source is not None:
-        trainer.restore(checkpoint, source)
-    with distributed.together():
-        if world.is_main:
-            folder.write_config(trainer.settings | {"processes": world.size})
+    try:
+        trainer = Trainer(
+            model, train_loader, val_loader, train, world, folder,
+            num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
+            loss_function=recipe.loss_function, before_step=recipe.before_step,
+        )  # fmt: skip
+        if checkpoint is not None and source is not None:
+            trainer.restore(checkpoint, source)
+        with distributed.together():
+            if world.is_main:
+                folder.write_config(trainer.settings | {"processes": world.size, "job": distributed.job()})
+    except BaseException:
+        folder.close()
+        raise
     if world.is_main:
         if note:
             print(note)
@@ -172,7 +215,7 @@ def _choose_folder(
         return folder, True
     for file in (best, source):
         if _epoch_of(file) == progress["best_epoch"]:
-            copy_checkpoint(file, folder.checkpoint("best"))
+            second_name(file, folder.checkpoint("best"))
             return folder, True
     print(f"the best weights up to {source.name} are not there any more: best.pth starts anew")
     return folder, False

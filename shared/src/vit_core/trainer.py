@@ -108,7 +108,6 @@ class Trainer:
                     self._one_epoch()
                 except torch.OutOfMemoryError as e:
                     raise UserError(self._out_of_memory()) from e
-        self.run.close()
         return self.progress
 
     def _out_of_patience(self) -> bool:
@@ -256,12 +255,10 @@ class Trainer:
             self._stop_here()
         if anything_new:
             self.save([])
-            self.run.close()
             raise UserError(f"{error}; what was done before is in {self.last_saved}") from error
 
     def _stop_here(self) -> None:
         self.save([])
-        self.run.close()
         raise Stopped(self.stop.signal or StopRequest.default, self.run.checkpoint("last"), self.world)
 
     def _evaluate(self) -> EvalResult:

@@ -19,7 +19,7 @@ from torch import Tensor
 import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.convert import config_of, model_arguments, model_from_original, variant_of
 from clear_vit.recipe import RECIPE
-from vit_core.checkpoint import load_checkpoint, save_checkpoint
+from vit_core.checkpoint import read_safely, save_checkpoint
 from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.config import DataConfig
 from vit_core.errors import UserError
@@ -85,7 +85,9 @@ def read_weights(file: str) -> dict[str, Tensor]:
             return dict(load_file(file))
         except (SafetensorError, OSError) as e:
             raise UserError(f"{file} is not a safetensors file, or is damaged ({e})") from e
-    found: Any = load_checkpoint(file, keys=())
+    found: Any = read_safely(file)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{file} holds a {type(found).__name__}, not the weights of a model")
     for name in _WRAPPERS:
         if isinstance(found.get(name), Mapping):
             found = found[name]

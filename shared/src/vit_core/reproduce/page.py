@@ -18,6 +18,7 @@ from markupsafe import Markup
 from vit_core.claims import VERDICTS
 from vit_core.reproduce import number_format
 from vit_core.reproduce.curve_chart import curve_chart
+from vit_core.whole_files import write_whole
 
 HERE = Path(__file__).parent
 MEANINGS = {
@@ -62,9 +63,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
     """
     page = folder / "index.html"
     text = _environment().get_template("page.html.j2").render(_view(results, folder)).lstrip()
-    unfinished = page.with_suffix(".part")  # whoever reloads the page meanwhile sees the old one, never half a page
-    unfinished.write_bytes(text.encode("utf-8", errors="replace"))
-    unfinished.replace(page)
+    write_whole(page, text.encode("utf-8", errors="replace").decode())  # who reloads it meanwhile sees the old one
     return page
 
 

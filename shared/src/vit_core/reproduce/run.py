@@ -12,11 +12,9 @@ runs/reproduce/20261121_235000/
 import csv
 import dataclasses
 import datetime
-import fcntl
 import io
 import json
 import logging
-import os
 import shlex
 import time
 import traceback
@@ -34,6 +32,7 @@ from vit_core.reproduce.page import write_page
 from vit_core.reproduce.progress import Display, Part
 from vit_core.reproduce.steps import STEPS, Options
 from vit_core.run_folder import environment
+from vit_core.whole_files import FolderLock, write_whole
 
 FORMAT = 1
 TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
@@ -66,7 +65,7 @@ class Reproduction:
         Raises Interrupted, with everything up to there on the disk, for Ctrl-C and SIGTERM; UserError where another
         process is at work in the folder.
         """
-        with self._alone():
+        with FolderLock(self.folder):
             before, began = self._read("run"), time.monotonic()
             asked = [s for s in STEPS if s in {*before["asked"], *self.asked}]
             self._write("run", before | {"asked": asked})
@@ -110,20 +109,6 @@ class Reproduction:
             display.end(outcome)
             written()
         return failed
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the folder's lock: two processes would train the same rows and overwrite each other's files."""
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            raise UserError(f"{self.folder}: another process is at work there") from None
-        try:
-            yield
-        finally:
-            os.close(folder)
 
     def _plan(self) -> list[tuple[str, str, Part]]:
         plan = []
@@ -327,13 +312,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Whole or not at all. Numbers that JSON does not have, NaN and infinities, become null."""
-    _write_text(file, json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -362,7 +341,7 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
                 "other_readings": "; ".join(f"{when}: {value}" for when, value in claim["under"]),
                 "related": (claim["related"] or {}).get("statement"),
             })  # fmt: skip
-    _write_text(file, text.getvalue())
+    write_whole(file, text.getvalue())
 
 
 def _outcome(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,161 @@
+"""Damage a checkpoint in many ways, and see that it is read in full or refused in one line.
+
+    uv run python -m reliability.checkpoint_damage
+
+Cut at random places, one bit flipped at random places, empty, another model's, another version's, without checksum,
+pickles that would run code: each goes to `train --resume`, `evaluate` and `--weights`. Allowed are exit code 2 with one
+line on standard error and, where the damage met a byte that nobody reads, exactly what was written. Exit code 1
+where anything else happened, or a pickle ran.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reliability.small_images import small_images
+from vit_core.checkpoint import FORMAT, digest, load_checkpoint, save_checkpoint
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.errors import UserError
+from vit_core.run_folder import environment
+from zoom_vit import cifar_evaluate, cifar_train
+
+
+class Trap:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.file),)
+
+
+def damaged(whole: Path, place: Path, count: int, seed: int) -> list[tuple[str, Path]]:
+    """(kind, file) for each damaged copy of the checkpoint `whole`, in the folder `place`. Traps would make `ran`."""
+    rng = random.Random(seed)  # noqa: S311 -- no secret
+    content, checkpoint = whole.read_bytes(), torch.load(whole, weights_only=True)
+    found = []
+
+    def add(kind: str, write: Callable[[Path], object]) -> None:
+        file = place / f"{len(found)}.pth"
+        write(file)
+        found.append((kind, file))
+
+    for _ in range(count):
+        cut = rng.randrange(1, len(content))
+        add("cut", lambda f, cut=cut: f.write_bytes(content[:cut]))
+    for _ in range(count):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        add("one bit flipped", lambda f, flipped=flipped: f.write_bytes(flipped))
+    add("empty", lambda f: f.write_bytes(b""))
+    add("no checkpoint", lambda f: f.write_bytes(b"hello" * 100))
+    unsigned = {k: v for k, v in checkpoint.items() if k not in ("format", "checksum")}
+    add("without checksum", lambda f: torch.save(unsigned, f))
+    add("another version's", lambda f: torch.save(checkpoint | {"format": FORMAT + 1}, f))
+    changed = dict(checkpoint["model_state_dict"])
+    changed["pos_embed"] = changed["pos_embed"] + 1e-6
+    add("another weight", lambda f: torch.save(checkpoint | {"model_state_dict": changed}, f))
+    fewer = {k: v for k, v in checkpoint["model_state_dict"].items() if "blocks.0." not in k}
+    add(
+        "another model's",
+        lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": fewer, "ema_state_dict": None}),
+    )
+    other = checkpoint["config"] | {"model": "vit_base_patch16_224"}
+    add("another model's", lambda f: save_checkpoint(f, checkpoint | {"config": other}))
+    trap = Trap(place / "ran")
+    add("hostile", lambda f: torch.save(checkpoint | {"epoch": trap}, f))
+    add("hostile", lambda f: torch.save(trap, f))
+    add("hostile", lambda f: f.write_bytes(pickle.dumps(checkpoint["config"] | {"trap": trap})))
+    add("hostile", lambda f: torch.save([trap], f, _use_new_zipfile_serialization=False))
+    return found
+
+
+def attempts(file: Path, images: Path, place: Path) -> list[tuple[str, Callable[[], int]]]:
+    """What a user may do with a checkpoint."""
+    where = ["--save-dir", str(place / "runs"), "--log-dir", str(place / "logs"), "--device", "cpu"]
+    data = ["--dataset", "imagefolder", "--data-path", str(images)]
+    return [
+        ("resume", lambda: cifar_train.main(["--resume", str(file), "--epochs", "9", *where])),
+        ("evaluate", lambda: cifar_evaluate.main(["--checkpoint", str(file), "--device", "cpu", *data])),
+        ("weights", lambda: cifar_train.main(["--weights", str(file), "--model", "micro", *data, *where])),
+    ]
+
+
+def outcome(attempt: Callable[[], int]) -> str:
+    """ "refused" for one line and exit code 2; else what happened instead."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            code = attempt()
+    except BaseException as e:  # what would be a traceback
+        return f"{type(e).__name__}: {e}"
+    line = said.getvalue()
+    return "refused" if code == 2 and line.count("\n") == 1 else f"exit code {code}: {line[-300:]}"
+
+
+def study(whole: Path, images: Path, place: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """How often what happened, and what should not have happened."""
+    expected = digest(load_checkpoint(whole))
+    counts: Counter[str] = Counter()
+    wrong = []
+    (place / "damaged").mkdir()
+    for kind, file in damaged(whole, place / "damaged", count, seed):
+        try:
+            found = load_checkpoint(file)
+        except UserError:
+            found = None
+        if kind in ("cut", "one bit flipped") and found is not None:
+            same = digest(found) == expected
+            counts[f"{kind}: read, with every value as it was written" if same else f"{kind}: READ WRONGLY"] += 1
+            wrong += [] if same else [f"{file.name} ({kind}) was read wrongly"]
+            continue
+        results = {name: outcome(attempt) for name, attempt in attempts(file, images, place)}
+        counts[f"{kind}: refused"] += all(r == "refused" for r in results.values())
+        wrong += [f"{file.name} ({kind}), {name}: {r}" for name, r in results.items() if r != "refused"]
+    if (place / "damaged" / "ran").exists():
+        wrong.append("a pickle ran")
+    return counts, wrong
+
+
+def trained(place: Path, images: Path) -> Path:
+    """last.pth of a short training."""
+    argv = ["--model", "micro", "--dataset", "imagefolder", "--data-path", str(images), "--epochs", "1"]
+    argv += ["--batch-size", "8", "--device", "cpu", "--warmup-epochs", "0", "--ema-decay", "0.9"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cifar_train.main([*argv, "--save-dir", str(place / "first"), "--log-dir", str(place / "logs")]) == 0
+    (last,) = (place / "first").glob("*/last.pth")
+    return last
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="reliability.checkpoint_damage", description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100, help="files of each random kind (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the places (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the counts there")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        images = small_images(place / "images", train=16, val=8)
+        counts, wrong = study(trained(place, images), images, place, args.count, args.seed)
+    record = {"seed": args.seed, "counts": counts, "wrong": wrong}
+    print(json.dumps(record, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(record | {"environment": environment()}, indent=2) + "\n")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
