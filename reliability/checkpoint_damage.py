@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def damaged(whole: Path, place: Path, count: int, seed: int) -> list[tuple[str, 
     """(kind, file) for each damaged copy of the checkpoint `whole`, in the folder `place`. Traps would make `ran`."""
     rng = random.Random(seed)  # noqa: S311 -- no secret
     content, checkpoint = whole.read_bytes(), torch.load(whole, weights_only=True)
-    found = []
+    found: list[tuple[str, Path]] = []
 
     def add(kind: str, write: Callable[[Path], object]) -> None:
         file = place / f"{len(found)}.pth"
@@ -53,12 +54,12 @@ def damaged(whole: Path, place: Path, count: int, seed: int) -> list[tuple[str, 
         found.append((kind, file))
 
     for _ in range(count):
-        cut = rng.randrange(1, len(content))
-        add("cut", lambda f, cut=cut: f.write_bytes(content[:cut]))
+        cut = content[: rng.randrange(1, len(content))]
+        add("cut", partial(Path.write_bytes, data=cut))
     for _ in range(count):
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        add("one bit flipped", lambda f, flipped=flipped: f.write_bytes(flipped))
+        add("one bit flipped", partial(Path.write_bytes, data=flipped))
     add("empty", lambda f: f.write_bytes(b""))
     add("no checkpoint", lambda f: f.write_bytes(b"hello" * 100))
     unsigned = {k: v for k, v in checkpoint.items() if k not in ("format", "checksum")}
@@ -72,8 +73,8 @@ def damaged(whole: Path, place: Path, count: int, seed: int) -> list[tuple[str, 
         "another model's",
         lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": fewer, "ema_state_dict": None}),
     )
-    other = checkpoint["config"] | {"model": "vit_base_patch16_224"}
-    add("another model's", lambda f: save_checkpoint(f, checkpoint | {"config": other}))
+    wider = {k: torch.cat([v, v]) if v.ndim else v for k, v in checkpoint["model_state_dict"].items()}
+    add("another model's", lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": wider, "ema_state_dict": {}}))
     trap = Trap(place / "ran")
     add("hostile", lambda f: torch.save(checkpoint | {"epoch": trap}, f))
     add("hostile", lambda f: torch.save(trap, f))

@@ -34,11 +34,11 @@ from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
 from vit_core.run_folder import environment
 
-EPOCHS = 4
+EPOCHS = 3
 FLAGS = (
     "--model", "micro", "--dataset", "imagefolder", "--cache", "disk", "--num-workers", "1", "--device", "cpu",
     "--epochs", str(EPOCHS), "--batch-size", "8", "--grad-accum", "2", "--ema-decay", "0.9", "--mixup", "0.8",
-    "--cutmix", "1.0", "--amp", "bf16", "--save-steps", "2", "--warmup-epochs", "1",
+    "--cutmix", "1.0", "--amp", "bf16", "--save-steps", "1", "--warmup-epochs", "1", "--model-kwargs", "depth=1",
 )  # fmt: skip
 KILLS_EACH = 5  # of one training
 CLOCKS = ("images_per_second", "seconds")  # columns that no two runs share
@@ -103,6 +103,7 @@ def checkpoint_of(folder: Path) -> Path | None:
 def study(victim: Victim, folder: Path, kills: int, signal_number: int, seed: int) -> Outcome:
     """Train undisturbed, then again and again under kills, until there were so many."""
     random_instant = random.Random(seed)  # noqa: S311 -- no secret
+    victim.finish(folder / "first")  # which waits for the imports
     seconds = victim.finish(folder / "undisturbed")
     outcome = Outcome()
     while outcome.kills < kills:
@@ -112,9 +113,9 @@ def study(victim: Victim, folder: Path, kills: int, signal_number: int, seed: in
             process = victim.start(place)
             outcome.starts += 1
             if random_instant.random() < 1 / 3:
-                _wait_for_a_write(process, place, random_instant.randrange(1, 12))
+                _wait_for_a_write(process, place, random_instant.randrange(1, 7))
             else:
-                process.join(random_instant.uniform(0.0, seconds))
+                process.join(random_instant.uniform(0.0, seconds * (1 - _epochs(place) / EPOCHS)))
             if _kill(process, signal_number):
                 outcome.kills += 1
                 _record(place, process, outcome)
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     number = signal.Signals[f"SIG{args.signal}"]
     os.environ["OMP_NUM_THREADS"] = "1"  # of all trainings alike: sums in another order differ in the last bit
     with tempfile.TemporaryDirectory() as folder:
-        images = small_images(Path(folder) / "images", train=96, val=24)
+        images = small_images(Path(folder) / "images", train=48, val=8)
         victim = Victim(args.module, (*FLAGS, "--data-path", str(images)))
         outcome = study(victim, Path(folder), args.kills, number, args.seed)
     record: dict[str, Any] = {"signal": args.signal, "module": args.module, "seed": args.seed, **asdict(outcome)}

@@ -49,7 +49,8 @@ def resident(pid: int) -> float:
 
 def follow(victim: Victim, folder: Path) -> list[float]:
     """MiB after each epoch."""
-    process, measured = victim.start(folder), []
+    process = victim.start(folder)
+    measured: list[float] = []
     while process.is_alive():
         table = next(folder.glob("checkpoints/*/metrics.csv"), None)
         rows = table.read_text().count("\n") - 1 if table is not None else 0

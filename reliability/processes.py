@@ -28,8 +28,8 @@ from vit_core.run_folder import environment
 
 GLOBAL_BATCH, EVALUATED = 16, 97  # a number of images that neither 2 nor 4 divides
 TRAIN = (
-    "--model", "micro", "--dataset", "imagefolder", "--device", "cpu", "--warmup-epochs", "1", "--mixup", "0.8",
-    "--ema-decay", "0.9", "--model-kwargs", "drop_rate=0", "drop_path_rate=0",  # masks differ between ranks
+    "--model", "micro", "--dataset", "imagefolder", "--device", "cpu", "--warmup-epochs", "1", "--ema-decay", "0.9",
+    "--mixup", "0", "--model-kwargs", "drop_rate=0", "drop_path_rate=0",  # which each rank draws for itself
 )  # fmt: skip
 COMPARED = ("train_loss", "train_acc1", "val_loss", "val_acc1", "grad_norm", "lr")
 HOSTS = ("10.77.0.1", "10.77.0.2")
@@ -89,10 +89,10 @@ class Trainings:
         return found
 
 
-def on_several_processes(trainings: Trainings) -> dict[str, Any]:
-    """Losses, evaluation and writers on 1, 2 and 4 processes."""
+def on_several_processes(trainings: Trainings, counts: Sequence[int]) -> dict[str, Any]:
+    """Losses, evaluation and writers on so many processes."""
     found: dict[str, Any] = {}
-    for count in (1, 2, 4):
+    for count in counts:
         name = f"on_{count}"
         run([*torchrun("--standalone", "--nproc-per-node", str(count)), *trainings.words(name, count)])
         found[f"{count} processes: largest relative difference of a figure"] = trainings.difference(name, "on_1")
@@ -182,7 +182,8 @@ def on_two_machines(trainings: Trainings) -> dict[str, Any]:
     def start(host: str, address: str, name: str, epochs: int) -> subprocess.Popen[str]:
         words = torchrun(
             "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", name,
-            "--rdzv-endpoint", f"{HOSTS[0]}:29400", "--local-addr", address,
+            "--rdzv-endpoint", f"{HOSTS[0]}:29400", "--rdzv-conf", f"is_host={int(address == HOSTS[0])}",
+            "--local-addr", address,
         )  # fmt: skip
         words = ["ip", "netns", "exec", host, *words, *trainings.words(name, 2, epochs=epochs)]
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)  # noqa: S603
@@ -232,12 +233,16 @@ def problems(found: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="reliability.processes", description=__doc__.splitlines()[0])
     parser.add_argument("--no-machines", action="store_true", help="leave out the two network namespaces")
+    parser.add_argument("--only-machines", action="store_true", help="only these, and one process to compare with")
     parser.add_argument("--json", metavar="FILE", type=output_file, help="write the findings there")
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         trainings = Trainings(Path(folder))
-        found = on_several_processes(trainings) | killed_and_restarted(trainings)
+        counts = (1,) if args.only_machines else (1, 2, 4)
+        found = on_several_processes(trainings, counts)
+        if not args.only_machines:
+            found |= killed_and_restarted(trainings)
         if not args.no_machines:
             found |= on_two_machines(trainings)
     wrong = problems(found)

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+import property_budget
+
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # pytest-xdist runs a process a core
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in property_budget.summary() if property_budget.EXAMPLES else []:
+        terminalreporter.write_line(line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

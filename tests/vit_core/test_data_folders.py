@@ -103,7 +103,7 @@ def test_modes_other_than_rgb(tmp_path: Path) -> None:
         ),
         (
             lambda r: (r / "train/a/0.png").write_bytes(b"GIF?"),
-            r"train/a/0\.png: unreadable image \(not an image\)",
+            r"train/a/0\.png: unreadable image \(not an image in one of",
         ),
         (lambda r: (r / "train/a/1.png").write_bytes(b""), r"train/a/1\.png: unreadable image"),
         (lambda r: _truncate(r / "train/a/2.png"), r"train/a/2\.png: unreadable image"),
@@ -166,7 +166,7 @@ def test_deciding_on_a_large_folder_opens_few_files(tmp_path: Path, monkeypatch:
     for i in range(300):
         _image(tmp_path / f"{i:03d}.png")
     opened = []
-    monkeypatch.setattr(Image, "open", lambda path, real=Image.open: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, real=Image.open, **k: opened.append(path) or real(path, **k))
     monkeypatch.setattr(sources, "_MEMORY_LIMIT", 1)
     paths = sorted(str(p) for p in tmp_path.iterdir())
     assert isinstance(sources.source_from_files(paths, [0] * 300, "auto"), DiskSource)

@@ -12,6 +12,7 @@ import torch
 
 import toy_paper
 from vit_core import distributed
+from vit_core.checkpoint import digest, load_checkpoint
 from vit_core.data import BatchLoader, EvalTransform
 from vit_core.data.sources import MemorySource
 from vit_core.distributed import pick_device
@@ -68,6 +69,58 @@ def test_sigterm_to_one_rank_stops_all_and_the_run_resumes_exactly(tmp_path, sta
     assert start_processes(toy_paper.train_process, work) == [0, 0]
     ours, theirs = (last(tmp_path / name)["model_state_dict"] for name in ("broken", "unbroken"))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_killed_process_ends_the_others_with_a_line(tmp_path, start_processes, capfd):
+    argv = ["--batch-size", "128", "--epochs", "2"]
+    faults = zip(["", "SIGKILL"], two_ranks(free_port()), strict=True)
+    work = [(str(tmp_path), argv, 7 if what else -1, what, env) for what, env in faults]  # in the second epoch
+    assert start_processes(toy_paper.train_process, work) == [2, -9]
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    said = capfd.readouterr().err
+    assert "the connection to another process of this run is lost (it was killed" in said
+    assert f"go on with: the same torchrun command with --resume {run / 'last.pth'}" in said
+    assert "Traceback" not in said
+
+
+def test_processes_that_read_different_checkpoints_are_told(tmp_path, start_processes, capfd):
+    """--resume on machines that share no disk."""
+    paths = []
+    for name, epochs in (("a", "1"), ("b", "2")):
+        assert toy_paper.train(str(tmp_path / name), "--epochs", epochs) == 0
+        paths += (tmp_path / name / "checkpoints").glob("*/last.pth")
+    work = [
+        (str(tmp_path / "c"), ["--resume", str(path), "--epochs", "3"], -1, "", env)
+        for path, env in zip(paths, two_ranks(free_port()), strict=True)
+    ]
+    assert start_processes(toy_paper.train_process, work) == [2, 2]
+    assert capfd.readouterr().err.count("put it on a disk that all machines share") == 2
+
+
+def test_what_torchrun_starts_again_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, capsys):
+    flags = ["--epochs", "2", "--save-steps", "1"]
+    assert toy_paper.train(str(tmp_path / "unbroken"), *flags) == 0
+    folder = str(tmp_path / "broken")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert toy_paper.train(folder, *flags, "--epochs", "1") == 0  # of the same agent, so it would be taken up
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
+    assert toy_paper.train(folder, *flags, at=3, what="SIGTERM") == 143
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this job")
+    assert toy_paper.train(folder, *flags, at=7, what="SIGTERM") == 143
+    before = set((tmp_path / "broken" / "checkpoints").iterdir())
+    assert len(before) == 3
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert toy_paper.train(folder, *flags) == 0
+    said = capsys.readouterr().out
+    assert "after 1 epochs and 2 batches" in said
+    assert set((tmp_path / "broken" / "checkpoints").iterdir()) == before
+    (ours,) = [run for run in before if f"{run.name}\n" in said]
+    a, b = (load_checkpoint(f) for f in (ours / "last.pth", next((tmp_path / "unbroken").glob("*/*/last.pth"))))
+    assert digest(a["model_state_dict"]) == digest(b["model_state_dict"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job that was killed before its first checkpoint")
+    assert toy_paper.train(folder, *flags) == 0
+    assert "started again by torchrun before the first checkpoint: from the beginning" in capsys.readouterr().out
 
 
 def last(folder: Path) -> dict:

@@ -21,6 +21,7 @@ from vit_core.reproduce import bench, command, comparison, plan, run
 from vit_core.reproduce.progress import Display, Part, clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.trainer import Stopped
+from vit_core.whole_files import FolderLock
 
 CLAIMS = """
 - {id: toy-one, source: Table 1, statement: One is one., claimed: 1, cost: instant, check: one}
@@ -239,7 +240,7 @@ def test_sigterm_outside_a_training_ends_in_a_line_that_says_how_to_go_on(papers
 
 def test_two_processes_in_one_folder_are_refused(papers, tmp_path, capsys):
     assert command.main(["train", "--paper", "toy"]) == 0
-    with run.reopen(only_run(tmp_path), papers.found, {})._alone():
+    with FolderLock(only_run(tmp_path)):
         assert command.main(["--resume"]) == 2
     assert "another process is at work there" in capsys.readouterr().err
 
@@ -253,9 +254,9 @@ def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, caps
     def interrupted(study):
         if not trained:
             trained.append(study)
-            study._begin()
-            study._train("first", 42)
-            raise SystemExit(130)
+            with study._begin():
+                study._train("first", 42)
+                raise SystemExit(130)
         real(study)
 
     monkeypatch.setattr(run.steps.Study, "train", interrupted)

@@ -9,6 +9,7 @@ from sklearn.metrics import classification_report, confusion_matrix, precision_r
 from torch import Tensor, nn
 
 from vit_core.evaluation import count_hits
+from vit_core.figure_text import figure_text
 
 ANNOTATED_CLASSES = 20  # more cells than this squared have no room for their numbers
 
@@ -59,8 +60,9 @@ def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str
     ax.set(xlabel="predicted", ylabel="true", title=f"{len(targets):,} images, {C} classes")
     if C <= ANNOTATED_CLASSES:
         short = max(map(len, class_names)) <= 3
-        ax.set_xticks(range(C), class_names, rotation=0 if short else 45, ha="center" if short else "right")
-        ax.set_yticks(range(C), class_names)
+        names = [figure_text(name) for name in class_names]
+        ax.set_xticks(range(C), names, rotation=0 if short else 45, ha="center" if short else "right")
+        ax.set_yticks(range(C), names)
         for i in range(C):
             for j in range(C):
                 if counts[i, j]:

@@ -60,7 +60,18 @@ class TrainConfig:
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # also refuses NaN
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        for name in ("label_smoothing", "beta1", "beta2"):
+        for name in _COUNTS:  # what no machine has; larger ones break arithmetic that floats take part in
+            if (getattr(self, name) or 0) > 10**9:
+                raise ValueError(f"--{name.replace('_', '-')} must be at most 1e9")
+        for name in ("lr", "min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
+            if (getattr(self, name) or 0) > 1e6:
+                raise ValueError(f"--{name.replace('_', '-')} must be at most 1e6, got {getattr(self, name)}")
+        for name in ("mixup", "cutmix"):  # numpy's beta distribution gives NaN for some that are next to nothing
+            if 0 < getattr(self, name) < 1e-6:
+                raise ValueError(f"--{name} must be 0 or at least 1e-6, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError("--seed must be below 2 to the 63rd")
+        for name in ("label_smoothing", "beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("mix_prob", "mix_switch_prob"):
@@ -75,6 +86,14 @@ class TrainConfig:
             raise ValueError(f"--warmup-steps must be at least 0, got {self.warmup_steps}")
         if self.grad_clip is not None and not self.grad_clip >= 0:
             raise ValueError(f"--grad-clip must be at least 0, got {self.grad_clip}")
+
+
+_COUNTS = (
+    "epochs", "batch_size", "grad_accum", "eval_freq", "print_freq", "warmup_epochs", "warmup_steps", "save_freq",
+    "save_steps", "plateau_patience", "early_stopping",
+)  # fmt: skip
+MOST_WORKERS = 512
+LARGEST_IMAGE = 4096  # pixels a side
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -98,12 +117,15 @@ class DataConfig:
     cache: Literal["auto", "memory", "disk"] = flag(
         "auto", "keep decoded images in memory", choices=("auto", "memory", "disk")
     )
+    skip_broken: bool = flag(
+        False, "leave out images that cannot be read; to find them, each is decoded once before the run begins"
+    )
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"--num-workers must be at least 0, got {self.num_workers}")
-        if self.img_size is not None and self.img_size < 1:
-            raise ValueError(f"--img-size must be at least 1, got {self.img_size}")
+        if not 0 <= self.num_workers <= MOST_WORKERS:
+            raise ValueError(f"--num-workers must lie in [0, {MOST_WORKERS}], got {self.num_workers}")
+        if self.img_size is not None and not 1 <= self.img_size <= LARGEST_IMAGE:
+            raise ValueError(f"--img-size must lie in [1, {LARGEST_IMAGE}], got {self.img_size}")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -113,3 +135,10 @@ class OutputConfig:
     save_dir: str = flag("./checkpoints", "folder for run folders")
     log_dir: str = flag("./logs", "folder for TensorBoard events, one folder a run")
     resume: str = flag("", "checkpoint to go on from")
+
+    def __post_init__(self) -> None:
+        for name in ("save_dir", "log_dir"):  # TensorBoard writes nowhere else
+            try:
+                getattr(self, name).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"--{name.replace('_', '-')} is not in UTF-8: choose another folder") from None

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from vit_core.errors import UserError
 from vit_core.host_memory import keep_freed_memory
@@ -48,9 +50,23 @@ def start(device: str = "auto") -> World:
     if size == 1:
         return World(0, 1, chosen)
     if not dist.is_initialized():
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        try:
+            _meet("nccl" if chosen.type == "cuda" else "gloo")
+        except RuntimeError as e:
+            raise UserError(f"cannot reach the other processes of this run: {' '.join(str(e).split())[:200]}") from e
     return World(dist.get_rank(), size, chosen, local_rank)
+
+
+def _meet(backend: str) -> None:
+    timeout = datetime.timedelta(minutes=30)
+    if not is_restart() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    # torchrun's store still has the addresses of the processes before the restart (pytorch issue 135712), which the new
+    # ones would call in vain. On several machines their counts of restarts need not agree: see docs/reliability.md.
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    own = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
 
 def wait_for_all() -> None:
@@ -68,10 +84,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """`auto` is CUDA, else Apple's MPS, else the CPU; `cuda` is the GPU of this process's local rank."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):  # torch knows more, which one cannot train on
+        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build")

@@ -8,21 +8,23 @@ import argparse
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
+import torch
 from torch import nn
 
-from vit_core.cli import ArgumentParser, add_flags, build
+from vit_core.cli import ArgumentParser, add_flags, build, is_out_of_memory
 from vit_core.config import DataConfig, OutputConfig, TrainConfig
 from vit_core.data import AugmentConfig, Dataset, load_dataset
-from vit_core.distributed import World, together
+from vit_core.distributed import World, broadcast, together
 from vit_core.errors import UserError
 from vit_core.loss import LossFunction, classification_loss
+from vit_core.plain_yaml import MOST_YAML, check_plain, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,26 +81,35 @@ class Recipe:
         shipped = self.configs / f"{name}.yaml" if self.configs else None
         file = shipped if shipped is not None and shipped.is_file() else Path(name)
         try:
-            values = yaml.safe_load(file.read_text())
+            with file.open("rb") as f:
+                text = f.read(MOST_YAML + 1)
         except FileNotFoundError:
             names = ", ".join(sorted(f.stem for f in self.configs.glob("*.yaml"))) if self.configs else "none"
             raise UserError(f"--config {name}: no such file, nor a shipped one of that name ({names})") from None
-        except (yaml.YAMLError, ValueError) as e:  # a date that does not exist is a ValueError
+        except OSError as e:
+            raise UserError(f"--config {name}: {e.strerror}") from e
+        try:
+            values = read_yaml(text)
+        except ValueError as e:
             raise UserError(f"--config {name}: not YAML: {e}") from e
         if not isinstance(values, dict):
             raise UserError(f"--config {name}: needs lines of the form 'flag: value'")
         words = []
         for key, value in values.items():
             key = str(key).replace("-", "_")
-            if self.aliases.get(key, key) not in known or key == "config":
+            if self.aliases.get(key, key) not in known or key in ("config", "help"):
                 raise UserError(f"--config {name}: {key} is no flag of {self.command}-train")
             flag = "--" + key.replace("_", "-")
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
             elif isinstance(value, dict):
                 words += [flag, *(f"{k}={json.dumps(v)}" for k, v in value.items())] if value else []
+            elif isinstance(value, list):
+                words += [flag, *map(str, value)]
             elif value is not None:
-                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+                words.append(f"{flag}={value}")  # one word: a value may begin with a hyphen
+            if isinstance(value, list | dict) and any(str(v).startswith("-") for v in value):
+                raise UserError(f"--config {name}: {key}: a value that looks like a flag")
         return words
 
     def train_parser(self) -> ArgumentParser:
@@ -196,31 +207,79 @@ def parse_model_kwargs(words: list[str]) -> dict[str, Any]:
             raise UserError(f"--model-kwargs takes NAME=VALUE, got {word!r}")
         try:
             number = re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text)  # 1e-6, which YAML takes for a word
-            pairs[name.replace("-", "_")] = float(text) if number else yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as e:
-            raise UserError(f"--model-kwargs {word}: not a value: {e}") from e
+            value = check_plain(float(text)) if number else read_yaml(text)
+        except ValueError as e:
+            raise UserError(f"--model-kwargs {word[:80]}: not a value: {e}") from e
+        name = name.replace("-", "_")
+        if name in ("pretrained", "num_classes", *_READ_ELSEWHERE):
+            raise UserError(f"--model-kwargs {name}: no argument of the architecture; --help has the flags for weights")
+        pairs[name] = value
     return pairs
 
 
+# With these timm's create_model reads another file, or goes to the network.
+_READ_ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_MOST_BLOCKS = 1000  # a model of a million narrow blocks would take hours to be built, and then fail
+
+
 def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_size: int | None) -> nn.Module:
-    """The timm model. UserError for arguments that it does not take, or that cannot work together."""
+    """The timm model. UserError for arguments that it does not take, or that cannot work together.
+
+    A model with arguments of the user's is tried on an image: timm builds some that fail or give NaN.
+    """
     size = {} if img_size is None else {"img_size": img_size}
+    if ":" in name or not kwargs.keys().isdisjoint(_READ_ELSEWHERE):  # from a checkpoint that somebody made up
+        raise UserError(
+            f"{name}: weights come from a checkpoint or --weights, never with the model's name or arguments"
+        )
+    depth = kwargs.get("depth")
+    if isinstance(depth, int) and depth > _MOST_BLOCKS:
+        raise UserError(f"{name}: depth must be at most {_MOST_BLOCKS}, got {depth}")
     try:
-        return timm.create_model(name, **{**kwargs, **size, "num_classes": num_classes})
-    except (TypeError, ValueError) as e:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's, of layers without weights
+            model = timm.create_model(name, **{**kwargs, **size, "num_classes": num_classes})
+    except Exception as e:  # of arguments that nobody thought of timm raises whatever comes first
         if size and isinstance(e, TypeError) and "img_size" in str(e):  # a convolutional network: any size will do
             return create_model(name, kwargs, num_classes, None)
-        raise UserError(f"{name}: {e}") from e
-    except RuntimeError as e:
-        if "Unknown model" not in str(e):
+        if "Unknown model" in str(e):
+            raise UserError(f"{name}: no model of that name is registered with timm") from e
+        if not kwargs and not size:  # no mistake of the user's
             raise
-        raise UserError(f"{name}: no model of that name is registered with timm") from e
+        raise UserError(f"{name}: {_reason(e)}") from e
+    if (kwargs or size) and not any(p.is_meta for p in model.parameters()):
+        _try(model, name, img_size)
+    return model
+
+
+def _try(model: nn.Module, name: str, img_size: int | None) -> None:
+    """UserError unless the model makes finite logits of an image."""
+    was_training = model.training
+    try:
+        side = img_size or input_size(model)
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, 3, side, side))
+        if logits.ndim != 2:
+            raise ValueError(f"it gives {tuple(logits.shape)} for an image, not a value for each class")
+        finite = bool(logits.isfinite().all())
+    except Exception as e:
+        raise UserError(f"{name} does not work with these arguments: {_reason(e)}") from e
+    finally:
+        model.train(was_training)
+    if not finite:
+        raise UserError(f"{name} gives no finite numbers with these arguments")
+
+
+def _reason(error: Exception) -> str:
+    return "there is not enough memory for it" if is_out_of_memory(error) else str(error) or type(error).__name__
 
 
 def input_size(model: nn.Module) -> int:
     """Side in pixels of the square images that a timm model takes."""
-    size = getattr(getattr(model, "config", None), "img_size", None) or model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
-    return int(size)
+    for part in (getattr(model, "config", None), getattr(model, "patch_embed", None)):  # an argument may have set it
+        size = getattr(part, "img_size", None)
+        if size is not None:
+            return int(size[-1] if isinstance(size, tuple) else size)
+    return int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index]
 
 
 def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
@@ -249,21 +308,30 @@ def check_classes(settings: Mapping[str, Any], source: str | Path, dataset: Data
 
 
 def load_images(config: DataConfig, img_size: int, world: World) -> Dataset:
-    """The dataset of a run; one process of each machine downloads, the others wait. UserError for a wrong count."""
+    """The dataset of a run; one process of each machine downloads, the others wait. UserError for a wrong count.
 
-    def load(download: bool) -> Dataset:
-        return load_dataset(
-            config.dataset, data_path=config.data_path, download=download, img_size=img_size, cache=config.cache,
-            eval_split=config.eval_split, normalize=config.normalize,
-        )  # fmt: skip
-
+    With `skip_broken` the main process looks for broken images and says which; the others leave out the same.
+    """
+    turns = [True]
+    if config.download:
+        turns.insert(0, world.local_rank == 0)
+    if config.skip_broken:
+        turns.insert(0, world.is_main)
     dataset = None
-    with together():
-        if not config.download or world.local_rank == 0:
-            dataset = load(config.download)
-    with together():
-        if dataset is None:
-            dataset = load(False)
+    skip: bool | frozenset[str] = config.skip_broken
+    for is_turn in turns:
+        with together():
+            if is_turn and dataset is None:
+                dataset = load_dataset(
+                    config.dataset, data_path=config.data_path, download=config.download and world.local_rank == 0,
+                    img_size=img_size, cache=config.cache, eval_split=config.eval_split, normalize=config.normalize,
+                    skip_broken=skip,
+                )  # fmt: skip
+        if skip is True:
+            left_out = dataset.left_out if dataset is not None else ()
+            skip = broadcast(frozenset(path for split in left_out for path in split.broken))
+            if world.is_main and left_out:
+                print("left out: " + "; ".join(map(str, left_out)))
     assert dataset is not None
     if config.num_classes is not None and config.num_classes != dataset.num_classes:
         raise UserError(

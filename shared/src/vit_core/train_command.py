@@ -1,6 +1,7 @@
 """The `train` command of every paper: flags -> model, data, run folder -> `Trainer` -> what to do next."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,8 +60,7 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
         logging.basicConfig(
             level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
         )
-        if source is None:
-            source = _of_earlier_start(output, world)
+        if source is None and (source := _of_earlier_start(output, world)) is not None:
             planned, checkpoint = _plan(recipe, given, source)
         _check_alike(checkpoint, source)
         trainer = prepare(recipe, planned, world, output, checkpoint, source)
@@ -75,7 +75,9 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
             raise
         last = trainer.last_saved if trainer is not None else source
         advice = (
-            f"go on with: the same torchrun command with --resume {last}" if last else "no checkpoint was written yet"
+            f"go on with: the same torchrun command with --resume {shlex.quote(str(last))}"
+            if last
+            else "no checkpoint was written yet"
         )
         raise UserError(f"{distributed.LOST_PROCESS}; {advice}") from e
     finally:
@@ -270,15 +272,15 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     if p.epoch < trainer.config.epochs:
         print(f"stopped early: no better top-1 in {p.evaluations_without_gain} evaluations")
     data = trainer.settings["data"]
-    where = f" --data-path {data['data_path']}" if data["data_path"] else ""
+    where = f" --data-path {shlex.quote(data['data_path'])}" if data["data_path"] else ""
     print(f"best validation top-1 {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
-    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {best}{where}")
-    print(f"see its curves: uv run tensorboard --logdir {run.log_dir.parent}")
+    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {shlex.quote(str(best))}{where}")
+    print(f"see its curves: uv run tensorboard --logdir {shlex.quote(str(run.log_dir.parent))}")
 
 
 def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> str:
-    log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {output.log_dir}"
+    log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {shlex.quote(output.log_dir)}"
     start = f"uv run {recipe.command}-train"
     if stopped.world.size > 1:  # with another number of processes the epoch would start anew
         start = "the same torchrun command with"
-    return f"{start} --resume {stopped.checkpoint}{log_dir}"
+    return f"{start} --resume {shlex.quote(str(stopped.checkpoint))}{log_dir}"

@@ -49,6 +49,7 @@ class TrainedModel:
             download=args.download,
             eval_split=args.eval_split or self.test_splits.get(name) or (trained.get("eval_split") if same else None),
             num_workers=args.num_workers,
+            skip_broken=args.skip_broken or (same and trained.get("skip_broken", False)),
         )
         dataset = load_images(config, self.settings["img_size"], world)
         note = check_classes(self.settings, self.source, dataset, config.dataset)
@@ -92,6 +93,12 @@ def add_data_flags(parser: ArgumentParser, *, amp: bool = True) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that cannot be read, as always where the training did; to find them, each is decoded "
+        "once before the rest begins",
+    )
     add_loading_flags(parser)
     if not amp:
         return

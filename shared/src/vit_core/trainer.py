@@ -127,6 +127,8 @@ class Trainer:
         result = None
         if number % c.eval_freq == 0 or number == c.epochs:
             result = self._evaluate()
+            if not math.isfinite(result.loss):  # the last step ruined the weights: they are not to be saved
+                raise UserError(self._not_finite(p.step))
         loss, acc1, acc5, _, norm = self._averages()
         row = {
             "epoch": number, "step": p.step, "lr": self.last_lr, "train_loss": loss, "train_acc1": acc1,

@@ -27,7 +27,8 @@ from clear_vit.model import ClearViT, DiffEntropyAttention, SuppressionAttention
 from clear_vit.recipe import RECIPE
 from clear_vit.rope import Grid
 from vit_core.cli import ArgumentParser, command
-from vit_core.data.folder import find_images, read_pixels
+from vit_core.data.folder import find_images
+from vit_core.data.images import read_pixels
 from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import AttentionStatistics, denormalise, draw_heads, figure_of_maps

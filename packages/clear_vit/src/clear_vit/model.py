@@ -196,8 +196,10 @@ class ClearViT(VisionTransformer):
             raise ValueError(f"pos_embed must be learn or none, got {pos_embed!r}")
         if not 0 <= pos_dropout < 1:
             raise ValueError(f"pos_dropout must lie in [0, 1), got {pos_dropout}")
-        if not 0 <= pos_embed_std < math.inf:
-            raise ValueError(f"pos_embed_std must be 0 or more, got {pos_embed_std}")
+        if not 0 <= pos_embed_std <= 1e6:
+            raise ValueError(f"pos_embed_std must be 0 or more, and at most 1e6; got {pos_embed_std}")
+        if not (0 <= attn_drop_rate <= 1 and 0 <= proj_drop_rate <= 1):  # torch's own check lets NaN pass
+            raise ValueError(f"drop rates must lie in [0, 1], got {attn_drop_rate} and {proj_drop_rate}")
         if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
             sizes = f"{embed_dim}, {num_heads} and {depth}"
             raise ValueError(f"embed_dim must be a multiple of num_heads, and depth at least 1; got {sizes}")

@@ -95,6 +95,10 @@ class GuidedTokenAttention(nn.Module):
         for name, value in (("heads", heads), ("head_dim", head_dim), ("gru_layers", gru_layers)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not (abs(gamma) <= 1e6 and abs(beta) <= 1e6):  # also refuses NaN
+            raise ValueError(f"gamma and beta must lie in [-1e6, 1e6], got {gamma} and {beta}")
+        if gru_layers > 100:  # a GRU of a million narrow layers would take hours to be built
+            raise ValueError(f"gru_layers must be at most 100, got {gru_layers}")
         parts = chosen_components(components)
         self.bigru = SequenceModel(dim, gru_layers) if "bigru" in parts else None
         self.attention_pooling = AttentionPooling(dim, heads, head_dim) if "pooling" in parts else None
@@ -140,6 +144,8 @@ class HTHTAViT(VisionTransformer):
             raise ValueError("the class token, and no other before the patches, is what the fusion takes")
         if not 0 <= frozen_blocks <= len(self.blocks):
             raise ValueError(f"frozen_blocks must lie in [0, {len(self.blocks)}], got {frozen_blocks}")
+        if pos_embed_std is not None and not 0 < pos_embed_std <= 1e6:
+            raise ValueError(f"pos_embed_std must be over 0 and at most 1e6, got {pos_embed_std}")
         self.guided = GuidedTokenAttention(
             self.embed_dim, heads=pool_heads, head_dim=pool_head_dim, gru_layers=gru_layers, components=components,
             gamma=gamma, beta=beta,

@@ -16,7 +16,8 @@ import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
-from vit_core.data.folder import find_images, read_pixels
+from vit_core.data.folder import find_images
+from vit_core.data.images import read_pixels
 from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places

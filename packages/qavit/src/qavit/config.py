@@ -1,6 +1,7 @@
 """The configuration of a QAViT, under the names of the original code (`QAViTConfig`)."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class QAViTConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            _require(type(getattr(self, name)) is int, f"{name} must be a whole number, got {getattr(self, name)}")
         for name in ("dropout", "attn_drop", "drop_path"):
             if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -61,9 +63,10 @@ class QAViTConfig:
             f"embed_dim {d} must be a multiple of bottleneck_ratio {self.bottleneck_ratio}",
         )
         _require(
-            int(d * self.mlp_ratio) >= 1,
+            1 <= d * self.mlp_ratio < math.inf,
             f"embed_dim x mlp_ratio must be at least 1, got {d} and {self.mlp_ratio}",
         )
+        _require(0.0 < self.init_std <= 1.0, f"init_std must lie in (0, 1], got {self.init_std}")
         _require(d % (2 * G) == 0, f"embed_dim must be a multiple of 2 x num_channel_groups, got {d} and {G}")
         _require(
             d // 2 // G % self.num_heads == 0,

@@ -339,7 +339,7 @@ class QAViT(TimmApi):
         super().__init__()
         timm_names = {"in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop",
                       "drop_path_rate": "drop_path"}  # fmt: skip
-        global_pool = fields.pop("global_pool", "avg")
+        pool = fields.pop("global_pool", None)
         fields = {timm_names.get(name, name): value for name, value in fields.items()}
         if isinstance(fields.get("img_size"), tuple | list):  # timm's form of a square: (224, 224)
             fields["img_size"] = _square(fields["img_size"])
@@ -353,7 +353,7 @@ class QAViT(TimmApi):
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([QuadAttentionBlock(config, rate) for rate in rates])
         self.norm: nn.Module = nn.LayerNorm(config.embed_dim)
-        self.reset_classifier(config.num_classes, global_pool)
+        self.reset_classifier(config.num_classes, "avg" if pool is None else pool)
         self.feature_info = [
             {"num_chs": config.embed_dim, "reduction": config.patch_size, "module": f"blocks.{i}"}
             for i in range(config.depth)

@@ -45,8 +45,8 @@ class Selection:
         for name, values in (("mode", MODES), ("empty_row", EMPTY_ROWS), ("kernel", KERNELS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}; got {getattr(self, name)!r}")
-        if self.eps <= 0:
-            raise ValueError(f"eps must be positive, got {self.eps}")
+        if not 0 < self.eps <= 1e6:  # also refuses NaN
+            raise ValueError(f"eps must be positive and at most 1e6, got {self.eps}")
 
 
 def selective_attention(

@@ -43,8 +43,8 @@ class ThresholdForm:
     growth: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
+        if not 0 <= self.threshold <= 1e6:  # also refuses NaN
+            raise ValueError(f"threshold must be 0 or more, and at most 1e6; got {self.threshold}")
         if not self.relative and self.threshold >= 1:
             raise ValueError(f"threshold must be below 1, the largest weight there is; got {self.threshold}")
         if self.learned not in (None, *LEARNED):

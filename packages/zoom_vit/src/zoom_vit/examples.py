@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import normalize
 from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps
+from vit_core.figure_text import figure_text
 from vit_core.recipe import Recipe
 from vit_core.study import markdown_table
 from zoom_vit.alignment import GROUPS, Judgement, groups, judge
@@ -154,12 +155,12 @@ def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Seq
     figure = Figure(figsize=(3.3 * len(panels), 3.7), layout="constrained")
     for ax, (name, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-        ax.set_title(name, fontsize=9)
+        ax.set_title(figure_text(name), fontsize=9)
         ax.axis("off")
     if box is not None:
         top, left, height, width = box
         edge = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#ff3b30", linewidth=2)
         figure.axes[0].add_patch(edge)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(figure_text(title), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -6,6 +6,7 @@ does not depend on how many workers there are, nor on where an epoch was started
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from vit_core.data.augment import Augment, EvalTransform
 from vit_core.data.crops import crop_image
-from vit_core.data.folder import open_image
+from vit_core.data.images import open_image, shown
 from vit_core.data.seeding import generator
 from vit_core.data.sources import DiskSource
 from vit_core.errors import UserError
@@ -42,6 +43,10 @@ class Decoder:
         options: dict[str, Any] = {}
         if num_workers:
             options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _start_worker}
+            if sys.platform == "linux":
+                # Said, as from Python 3.14 on it is a server that starts processes. A worker ends when the process that
+                # it comes from is gone: that server would keep it alive when the training is killed.
+                options["multiprocessing_context"] = "fork"
         self._loader: DataLoader[Any] = DataLoader(
             _Files(source, transform, seed),
             batch_sampler=self._plan,
@@ -126,7 +131,9 @@ class _Files(torch.utils.data.Dataset[Any]):
         except UserError as e:
             return _Failure(str(e))
         except MemoryError:
-            return _Failure(f"{path}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size")
+            return _Failure(
+                f"{shown(path)}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size"
+            )
         return torch.from_numpy(images)
 
 

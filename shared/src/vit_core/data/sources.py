@@ -1,5 +1,6 @@
 """Where a loader takes images from: a tensor in memory, files on disk, or random numbers."""
 
+import os
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_core.data.folder import UnequalSizesError, common_size, decode_all
+from vit_core.data.images import UnequalSizesError, common_size, decode_all, shown
 from vit_core.data.seeding import derive_seed
 from vit_core.errors import UserError
 
@@ -72,8 +73,10 @@ class DiskSource:
 
     def __init__(self, paths: list[str], labels: list[int]) -> None:
         # One block of bytes: a list of a million strings would be copied into every worker, page by page, as
-        # their reference counts change.
-        self._paths = np.array([p.encode("utf-8", "surrogateescape") for p in paths], dtype=np.bytes_)
+        # their reference counts change. End to end: in a table, one long path would widen the row of each.
+        encoded = [os.fsencode(p) for p in paths]
+        self._names = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
         self.labels = torch.tensor(labels, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -81,7 +84,7 @@ class DiskSource:
 
     def path(self, index: int) -> Path:
         """The file of image `index`."""
-        return Path(self._paths[index].decode("utf-8", "surrogateescape"))
+        return Path(os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]]))
 
 
 class FakeSource:
@@ -110,10 +113,11 @@ class FakeSource:
 def source_from_files(paths: list[str], labels: list[int], cache: Cache) -> MemorySource | DiskSource:
     """The images in memory or on disk, as `cache` says.
 
-    "auto" is memory where all images have one size and take at most 2 GiB; it reads at most 64 headers to
-    rule that out, and falls back to disk when it meets an odd image while it decodes the rest.
+    "auto" is memory where all images have one size and take at most 2 GiB; it reads about 64 headers to
+    rule that out, and falls back to disk when it meets an odd image, or the end of the memory, while it
+    decodes the rest.
 
-    Raises: UserError for an unreadable image, and for cache "memory" with images of unequal size.
+    Raises: UserError for an unreadable image, and for cache "memory" with images of unequal size or too many.
     """
     if cache not in CACHES:
         raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
@@ -121,12 +125,13 @@ def source_from_files(paths: list[str], labels: list[int], cache: Cache) -> Memo
         return DiskSource(paths, labels)
     size = common_size(paths)
     if size is None and cache == "memory":
-        raise UserError(f"{Path(paths[0]).parent}: the images differ in size; use --cache disk (or auto)")
+        raise UserError(f"{shown(Path(paths[0]).parent)}: the images differ in size; use --cache disk (or auto)")
     if size is None or (cache == "auto" and len(paths) * 3 * size[0] * size[1] > _MEMORY_LIMIT):
         return DiskSource(paths, labels)
     try:
         return MemorySource(decode_all(paths, size), torch.tensor(labels))
-    except UnequalSizesError as e:
+    except (UnequalSizesError, MemoryError) as e:
         if cache == "memory":
-            raise UserError(f"the images differ in size: {e}; use --cache disk (or auto)") from e
+            reason = "out of memory" if isinstance(e, MemoryError) else f"the images differ in size: {e}"
+            raise UserError(f"{reason}; use --cache disk (or auto)") from e
         return DiskSource(paths, labels)

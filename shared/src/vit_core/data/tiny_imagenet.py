@@ -6,6 +6,7 @@ val/<class>/, so that both splits read as image folders.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -19,6 +20,7 @@ URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 FOLDER = "tiny-imagenet-200"
 _TIMEOUT = 60  # seconds without an answer
+_PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,255}", re.ASCII)  # no folder in it, and nothing hidden
 
 
 def prepare(data_path: Path, download: bool) -> Path:
@@ -77,16 +79,21 @@ def _download(archive: Path) -> None:
 def extract(archive: Path, folder: Path) -> None:
     """Unpack `archive` into `folder`.
 
-    Raises: UserError for a damaged zip or a member that would land outside `folder`; nothing is written then.
+    Links in it become plain files. Raises: UserError for a damaged zip, or for a member that would land outside
+    `folder`, before anything is written.
     """
     try:
         with zipfile.ZipFile(archive) as z:
             for name in z.namelist():
                 path = PurePosixPath(name.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                if path.is_absolute() or ".." in path.parts or ":" in name:
                     raise UserError(f"{archive}: refused, its member {name!r} would be written outside the folder")
             z.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as e:
+    except UserError:
+        raise
+    except Exception as e:  # zlib.error, struct.error, RuntimeError of an encrypted member, …
+        if isinstance(e, OSError) and e.errno:  # the disk's fault: it is full, say
+            raise
         raise UserError(f"{archive}: damaged zip ({e}); delete it and add --download") from e
 
 
@@ -101,9 +108,9 @@ def sort_val(val: Path) -> None:
     annotations = val / "val_annotations.txt"
     if not annotations.is_file():
         raise UserError(f"{annotations}: not found; it says which class each file of {images} belongs to")
-    for line in annotations.read_text().splitlines():
+    for line in annotations.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split("\t")
-        if len(fields) < 2 or any(f != Path(f).name for f in fields[:2]):
+        if len(fields) < 2 or not all(_PLAIN_NAME.fullmatch(f) for f in fields[:2]):
             raise UserError(f"{annotations}: unreadable line {line!r}; expected <file> TAB <class> …")
         if (images / fields[0]).exists():
             (val / fields[1]).mkdir(exist_ok=True)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_core.figure_text import figure_text
+
 COLOURS = "inferno"
 
 
@@ -92,9 +94,9 @@ def figure_of_maps(
     heats = [heat for _, heat in panels if heat is not None]
     common = _limits(heats) if shared_scale and heats else None
     axes[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes[0].set_title(image_title, fontsize=10)
+    axes[0].set_title(figure_text(image_title), fontsize=10)
     for ax, (name, heat) in zip(axes[1:], panels, strict=False):
-        ax.set_title(textwrap.fill(name, 32), fontsize=10)
+        ax.set_title(figure_text(textwrap.fill(name, 32)), fontsize=10)
         if heat is None:
             ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             continue
@@ -109,7 +111,7 @@ def figure_of_maps(
         scale = ScalarMappable(Normalize(*common), colours)
         figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.02, shrink=0.9).ax.tick_params(labelsize=8)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(figure_text(title), fontsize=11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")

@@ -19,7 +19,9 @@ def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, downl
 
     UserError where nothing is trained, or for images of another number of classes.
     """
-    wanted = SimpleNamespace(dataset=dataset, data_path=data_path, download=download, eval_split=None, num_workers=4)
+    wanted = SimpleNamespace(
+        dataset=dataset, data_path=data_path, download=download, eval_split=None, num_workers=4, skip_broken=False
+    )
     world = World(0, 1, pick_device(run.options.device))
     rows: list[dict[str, Any]] = []
     for name, paper in run.papers.items():

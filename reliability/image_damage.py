@@ -1,0 +1,225 @@
+"""What becomes of damaged images: each must be read, or named in one line.
+
+    uv run python -m reliability.image_damage --files 20000 --seed 0 --json FILE
+
+Small valid files of every format that the data sets read are damaged (bytes changed, cut off, taken out, put in) and
+given to the functions that the data sets decode with, in a process of its own, so that a crash or an endless loop is
+found too. Exit code 1 where a file was neither read nor named, where the ways to read it differ, where anything was
+written past us to standard error, or where it took longer than --seconds.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vit_core.cli import ArgumentParser, command, output_file
+from vit_core.data.images import decode_all, open_image
+from vit_core.errors import UserError
+
+READ, NAMED = "read", "named"
+
+
+def valid_files(side: int = 24) -> dict[str, tuple[str, bytes]]:
+    """Kind -> (ending, the bytes of a whole file): the formats, and within them the ways to store pixels."""
+    y, x = np.mgrid[:side, :side]
+    colours = Image.fromarray(np.stack([x * 10, y * 10, (x + y) * 5], 2).astype(np.uint8))
+    grey = colours.convert("L")
+    palette = colours.quantize(16)
+    deep = Image.fromarray((x * y * 100).astype(np.uint16))
+    bits = grey.convert("1")
+    clear = colours.convert("RGBA")
+    frames = {"save_all": True, "append_images": [colours.rotate(90), colours.rotate(180)], "duration": 50}
+    recipes: dict[str, tuple[str, Image.Image, str, dict[str, object]]] = {
+        "JPEG": ("jpg", colours, "JPEG", {}),
+        "JPEG progressive, with EXIF": ("jpg", colours, "JPEG", {"progressive": True, "exif": Image.Exif().tobytes()}),
+        "JPEG grey": ("jpeg", grey, "JPEG", {}),
+        "JPEG CMYK": ("jpg", colours.convert("CMYK"), "JPEG", {}),
+        "JPEG several pictures": ("jpg", colours, "MPO", frames),
+        "PNG": ("png", colours, "PNG", {}),
+        "PNG palette, transparent": ("png", palette, "PNG", {"transparency": 3}),
+        "PNG grey and alpha": ("png", clear.convert("LA"), "PNG", {}),
+        "PNG 16 bits": ("png", deep, "PNG", {}),
+        "PNG animated": ("png", colours, "PNG", frames),
+        "BMP": ("bmp", colours, "BMP", {}),
+        "BMP palette": ("bmp", palette, "BMP", {}),
+        "PPM": ("ppm", colours, "PPM", {}),
+        "PGM": ("pgm", grey, "PPM", {}),
+        "PGM 16 bits": ("pgm", deep, "PPM", {}),
+        "WebP": ("webp", colours, "WEBP", {}),
+        "WebP lossless": ("webp", clear, "WEBP", {"lossless": True}),
+        "WebP animated": ("webp", colours, "WEBP", frames),
+        "TIFF": ("tif", colours, "TIFF", {}),
+        "TIFF LZW": ("tiff", colours, "TIFF", {"compression": "tiff_lzw"}),
+        "TIFF deflate, palette": ("tif", palette, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        "TIFF JPEG": ("tif", colours, "TIFF", {"compression": "jpeg"}),
+        "TIFF fax": ("tif", bits, "TIFF", {"compression": "group4"}),
+        "TIFF 16 bits": ("tif", deep, "TIFF", {"compression": "packbits"}),
+        "TIFF Lab": ("tif", Image.fromarray(np.asarray(colours), "RGB").convert("YCbCr"), "TIFF", {}),
+        "GIF": ("gif", palette, "GIF", {}),
+        "GIF animated": ("gif", colours, "GIF", frames),
+    }
+    files = {}
+    for kind, (ending, image, image_format, options) in recipes.items():
+        buffer = io.BytesIO()
+        image.save(buffer, image_format, **options)
+        files[kind] = (ending, buffer.getvalue())
+    return files
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """The same file with one to four harms, more often near its start, where the formats keep their tables."""
+    out = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        if not out:
+            break
+        at = int(len(out) * rng.random() ** rng.integers(1, 4))
+        length = int(rng.integers(1, 9))
+        harm = rng.integers(8)
+        if harm < 4:  # one byte
+            out[at] = (int(rng.integers(256)), 0, 255, out[at] ^ (1 << int(rng.integers(8))))[harm]
+        elif harm == 4:
+            out[at : at + length] = rng.bytes(length)
+        elif harm == 5:
+            del out[at : at + length]
+        elif harm == 6:
+            out[at:at] = rng.bytes(length)
+        else:
+            del out[at:]
+    return bytes(out)
+
+
+def outcome(path: str) -> str:
+    """`READ`, `NAMED`, or in words what else happened to the image."""
+    try:
+        pixels = np.asarray(open_image(path))
+    except UserError as e:
+        return NAMED if path in str(e) and "\n" not in str(e) else f"a message of another form: {e}"
+    except MemoryError:
+        return "out of memory"
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        return f"read as {pixels.dtype} {pixels.shape}"
+    try:
+        at_once = decode_all([path], pixels.shape[:2])[0].permute(1, 2, 0).numpy()
+    except Exception as e:
+        return f"read alone, but not with others: {type(e).__name__}: {e}"
+    return READ if np.array_equal(pixels, at_once) else "read alone and with others with different pixels"
+
+
+def _serve(requests: Connection, noise: str) -> None:
+    """Target of a process: answer each path with its outcome; what comes on standard error goes to `noise`."""
+    with Path(noise).open("a") as f:
+        os.dup2(f.fileno(), 2)
+    while path := requests.recv():
+        requests.send(outcome(path))
+
+
+class Reader:
+    """A process that reads images, started again when one of them ends it."""
+
+    def __init__(self, noise: Path, seconds: float) -> None:
+        self._noise, self._seconds = noise, seconds
+        self._start()
+
+    def _start(self) -> None:
+        self._ours, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=_serve, args=(theirs, str(self._noise)), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def read(self, path: Path) -> str:
+        """The outcome of the image, or how the process ended."""
+        self._ours.send(str(path))
+        try:
+            if self._ours.poll(self._seconds):
+                return str(self._ours.recv())
+            self._process.kill()
+            said = f"no answer in {self._seconds:g} s"
+        except EOFError:
+            said = "the process that read it crashed"
+        self._process.join()
+        self._start()
+        return said
+
+    def stop(self) -> None:
+        self._ours.send(None)
+        self._process.join()
+
+
+def run(files: int, seed: int, seconds: float, keep: Path | None) -> dict[str, object]:
+    """Damage and read `files` files; those with a wrong outcome are copied to `keep`."""
+    kinds = valid_files()
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    wrong: list[str] = []
+    slowest = (0.0, "")
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, noise = Path(temporary), Path(temporary) / "noise"
+        noise.touch()
+        reader = Reader(noise, seconds)
+        for i in range(files + len(kinds)):
+            kind = list(kinds)[i % len(kinds)]
+            ending, whole = kinds[kind]
+            path = folder / f"image.{ending}"
+            path.write_bytes(whole if i < len(kinds) else damage(whole, rng))
+            heard, started = noise.stat().st_size, time.perf_counter()
+            said = reader.read(path)
+            slowest = max(slowest, (time.perf_counter() - started, f"{kind}, file {i}"))
+            if noise.stat().st_size > heard:
+                said = f"{said}; and on standard error: {noise.read_bytes()[heard:].decode(errors='replace').strip()}"
+            if i < len(kinds) and said != READ:
+                said = f"whole, and yet: {said}"
+            if said not in (READ, NAMED):
+                wrong.append(f"{kind}, file {i}: {said}")
+                if keep:
+                    (keep / f"{i}.{ending}").write_bytes(path.read_bytes())
+            counts[kind]["damaged" if i >= len(kinds) else "whole"] += 1
+            if i >= len(kinds):
+                counts[kind][said if said in (READ, NAMED) else "wrong"] += 1
+        reader.stop()
+    return {
+        "files": files, "seed": seed, "pillow": Image.__version__, "kinds": {k: dict(c) for k, c in counts.items()},
+        "slowest": {"seconds": round(slowest[0], 2), "file": slowest[1]}, "wrong": wrong,
+    }  # fmt: skip
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="image_damage", description="Damage images of all formats, and read them.")
+    parser.add_argument("--files", type=int, default=20_000, help="damaged files (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="longest time for one file (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="existing folder for the files with a wrong outcome")
+    parser.add_argument("--json", type=output_file, help="file to write the result to")
+    args = parser.parse_args(argv)
+    if args.files < 1 or args.seconds <= 0:
+        raise UserError("--files and --seconds must be over 0")
+    if args.keep and not args.keep.is_dir():
+        raise UserError(f"--keep {args.keep}: no such folder")
+    result = run(args.files, args.seed, args.seconds, args.keep)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{'':30}{READ:>8}{NAMED:>8}{'wrong':>8}")
+    for kind, counted in result["kinds"].items():  # type: ignore[attr-defined]
+        print(f"{kind:30}" + "".join(f"{counted.get(key, 0):8}" for key in (READ, NAMED, "wrong")))
+    wrong: list[str] = result["wrong"]  # type: ignore[assignment]
+    for line in wrong[:20]:
+        print(line)
+    print(f"{args.files} damaged files, {len(wrong)} neither read nor named; the slowest: {result['slowest']}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
