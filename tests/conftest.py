@@ -49,8 +49,9 @@ def reference() -> Callable[[str], tuple[dict[str, torch.Tensor], dict[str, Any]
 
 @pytest.fixture(scope="session")
 def start_processes() -> Callable[..., list[int]]:
-    """start_processes(function, arguments per process) -> exit codes. Fresh interpreters, not forks."""
-    context = multiprocessing.get_context("spawn")
+    """start_processes(function, arguments per process) -> exit codes. Forked from one that has imported the core."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["toy_paper", "torch.utils.tensorboard"])
 
     def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 240) -> list[int]:
         processes = [context.Process(target=function, args=a) for a in arguments]
