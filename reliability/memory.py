@@ -3,9 +3,9 @@
     uv run python -m reliability.memory --epochs 300 --figure memory.png
 
 Two trainings of the same tiny model: images in memory, and images read from the disk by a worker process. After each
-epoch (training, evaluation, checkpoint, metrics, TensorBoard) the resident set of the process and its workers is read
-from /proc (Linux). Growth is the slope of a straight line through the epochs after the first fifth. Exit code 1 where
-it is over a stated bound.
+epoch (training, evaluation, checkpoint, metrics, TensorBoard) the proportional resident set of the process and its
+workers is read from /proc (Linux). Growth is the slope of a straight line through the epochs after the first fifth.
+Exit code 1 where it is over a stated bound.
 """
 
 import json
@@ -41,10 +41,11 @@ KINDS = {
 
 
 def resident(pid: int) -> float:
-    """MiB of the process and all that it started."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """MiB of the process and all that it started; of pages that several share, each has its part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    (kib,) = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20 + sum(resident(int(c)) for c in children)
+    return kib / 1024 + sum(resident(int(c)) for c in children)
 
 
 def follow(victim: Victim, folder: Path) -> list[float]:
@@ -58,7 +59,7 @@ def follow(victim: Victim, folder: Path) -> list[float]:
             assert process.pid is not None
             try:
                 measured += [resident(process.pid)] * (rows - len(measured))
-            except (OSError, IndexError):  # it, or its worker, has just ended
+            except (OSError, ValueError):  # it, or its worker, has just ended
                 continue
         time.sleep(0.01)
     if process.exitcode != 0:

@@ -76,6 +76,11 @@ class Trainings:
         pairs = zip(self.rows(name), self.rows(expected), strict=True)
         return max(abs(float(a[k]) - float(b[k])) / max(abs(float(b[k])), 1e-9) for a, b in pairs for k in COMPARED)
 
+    def weights_apart(self, name: str, expected: str) -> float:
+        """Largest difference of any weight at the end."""
+        ours, theirs = (load_checkpoint(self.last(n))["model_state_dict"] for n in (name, expected))
+        return max(float((ours[k] - theirs[k]).abs().max()) for k in theirs)
+
     def written_by(self, name: str, rank: int) -> list[str]:
         return (self.place / name / f"rank_{rank}.txt").read_text().splitlines()
 
@@ -96,6 +101,7 @@ def on_several_processes(trainings: Trainings, counts: Sequence[int]) -> dict[st
         name = f"on_{count}"
         run([*torchrun("--standalone", "--nproc-per-node", str(count)), *trainings.words(name, count)])
         found[f"{count} processes: largest relative difference of a figure"] = trainings.difference(name, "on_1")
+        found[f"{count} processes: largest difference of a weight"] = trainings.weights_apart(name, "on_1")
         evaluated = trainings.evaluated("on_1", count)
         found[f"{count} processes: images evaluated"] = evaluated["num_images"]
         found[f"{count} processes: top-1, loss"] = [evaluated["acc1"], round(evaluated["loss"], 6)]
@@ -194,7 +200,8 @@ def on_two_machines(trainings: Trainings) -> dict[str, Any]:
         if any(job.returncode for job in jobs):
             raise UserError(f"two machines: {said[0][-1500:]} {said[1][-1500:]}")
         found: dict[str, Any] = {
-            "2 machines: largest relative difference of a figure": trainings.difference("two_machines", "on_1")
+            "2 machines: largest relative difference of a figure": trainings.difference("two_machines", "on_1"),
+            "2 machines: largest difference of a weight": trainings.weights_apart("two_machines", "on_1"),
         }
         jobs = [start(h, a, "one_dies", 50) for h, a in zip(hosts, HOSTS, strict=True)]
         while not any((trainings.place / "one_dies").glob("checkpoints/*/last.pth")):
@@ -219,6 +226,7 @@ def _kill_tree(pid: int) -> None:
 def problems(found: dict[str, Any]) -> list[str]:
     """What is not as it should be."""
     wrong = [k for k, v in found.items() if "relative difference" in k and not v < 2e-3]
+    wrong += [k for k, v in found.items() if "difference of a weight" in k and not v < 1e-4]
     wrong += [k for k, v in found.items() if k.endswith("images evaluated") and v != EVALUATED]
     wrong += [k for k, v in found.items() if k.endswith("top-1, loss") and v != found["1 processes: top-1, loss"]]
     wrong += [k for k, v in found.items() if k.endswith("by others") and v != 0]

@@ -51,7 +51,8 @@ def reference() -> Callable[[str], tuple[dict[str, torch.Tensor], dict[str, Any]
 def start_processes() -> Callable[..., list[int]]:
     """start_processes(function, arguments per process) -> exit codes. Forked from one that has imported the core."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_paper", "torch.utils.tensorboard"])
+    # Installed ones: what lies in tests/ is not on the path of the process that they are forked from.
+    context.set_forkserver_preload(["vit_core.train_command", "vit_core.evaluate_command", "torch.utils.tensorboard"])
 
     def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 240) -> list[int]:
         processes = [context.Process(target=function, args=a) for a in arguments]

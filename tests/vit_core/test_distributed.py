@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,30 +72,39 @@ def test_sigterm_to_one_rank_stops_all_and_the_run_resumes_exactly(tmp_path, sta
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
-def test_a_killed_process_ends_the_others_with_a_line(tmp_path, start_processes, capfd):
-    argv = ["--batch-size", "128", "--epochs", "2"]
+def says_into(file: str, *arguments: Any) -> None:
+    """As `toy_paper.train_process`, with standard error in a file."""
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    toy_paper.train_process(*arguments)
+
+
+def test_a_killed_process_ends_the_others_with_a_line(tmp_path, start_processes):
+    argv, log = ["--batch-size", "128", "--epochs", "2"], tmp_path / "log.txt"
     faults = zip(["", "SIGKILL"], two_ranks(free_port()), strict=True)
-    work = [(str(tmp_path), argv, 7 if what else -1, what, env) for what, env in faults]  # in the second epoch
-    assert start_processes(toy_paper.train_process, work) == [2, -9]
+    work = [
+        (str(log), str(tmp_path), argv, 7 if what else -1, what, env)  # in the second epoch
+        for what, env in faults
+    ]
+    assert start_processes(says_into, work) == [2, -9]
     (run,) = (tmp_path / "checkpoints").iterdir()
-    said = capfd.readouterr().err
+    said = log.read_text()
     assert "the connection to another process of this run is lost (it was killed" in said
     assert f"go on with: the same torchrun command with --resume {run / 'last.pth'}" in said
     assert "Traceback" not in said
 
 
-def test_processes_that_read_different_checkpoints_are_told(tmp_path, start_processes, capfd):
+def test_processes_that_read_different_checkpoints_are_told(tmp_path, start_processes):
     """--resume on machines that share no disk."""
     paths = []
     for name, epochs in (("a", "1"), ("b", "2")):
         assert toy_paper.train(str(tmp_path / name), "--epochs", epochs) == 0
         paths += (tmp_path / name / "checkpoints").glob("*/last.pth")
     work = [
-        (str(tmp_path / "c"), ["--resume", str(path), "--epochs", "3"], -1, "", env)
+        (str(tmp_path / "log.txt"), str(tmp_path / "c"), ["--resume", str(path), "--epochs", "3"], -1, "", env)
         for path, env in zip(paths, two_ranks(free_port()), strict=True)
     ]
-    assert start_processes(toy_paper.train_process, work) == [2, 2]
-    assert capfd.readouterr().err.count("put it on a disk that all machines share") == 2
+    assert start_processes(says_into, work) == [2, 2]
+    assert (tmp_path / "log.txt").read_text().count("put it on a disk that all machines share") == 2
 
 
 def test_what_torchrun_starts_again_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, capsys):

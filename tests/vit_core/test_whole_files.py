@@ -31,6 +31,16 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_link_is_written_through_and_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "b.json").write_text("old")
+    (tmp_path / "a.json").symlink_to(tmp_path / "b.json")
+    write_whole(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").is_symlink()
+    assert (tmp_path / "b.json").read_text() == "new"
+    write_whole(Path(os.devnull), "nothing")
+    assert not Path(os.devnull).is_file()
+
+
 def test_the_second_name_works_without_hard_links(tmp_path, monkeypatch):
     def none(source, target):
         raise OSError(errno.EPERM, "no hard links here")

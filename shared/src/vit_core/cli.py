@@ -156,7 +156,8 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             message = str(e)
         except OSError as e:
             if is_full(e):
-                message = full_disk(Path(e.filename or "."))
+                nowhere = "the disk is full: free some space; the files written before are intact"
+                message = full_disk(Path(e.filename)) if e.filename else nowhere
             elif e.errno in _OS_ADVICE:
                 message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
             else:

@@ -10,11 +10,13 @@ from tqdm import tqdm
 
 from vit_core import distributed
 from vit_core.cli import ArgumentParser, output_file
+from vit_core.errors import UserError
 from vit_core.evaluation import evaluate, format_result
 from vit_core.precision import choose_precision
 from vit_core.recipe import Recipe
 from vit_core.run_folder import environment
 from vit_core.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from vit_core.whole_files import write_whole
 
 
 def parser(recipe: Recipe, folder: str | None = None) -> ArgumentParser:
@@ -44,6 +46,10 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = 
         with tqdm(total=len(loader), disable=not shown, leave=False, desc="evaluate", unit=" batches") as bar:
             precision = choose_precision(args.amp, world.device)
             result = evaluate(trained.model, loader, precision, on_batch=bar.update)
+    except RuntimeError as e:
+        if not distributed.is_lost_process(e):
+            raise
+        raise UserError(distributed.LOST_PROCESS) from e
     finally:
         distributed.stop()
     if world.is_main:
@@ -57,11 +63,11 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = 
         }  # fmt: skip
         text = json.dumps(record, indent=2) + "\n"
         if args.json:
-            args.json.write_text(text)
+            write_whole(args.json, text)
         if folder is not None:
             place = Path(args.output_dir)
             place.mkdir(parents=True, exist_ok=True)
-            (place / "results.txt").write_text(block + "\n")
-            (place / "results.json").write_text(text)
+            write_whole(place / "results.txt", block + "\n")
+            write_whole(place / "results.json", text)
             print(f"results.txt and results.json are in {place}")
     return 0

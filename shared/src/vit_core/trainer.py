@@ -127,7 +127,8 @@ class Trainer:
         result = None
         if number % c.eval_freq == 0 or number == c.epochs:
             result = self._evaluate()
-            if not math.isfinite(result.loss):  # the last step ruined the weights: they are not to be saved
+            # The last step ruined the weights: they are not to be saved. fp16 may overflow with sound ones.
+            if not math.isfinite(result.loss) and not self.scaler.is_enabled():
                 raise UserError(self._not_finite(p.step))
         loss, acc1, acc5, _, norm = self._averages()
         row = {
@@ -286,7 +287,12 @@ class Trainer:
     # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, also: list[str]) -> None:
-        """Write last.pth and its other names. All ranks take part: each has its own generators and sums."""
+        """Write last.pth and its other names. All ranks take part: each has its own generators and sums.
+
+        UserError, and nothing is written, where a weight is not finite: an epoch may end without an evaluation.
+        """
+        if not torch.stack([w.detach().isfinite().all() for w in self.parameters]).all():
+            raise UserError(self._not_finite(self.progress.step))
         checkpoint = self.state.checkpoint(self.settings, self._epoch_plan())
         with together():
             if self.world.is_main:

@@ -43,7 +43,13 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a text of UTF-8 in the place of the file `path`. Errors: see `replacing`."""
+    """Put a text of UTF-8 in the place of the file `path`. Errors: see `replacing`.
+
+    A link, a pipe or a device, such as /dev/stdout, is written to as it is, and not replaced.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8", newline="")
+        return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
