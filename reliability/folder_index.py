@@ -26,6 +26,7 @@ from PIL import Image
 from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.data import DiskSource, load_dataset
 from vit_core.errors import UserError
+from vit_core.run_folder import environment
 
 _STATUS = Path("/proc/self/status")
 
@@ -106,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--files", type=int, default=100_000, help="training images (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=1_000, help="class folders (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts (default: %(default)s)")
+    parser.add_argument("--most-seconds", type=float, default=10.0, help="else exit code 1 (default: %(default)s)")
+    parser.add_argument("--most-mib", type=float, default=100.0, help="else exit code 1 (default: %(default)s)")
     parser.add_argument("--json", type=output_file, help="file to write the result to")
     args = parser.parse_args(argv)
     if not (1 <= args.classes <= args.files and args.rounds >= 1):
@@ -114,13 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{_STATUS}: no such file; the memory is read there, on Linux")
     result = run(args.files, args.classes, args.rounds)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(json.dumps(result | {"environment": environment()}, indent=2) + "\n")
     print(
         f"{args.files:,} files in {args.classes:,} classes indexed in {result['seconds']:.2f} s "
         f"({result['files_per_second']:,} files/s), {result['times_walk']} times as long as os.walk; "
         f"at its peak {result['peak_mib']} MiB more than before"
     )
-    return 0
+    return int(result["seconds"] > args.most_seconds or result["peak_mib"] > args.most_mib)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from PIL import Image
 from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.data.images import decode_all, open_image
 from vit_core.errors import UserError
+from vit_core.run_folder import environment
 
 READ, NAMED = "read", "named"
 
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--keep {args.keep}: no such folder")
     result = run(args.files, args.seed, args.seconds, args.keep)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(json.dumps(result | {"environment": environment()}, indent=2) + "\n")
     print(f"{'':30}{READ:>8}{NAMED:>8}{'wrong':>8}")
     for kind, counted in result["kinds"].items():  # type: ignore[attr-defined]
         print(f"{kind:30}" + "".join(f"{counted.get(key, 0):8}" for key in (READ, NAMED, "wrong")))

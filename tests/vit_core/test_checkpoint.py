@@ -175,7 +175,18 @@ def test_the_digest_knows_types_shapes_and_order():
     assert digest(same) == digest(base)
 
 
-@pytest.mark.parametrize("change", [{}, {"format": FORMAT + 1}, {"format": None}, {"format": 1e9}, {"format": []}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"format": FORMAT + 1},
+        {"format": None},
+        {"format": 1e9},
+        {"format": []},
+        {"format": torch.ones(3)},
+        {"format": True},
+    ],
+)
 def test_a_checkpoint_of_another_version(tmp_path, change):
     torch.save(checkpoint() | change, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"a\.pth is of another version of this project, or damaged: its format is"):

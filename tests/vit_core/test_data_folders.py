@@ -128,6 +128,28 @@ def test_folders_that_are_not_there_or_have_no_classes(tmp_path: Path) -> None:
     _refused(r"train: no class folders; expected .*train/<class>/<image>", "imagefolder", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("train/loop", ".", "train/loop: a link to .*, which holds the other classes, too"),
+        ("train/loop", "..", "train/loop: a link to .*, which holds the other classes, too"),
+        ("train/c", "a", "train/c: a link to the same folder as the class 'a'"),
+        ("train/held_out", "../val", "train/held_out: a link to the images to evaluate on"),
+    ],
+)
+def test_a_class_that_is_a_link_to_others(tmp_path: Path, link: str, target: str, message: str) -> None:
+    _tree(tmp_path)
+    (tmp_path / link).symlink_to(target)
+    _refused(message, "imagefolder", tmp_path)
+
+
+def test_a_class_that_is_a_link_to_a_folder_elsewhere(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    _image(tmp_path / "elsewhere" / "0.png")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    assert _load("imagefolder", tmp_path).class_names == ("a", "b", "c")
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     _refused("unknown dataset 'mnist'; choose from digits, cifar10", "mnist", None)
     _refused("digits has no labelled 'val' split; choose from test", "digits", None, eval_split="val")

@@ -128,9 +128,13 @@ def test_what_torchrun_starts_again_goes_on_from_its_last_checkpoint(tmp_path, m
     (ours,) = [run for run in before if f"{run.name}\n" in said]
     a, b = (load_checkpoint(f) for f in (ours / "last.pth", next((tmp_path / "unbroken").glob("*/*/last.pth"))))
     assert digest(a["model_state_dict"]) == digest(b["model_state_dict"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")  # which began with --resume, and is further on by now
+    first = next(run for run in before if load_checkpoint(run / "last.pth")["progress"]["step"] == 5)
+    assert toy_paper.train(folder, "--resume", str(first / "last.pth"), "--epochs", "2") == 0
+    assert "after 0 epochs and 3 batches" in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job that was killed before its first checkpoint")
     assert toy_paper.train(folder, *flags) == 0
-    assert "started again by torchrun before the first checkpoint: from the beginning" in capsys.readouterr().out
+    assert "started again by torchrun before the first checkpoint of this run" in capsys.readouterr().out
 
 
 def last(folder: Path) -> dict:

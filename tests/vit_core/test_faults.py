@@ -1,6 +1,8 @@
 """What a user gets wrong, and what machines do: one line, exit code 2, nothing lost."""
 
 import csv
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 import toy_paper
-from vit_core.checkpoint import KEYS, save_checkpoint
+from vit_core.checkpoint import KEYS, load_checkpoint, save_checkpoint
 from vit_core.errors import UserError
 
 
@@ -217,6 +219,44 @@ def test_a_foreign_config_and_an_output_without_folder(tmp_path, capsys):
     assert f"{tmp_path / 'no'} is not a folder" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": [1, 2]},
+        {"mean": None},
+        {"data": []},
+        {"model_kwargs": ["x"]},
+        {"num_classes": 3},
+        {"std": [1.0]},
+    ],
+    ids=str,
+)
+def test_a_config_of_other_types(tmp_path, capsys, change):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    state = load_checkpoint(run / "last.pth")
+    save_checkpoint(run / "odd.pth", state | {"config": state["config"] | change})
+    capsys.readouterr()
+    assert toy_paper.evaluate(["--checkpoint", str(run / "odd.pth")]) == 2
+    assert "its config is not one of this project's runs" in one_line(capsys)
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "odd.pth"), "--epochs", "2") == 2
+    assert "its config is not one of this project's runs" in one_line(capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_under_tensorboard_is_named(tmp_path, capsys, monkeypatch):
+    import tensorboard.summary.writer.event_file_writer as writer
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer.tf.io.gfile, "GFile", lambda *_: Full())
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 2
+    (log_dir,) = (tmp_path / "logs").iterdir()
+    assert f"{log_dir}: the disk is full" in one_line(capsys)
+
+
 def test_checkpoint_of_another_class_count(folder, tmp_path, capsys):
     assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
     (run,) = (tmp_path / "checkpoints").iterdir()
@@ -231,7 +271,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, caps
     said = one_line(capsys)
     (run,) = (tmp_path / "checkpoints").iterdir()
     assert "not finite at step 8 (epoch 2, learning rate" in said
-    assert f"the last good checkpoint is {run / 'last.pth'}" in said
+    assert f"the last checkpoint with finite weights is {run / 'last.pth'}" in said
     weights = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
     assert all(w.isfinite().all() for w in weights.values())
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import toy_paper
+from vit_core import train_command
 from vit_core.checkpoint import save_checkpoint
 
 # 1,437 digits in batches of 256: five batches an epoch, fifteen in three epochs.
@@ -170,6 +171,56 @@ def test_kill_9_between_the_two_names_of_a_checkpoint(tmp_path, start_processes)
     assert_same_state(ours["model_state_dict"], theirs["model_state_dict"])
     assert_same_state(ours["progress"], theirs["progress"])
     assert not [f for f in run.iterdir() if f.name.startswith(".")]
+
+
+def test_best_is_never_of_an_epoch_that_was_done_otherwise(tmp_path, start_processes):
+    """Killed between the names, and then not repeated as it was: the best.pth of the lost epoch is not kept."""
+    flags = ["--epochs", "2"]
+    killed = start_processes(toy_paper.train_process, [(str(tmp_path), flags, 2, "kill at last.pth", {})])
+    assert killed == [-signal.SIGKILL]
+    run = only_run(tmp_path)
+    assert torch.load(run / "best.pth", weights_only=True)["epoch"] == 2
+    assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--lr", "0", "--min-lr", "0") == 0
+    ended, best = final(run), torch.load(run / "best.pth", weights_only=True)
+    assert best["epoch"] == ended["progress"]["best_epoch"] == 2
+    assert best["best_acc1"] == ended["best_acc1"]
+    assert_same_state(best["model_state_dict"], ended["model_state_dict"])
+
+
+def test_a_run_that_went_on_meanwhile_is_not_overwritten(tmp_path, capsys, monkeypatch):
+    """Another run resumes the folder, and ends, while this one loads its images."""
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    last = only_run(tmp_path) / "last.pth"
+    real = train_command.load_images
+
+    def slowly(*arguments):
+        monkeypatch.setattr(train_command, "load_images", real)
+        assert toy_paper.train(str(tmp_path), "--resume", str(last), "--epochs", "3") == 0
+        return real(*arguments)
+
+    monkeypatch.setattr(train_command, "load_images", slowly)
+    assert toy_paper.train(str(tmp_path), "--resume", str(last), "--epochs", "2") == 2
+    assert f"{last.parent}: another run went on there meanwhile" in capsys.readouterr().err
+    assert final(last.parent)["epoch"] == 3
+    assert [row["epoch"] for row in metrics(last.parent)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"epoch,step\n\xff\xfe,1\n", b"no,header\n1,2\n", b"a" * 200_000 + b",b\n1,2\n"],
+    ids=["bytes", "", "long"],
+)
+def test_metrics_that_are_none(tmp_path, capsys, content):
+    assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
+    run = only_run(tmp_path)
+    (run / "metrics.csv").write_bytes(content)
+    capsys.readouterr()
+    code = toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2")
+    if code:
+        assert (code, "metrics.csv is damaged" in capsys.readouterr().err) == (2, True)
+        (run / "metrics.csv").unlink()
+        assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 0
+    assert metrics(run)[-1]["epoch"] == "2"
 
 
 def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):

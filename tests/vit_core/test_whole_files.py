@@ -54,7 +54,7 @@ def test_the_second_name_works_without_hard_links(tmp_path, monkeypatch):
 
 
 def test_leftovers_are_what_a_killed_process_leaves_and_nothing_else(tmp_path):
-    kept = [".hidden", "last.pth", "run.17", ".config.json"]
+    kept = [".hidden", "last.pth", "run.17", ".config.json", ".notes.2024"]
     for name in (*kept, ".last.pth.4711", ".metrics.csv.12", ".write_test.9"):
         (tmp_path / name).write_text("")
     (tmp_path / ".folder.5").mkdir()

@@ -68,8 +68,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise UserError(f"{path} is not a checkpoint of this project: needs {', '.join(KEYS)}; holds {found[:200]}")
     theirs = checkpoint.get("format", "none")
-    if theirs != FORMAT:
-        what = theirs if isinstance(theirs, str | float) or theirs in range(1000) else type(theirs).__name__
+    if type(theirs) is not int or theirs != FORMAT:
+        what = theirs if isinstance(theirs, str | int | float) else type(theirs).__name__
         raise UserError(f"{path} is of another version of this project, or damaged: its format is {what}, not {FORMAT}")
     try:
         intact = checkpoint.get("checksum") == digest(checkpoint)
@@ -93,6 +93,8 @@ def read_safely(path: str | Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle versions; what it cannot read, it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as e:
+        raise UserError(f"{path} cannot be read: permission denied") from e
     except pickle.UnpicklingError as e:
         if _starts_as_zip(path) or "GLOBAL" in str(e) or "Unsupported" in str(e):
             raise UserError(

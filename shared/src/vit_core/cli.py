@@ -25,9 +25,11 @@ _OS_ADVICE = {
     errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EPIPE: "nobody reads the output any more",
+    errno.EFBIG: "the file would be larger than the system allows",
     errno.ENAMETOOLONG: "this name is too long",
     errno.ELOOP: "these symbolic links lead round in a circle",
-    errno.EINVAL: "the system does not take this name",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "operation not permitted: choose a folder that you may write to",
@@ -155,13 +157,14 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         except UserError as e:
             message = str(e)
         except OSError as e:
-            if is_full(e):
-                nowhere = "the disk is full: free some space; the files written before are intact"
-                message = full_disk(Path(e.filename)) if e.filename else nowhere
-            elif e.errno in _OS_ADVICE:
-                message = f"{e.filename or 'output'}: {_OS_ADVICE[e.errno]}"
-            else:
+            if e.errno is None:  # raised by a program, not by the system
                 raise
+            if isinstance(e, BrokenPipeError):  # what is said from here on, at the exit above all, has no reader
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if is_full(e) and e.filename:
+                message = full_disk(Path(e.filename), e)
+            else:
+                message = f"{e.filename or 'output'}: {_OS_ADVICE.get(e.errno, e.strerror)}"
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise

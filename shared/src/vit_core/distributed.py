@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,13 @@ def is_lost_process(error: RuntimeError) -> bool:
 def job() -> str | None:
     """The name of torchrun's job, the same through all restarts of its processes; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name == "none":  # the user gave no --rdzv-id: the agent that started this process tells the job from others
-        return f"{platform.node()}:{os.getppid()}"
-    return name
+    if name != "none":
+        return name
+    # The user gave no --rdzv-id: the agent that started this process tells the job from others. In a container its
+    # number may always be the same; its start is not.
+    agent = Path(f"/proc/{os.getppid()}/stat")
+    started = agent.read_text().rpartition(")")[2].split()[19] if agent.is_file() else ""
+    return f"{platform.node()}:{os.getppid()}:{started}"
 
 
 def is_restart() -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from typing import Any
 
 import yaml
@@ -17,6 +18,11 @@ class _WithoutAliases(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise ValueError("aliases are not supported")
         return super().compose_node(parent, index)
+
+
+_WithoutAliases.add_implicit_resolver(  # 1e-6, which YAML 1.1 takes for a word
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 def read_yaml(text: str | bytes) -> Any:

@@ -7,7 +7,6 @@ the checkpoint that is resumed, the file of --config, the command line.
 import argparse
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from vit_core.data import AugmentConfig, Dataset, load_dataset
 from vit_core.distributed import World, broadcast, together
 from vit_core.errors import UserError
 from vit_core.loss import LossFunction, classification_loss
-from vit_core.plain_yaml import MOST_YAML, check_plain, read_yaml
+from vit_core.plain_yaml import MOST_YAML, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,8 @@ class Recipe:
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
             elif isinstance(value, dict):
-                words += [flag, *(f"{k}={json.dumps(v)}" for k, v in value.items())] if value else []
+                pairs = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
+                words += [flag, *pairs] if pairs else []
             elif isinstance(value, list):
                 words += [flag, *map(str, value)]
             elif value is not None:
@@ -206,8 +206,7 @@ def parse_model_kwargs(words: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--model-kwargs takes NAME=VALUE, got {word!r}")
         try:
-            number = re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text)  # 1e-6, which YAML takes for a word
-            value = check_plain(float(text)) if number else read_yaml(text)
+            value = read_yaml(text)
         except ValueError as e:
             raise UserError(f"--model-kwargs {word[:80]}: not a value: {e}") from e
         name = name.replace("-", "_")
@@ -285,10 +284,18 @@ def input_size(model: nn.Module) -> int:
 def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     """The `config` of a checkpoint that one of this project's runs wrote. UserError for another's."""
     settings = checkpoint["config"]
-    required = (
-        "model", "model_kwargs", "num_classes", "class_names", "img_size", "mean", "std", "data", "train", "augment"
-    )  # fmt: skip
-    if not isinstance(settings, dict) or not settings.keys() >= set(required):
+    required = {
+        "model": str, "model_kwargs": dict, "num_classes": int, "class_names": list, "img_size": int, "mean": list,
+        "std": list, "data": dict, "train": dict, "augment": dict,
+    }  # fmt: skip
+    if (
+        not isinstance(settings, dict)
+        or not all(isinstance(settings.get(name), kind) for name, kind in required.items())
+        or not all(isinstance(name, str) for name in settings["class_names"])
+        or not all(isinstance(value, int | float) for value in (*settings["mean"], *settings["std"]))
+        or (len(settings["class_names"]), len(settings["mean"]), len(settings["std"]))
+        != (settings["num_classes"], 3, 3)
+    ):
         raise UserError(f"{source}: its config is not one of this project's runs; see the package's convert module")
     return settings
 

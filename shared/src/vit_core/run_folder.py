@@ -9,6 +9,9 @@ import platform
 import shutil
 import subprocess  # only to ask git for the commit
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +48,21 @@ class RunFolder:
         stamp = f"{name}_{datetime.datetime.now():%Y%m%d_%H%M%S}"
         for number in range(1, 1000):
             path = Path(save_dir) / (stamp if number == 1 else f"{stamp}_{number}")
-            try:
-                path.mkdir(parents=True)
-                events = Path(log_dir) / path.name
-                events.mkdir(parents=True, exist_ok=True)
+            events = Path(log_dir) / path.name
+            with _choosing("--save-dir", path):
+                try:
+                    path.mkdir(parents=True)
+                except FileExistsError:
+                    continue
                 check_writable(path)
-                check_writable(events)
-                return cls(path, events, FolderLock(path))
-            except FileExistsError:
-                if not path.is_dir():
-                    raise UserError(f"{path.parent} is a file, not a folder: choose another --save-dir") from None
-            except NotADirectoryError as e:
-                raise UserError(f"{e.filename}: a part of this path is a file: choose another --save-dir") from e
-            except OSError as e:
-                raise UserError(
-                    f"cannot write to {e.filename or path}: {e.strerror}; choose another --save-dir and --log-dir"
-                ) from e
+            try:
+                with _choosing("--log-dir", events):
+                    events.mkdir(parents=True, exist_ok=True)
+                    check_writable(events)
+            except UserError:
+                path.rmdir()
+                raise
+            return cls(path, events, FolderLock(path))
         raise UserError(f"too many runs named {stamp} in {save_dir}")
 
     @classmethod
@@ -112,8 +114,11 @@ class RunFolder:
         source = source or target
         if not source.is_file():
             return
-        with source.open(newline="") as f:
-            rows = [row for row in csv.DictReader(f) if _is_whole(row) and int(row["epoch"]) <= epoch]
+        try:
+            with source.open(newline="") as f:
+                rows = [row for row in csv.DictReader(f) if _is_whole(row) and int(row["epoch"]) <= epoch]
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise UserError(f"{source} is damaged ({e}): remove what is no row, or the file") from e
         with replacing(target) as temporary, temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, METRICS, extrasaction="ignore")
             writer.writeheader()
@@ -121,13 +126,12 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append an epoch to metrics.csv and to TensorBoard. Accuracies in percent; missing ones stay empty."""
-        try:
-            self._log(row)
-        except OSError as e:
-            e.filename = e.filename or str(self.path)  # else nobody would know which disk is full
-            raise
+        with _naming(self.path):
+            self._append(row)
+        with _naming(self.log_dir):
+            self._add_events(row)
 
-    def _log(self, row: dict[str, Any]) -> None:
+    def _append(self, row: dict[str, Any]) -> None:
         target = self.path / "metrics.csv"
         is_new = not target.exists()
         with target.open("a", newline="") as f:
@@ -135,6 +139,10 @@ class RunFolder:
             if is_new:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            f.flush()
+            os.fsync(f.fileno())  # the checkpoint that follows counts on it
+
+    def _add_events(self, row: dict[str, Any]) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
@@ -155,9 +163,33 @@ class RunFolder:
                 self._lock.release()
 
 
+@contextmanager
+def _choosing(flag: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"cannot write to {e.filename or folder}: {e.strerror}; choose another {flag}") from e
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be written; and say it once.
+
+    TensorBoard writes in a thread of its own, which prints a traceback and hands the error on to us, too.
+    """
+    before, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(folder)
+        raise
+    finally:
+        threading.excepthook = before
+
+
 def _is_whole(row: dict[str, str]) -> bool:
     """Not cut short by a full disk or a power cut."""
-    return (row["epoch"] or "").isdecimal() and all(row.get(name) is not None for name in METRICS)
+    return (row.get("epoch") or "").isdecimal() and all(row.get(name) is not None for name in METRICS)
 
 
 def environment() -> dict[str, Any]:

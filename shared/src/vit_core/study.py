@@ -17,7 +17,8 @@ from typing import Any
 from vit_core import train_command
 from vit_core.checkpoint import load_checkpoint
 from vit_core.cli import ArgumentParser
-from vit_core.data import BatchLoader, Dataset
+from vit_core.config import DataConfig, TrainConfig
+from vit_core.data import AugmentConfig, BatchLoader, Dataset
 from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.evaluation import evaluate
@@ -149,6 +150,9 @@ class Study:
                 for name in ("device", "num_workers", "seed"):
                     settings[part].pop(name, None)
             known = earlier.setdefault(row, settings)
+            for part, config in (("train", TrainConfig()), ("data", DataConfig()), ("augment", AugmentConfig())):
+                for name in settings[part].keys() - known.get(part, {}).keys():  # a flag that did not exist then
+                    known.setdefault(part, {})[name] = getattr(config, name)
             if known != settings:
                 other = [k for k in settings if known.get(k) != settings[k]]
                 raise UserError(

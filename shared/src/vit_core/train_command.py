@@ -60,7 +60,8 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
         logging.basicConfig(
             level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
         )
-        if source is None and (source := _of_earlier_start(output, world)) is not None:
+        if (own := _of_earlier_start(output, world)) is not None:  # further on than --resume
+            source = own
             planned, checkpoint = _plan(recipe, given, source)
         _check_alike(checkpoint, source)
         trainer = prepare(recipe, planned, world, output, checkpoint, source)
@@ -104,7 +105,7 @@ def _of_earlier_start(output: OutputConfig, world: distributed.World) -> Path | 
         return None
     found = RunFolder.latest_of_job(output.save_dir, job) if world.is_main else None
     if world.is_main and found is None:
-        print("started again by torchrun before the first checkpoint: from the beginning")
+        print("started again by torchrun before the first checkpoint of this run")
     source: Path | None = distributed.broadcast(found)
     return source
 
@@ -207,9 +208,17 @@ def _choose_folder(
     if last.is_file() and (source.parent / "config.json").is_file():
         if _is_latest(last, source, checkpoint):
             folder = RunFolder.of_checkpoint(source, output.log_dir)
-            folder.keep_metrics_until(checkpoint["epoch"])
-            # A run killed between its files' two names has the next epoch's best, which it will find again.
-            return folder, _epoch_of(best) in (progress["best_epoch"], progress["epoch"] + 1)
+            try:
+                changed = load_checkpoint(source)["checksum"] != checkpoint["checksum"]
+                if changed or not _is_latest(last, source, checkpoint):  # while this one loaded its images
+                    raise UserError(f"{source.parent}: another run went on there meanwhile; give the command again")
+                folder.keep_metrics_until(checkpoint["epoch"])
+            except BaseException:
+                folder.close()
+                raise
+            # A run that was killed between the two names of a checkpoint left the best.pth of the epoch to come, which
+            # is its best so far: it becomes so again.
+            return folder, _epoch_of(best) == progress["best_epoch"]
         print(f"{source.name} is not the latest state of {source.parent}: this run gets a folder of its own")
     folder = RunFolder.create(output.save_dir, output.log_dir, name)
     folder.keep_metrics_until(checkpoint["epoch"], source.parent / "metrics.csv")

@@ -353,7 +353,11 @@ class Trainer:
         print(line, flush=True)
 
     def _not_finite(self, step: int) -> str:
-        good = f"the last good checkpoint is {self.last_saved}" if self.last_saved else "no checkpoint was written yet"
+        good = (
+            f"the last checkpoint with finite weights is {self.last_saved}"
+            if self.last_saved
+            else "no checkpoint was written yet"
+        )
         return (
             f"the loss is not finite at step {step} (epoch {self.progress.epoch + 1}, "
             f"learning rate {self.last_lr:.3g}); {good}; "

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and folders that one process at a time writes to."""
 
+import contextlib
 import errno
 import os
 import re
@@ -8,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 from vit_core.errors import UserError
 
@@ -38,7 +40,7 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[Path]:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
         if is_full(e):
-            raise UserError(full_disk(path, written)) from e
+            raise UserError(f"{full_disk(path, e, written)}; the files written before are intact") from e
         raise
 
 
@@ -72,9 +74,9 @@ def second_name(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of processes that were killed while they wrote. For who holds the folder's lock."""
+    """Delete what processes left in a run's folder that were killed while they wrote. For who holds its lock."""
     for file in folder.glob(".*"):
-        if re.search(r"\.\d+$", file.name) and file.is_file():
+        if re.fullmatch(r"\.(.+\.pth|config\.json|metrics\.csv|write_test)\.\d+", file.name) and file.is_file():
             file.unlink(missing_ok=True)
 
 
@@ -85,31 +87,29 @@ def check_writable(folder: Path) -> None:
     probe.unlink()
 
 
-def is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether there was no room on the disk, or in the user's quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def full_disk(path: Path, written: int = 0) -> str:
+def full_disk(path: Path, error: OSError, written: int = 0) -> str:
     """What to say when there is no room for the file `path`, of which so many bytes could be written."""
     folder = next(f for f in (path, *path.absolute().parents) if f.is_dir())
+    part = f"{written / 1e6:.1f} MB of it could be written" if written else "nothing of it could be written"
+    if error.errno == errno.EDQUOT:
+        return f"{path}: your quota of the disk is used up ({part} in {folder}): free some space"
     free = shutil.disk_usage(folder).free / 1e6
-    part = f", {written / 1e6:.1f} MB of it could be written" if written else ""
-    return (
-        f"{path}: the disk is full ({free:.1f} MB free in {folder}{part}): free some space; "
-        "the files written before are intact"
-    )
+    return f"{path}: the disk is full ({free:.1f} MB free in {folder}, {part}): free some space"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; not every system lets a folder be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make a rename survive a power cut, where the file system can: the file is in its place in any case."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class FolderLock:

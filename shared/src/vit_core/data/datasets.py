@@ -300,6 +300,9 @@ def _folders(request: Request, train: list[Path], val: Path) -> Loaded:
         classes += [found[label] for label in labels]
     names = tuple(sorted(set(classes)))
     index = {name: i for i, name in enumerate(names)}
+    for folder in (root / name for root in train for name in names):
+        if folder.is_symlink() and val.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{folder}: a link to the images to evaluate on; remove it")
     where = train[0] if len(train) == 1 else train[0].parent
     val_paths, val_labels, _ = scan_classes(val, names)
     return _from_files(

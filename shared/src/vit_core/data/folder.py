@@ -44,6 +44,8 @@ def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[
             raise UserError(
                 f"{shown(root / name)}: a class name with control characters, or not in UTF-8; rename this folder"
             )
+        if (root / name).is_symlink():
+            _check_link(root, name, found)
         if name not in index:
             raise UserError(
                 f"{root / name}: class {name!r} is not among the {len(names)} training classes; "
@@ -55,6 +57,16 @@ def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[
         paths += images
         labels += [index[name]] * len(images)
     return paths, labels, names
+
+
+def _check_link(root: Path, name: str, classes: Sequence[str]) -> None:
+    """UserError for a class folder that is a link to another class, or to a folder that holds the classes."""
+    target = (root / name).resolve()
+    if root.resolve().is_relative_to(target):
+        raise UserError(f"{root / name}: a link to {shown(target)}, which holds the other classes, too; remove it")
+    for other in classes:
+        if other != name and (root / other).resolve() == target:
+            raise UserError(f"{root / name}: a link to the same folder as the class {other!r}; remove one of them")
 
 
 def is_printable(name: str) -> bool:
