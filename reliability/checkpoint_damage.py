@@ -87,9 +87,10 @@ def attempts(file: Path, images: Path, place: Path) -> list[tuple[str, Callable[
     """What a user may do with a checkpoint."""
     where = ["--save-dir", str(place / "runs"), "--log-dir", str(place / "logs"), "--device", "cpu"]
     data = ["--dataset", "imagefolder", "--data-path", str(images)]
+    output = ["--output-dir", str(place / "results")]
     return [
         ("resume", lambda: cifar_train.main(["--resume", str(file), "--epochs", "9", *where])),
-        ("evaluate", lambda: cifar_evaluate.main(["--checkpoint", str(file), "--device", "cpu", *data])),
+        ("evaluate", lambda: cifar_evaluate.main(["--checkpoint", str(file), *output, "--device", "cpu", *data])),
         ("weights", lambda: cifar_train.main(["--weights", str(file), "--model", "micro", *data, *where])),
     ]
 

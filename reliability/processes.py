@@ -89,6 +89,7 @@ class Trainings:
         run([
             *torchrun("--standalone", "--nproc-per-node", str(processes)), "-m", "zoom_vit.cifar_evaluate",
             "--checkpoint", str(self.last(name)), "--batch-size", "8", "--device", "cpu", "--json", str(result),
+            "--output-dir", str(self.place),
         ])  # fmt: skip
         found: dict[str, Any] = json.loads(result.read_text())
         return found

@@ -35,6 +35,7 @@ TINY = ("--model-kwargs", "depth=1", "patch_size=4")
 @example(["--cutmix", "1e-308"])
 @example(["--config", "/proc/self/mem"])
 @example(["--config", "/dev/zero"])
+@example(["--config=--"])
 @example(["--resume", "/dev/null"])
 @example(["--model-kwargs", "img_size=8", "patch_size=4", "depth=1"])  # the images follow
 @example(  # the last step ruins the weights, and no step comes after it to see that

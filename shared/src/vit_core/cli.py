@@ -58,6 +58,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
+        for name, _, value in (a.partition("=") for a in args if a.startswith("--")):
+            if value == "--":  # argparse would hand on an empty list
+                self.error(f"argument {name}: expected a value, not --")
         return super().parse_known_args([_hyphens(a) for a in args], namespace)
 
     def error(self, message: str) -> NoReturn:
