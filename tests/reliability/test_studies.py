@@ -1,4 +1,4 @@
-"""Short forms of the studies in reliability/, and that each of them can fail."""
+"""Short forms of the studies in reliability/; of those that compare, that a planted fault is found."""
 
 import re
 import shutil
