@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vit_core.claims import Value
+    from vit_core.ledger.claims import Value
     from vit_core.study import Measurement, Subject
 
 GROUP = "vit_core.papers"

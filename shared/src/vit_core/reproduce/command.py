@@ -18,7 +18,8 @@ from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds: Ctrl-C meanwhile ends in one line, and mistakes in flags are said at once
-    from vit_core.claims import Claim
+    from vit_core.ledger.claims import Claim
+    from vit_core.ledger.verdicts import Verdict
     from vit_core.papers import Paper
 
 PLACE = "runs/reproduce"
@@ -175,7 +176,7 @@ def _agreed(papers: Mapping[str, "Paper"], options: Any, place: Path, *, yes: bo
 def _list(words: Sequence[str]) -> int:
     """The installed papers, their models and claims."""
     _parser("list", "List the installed papers.").parse_args(words)
-    from vit_core.claims import COSTS, load_claims
+    from vit_core.ledger.claims import COSTS, load_claims
 
     papers, broken = _papers(None)
     for name, paper in papers.items():
@@ -203,7 +204,7 @@ def _claims(words: Sequence[str]) -> int:
     parser.add_argument("--verdict", action="append", metavar="WORD", help="show those alone: holds, fails, …")
     parser.add_argument("--json", metavar="FILE", type=output_file, help="write all of them there")
     args = parser.parse_args(words)
-    from vit_core.claims import VERDICTS, count
+    from vit_core.ledger.verdicts import VERDICTS, count
     from vit_core.reproduce.run import write_json
     from vit_core.reproduce.steps import as_record, verdicts_of
     from vit_core.run_folder import environment
@@ -222,8 +223,7 @@ def _claims(words: Sequence[str]) -> int:
             if args.verdict and v.verdict not in args.verdict:
                 continue
             said = f"{v.verdict} {v.condition}".rstrip()
-            measured = f"; measured {v.measured.value}" if v.measured else ""
-            print(f"  {said:<10} {v.claim.statement}{_claimed(v.claim)}{measured}{f'; {v.error}' if v.error else ''}")
+            print(f"  {said:<12} {v.claim.statement}{_claimed(v.claim)}{_found(v)}{f'; {v.error}' if v.error else ''}")
             for when, value in v.under:
                 print(f"             {when}: {value}")
         wrong |= any(v.error for v in verdicts)
@@ -239,9 +239,21 @@ def _claimed(claim: "Claim") -> str:
     """ " [≥ 2.5 points]"; nothing where a sentence is claimed."""
     from vit_core.reproduce.number_format import SIGNS
 
-    if isinstance(claim.claimed, bool):
+    if isinstance(claim.claimed, bool | Mapping):
         return ""
     return f" [{f'{SIGNS[claim.comparison]} {claim.claimed} {claim.unit}'.strip()}]"
+
+
+def _found(verdict: "Verdict") -> str:
+    """ "; measured 2.4" or "; Table III: 96.8": what decided."""
+    if not verdict.cells:
+        return f"; {verdict.reason}" if verdict.reason else ""
+    if not isinstance(verdict.claim.claimed, Mapping):
+        seen = f"{verdict.cells[0].found}"
+    else:
+        agree = sum(cell.verdict == "holds" for cell in verdict.cells)
+        seen = f"{agree} of {len(verdict.cells)} values agree"
+    return f"; {verdict.reason or 'measured'}: {seen}"
 
 
 def _bench(words: Sequence[str]) -> int:

@@ -326,9 +326,9 @@ def _finite(value: Any) -> Any:
 def write_claims(results: Mapping[str, Any], file: Path) -> None:
     """claims.csv: a line a claim of every paper."""
     names = (
-        "paper", "id", "source", "statement", "claimed", "unit", "setting", "comparison", "verdict", "condition",
-        "allowance", "measured", "other_readings", "commit", "date", "seed", "machine", "results", "kind", "cost",
-        "how", "command", "related", "note", "error",
+        "paper", "id", "kind", "source", "statement", "claimed", "unit", "setting", "comparison", "verdict", "reason",
+        "condition", "allowance", "measured", "interval", "other_readings", "by", "commit", "date", "seed", "machine",
+        "results", "cost", "why", "how", "command", "near", "evidence", "note", "error",
     )  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore")
@@ -336,11 +336,15 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
     for paper in results["papers"]:
         for claim in paper["claims"]:
             measured = claim["measured"] or {}
-            writer.writerow({
+            row = {
                 **measured, **claim, "paper": paper["name"], "measured": measured.get("value"),
+                "setting": (claim["setting"] or {}).get("what"),
                 "other_readings": "; ".join(f"{when}: {value}" for when, value in claim["under"]),
-                "related": (claim["related"] or {}).get("statement"),
-            })  # fmt: skip
+                "near": "; ".join(f"{near['what']}: {near['value']}" for near in claim["near"]),
+                "evidence": "; ".join(f"{e['where']}: {e['says']}" for e in claim["evidence"]),
+            }  # fmt: skip
+            tables = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, Mapping)}
+            writer.writerow(row | tables)
     write_whole(file, text.getvalue())
 
 

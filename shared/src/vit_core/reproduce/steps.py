@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from vit_core.claims import Claim, Measured, Outcome, Trained, Verdict, judge, load_claims
 from vit_core.curves import read_metrics
 from vit_core.errors import UserError
+from vit_core.ledger.claims import Claim, Measured, Outcome, Run, cells, load_claims
+from vit_core.ledger.verdicts import Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
 from vit_core.study import Study
@@ -183,7 +184,10 @@ def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> Measure
                     found[seed["seed"]], where = value, seed["where"]
     if not found:
         return None
-    return Measured(value=list(found.values()), seed=list(found), results="trained by this run", **where)
+    run = Run(
+        name="trained", what="trained by this run", by="ours", meets=(), command="reproduce --preset paper", **where
+    )
+    return Measured(run=run, value=list(found.values()), seed=list(found), results="trained by this run")
 
 
 def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome: None) -> list[Verdict]:
@@ -201,19 +205,43 @@ def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome:
 def as_record(verdict: Verdict) -> dict[str, Any]:
     """A verdict as results.json and claims.csv have it."""
     claim = verdict.claim
+    plain = (
+        "id",
+        "source",
+        "statement",
+        "claimed",
+        "unit",
+        "kind",
+        "cost",
+        "why",
+        "comparison",
+        "check",
+        "command",
+        "note",
+    )
     is_number = isinstance(claim.claimed, int | float) and not isinstance(claim.claimed, bool)
-    record = {
-        f.name: getattr(claim, f.name)
-        for f in dataclasses.fields(claim)
-        if f.name not in ("readings", "measured", "outcome", "related", "tolerance")
-    }
-    measured = verdict.measured and dataclasses.asdict(verdict.measured)
-    related = claim.related and {"statement": claim.related.statement, "results": claim.related.results}
-    return record | {
-        "allowance": claim.allowance() if is_number else None, "how": verdict.how, "verdict": verdict.verdict,
-        "condition": verdict.condition, "measured": measured, "under": [list(u) for u in verdict.under],
-        "related": related, "error": verdict.error,
+    decided = [_found(f) for f in verdict.found if f.decides]
+    shown = verdict.cells or [(row, column, cell, None, "") for row, column, cell in cells(claim.claimed)]
+    return {name: getattr(claim, name) for name in plain} | {
+        "setting": dataclasses.asdict(claim.setting) if claim.setting else None,
+        "allowance": claim.allowance(claim.claimed) if is_number else None, "how": verdict.how,  # type: ignore[arg-type]
+        "verdict": verdict.verdict, "reason": verdict.reason, "condition": verdict.condition,
+        "measured": decided[0] if decided else None, "also_measured": decided[1:],
+        "near": [_found(f) for f in verdict.found if not f.decides],
+        "cells": [dataclasses.astuple(c) if not isinstance(c, tuple) else c for c in shown]
+        if isinstance(claim.claimed, Mapping) else [],
+        "evidence": [dataclasses.asdict(e) for e in claim.evidence], "under": [list(u) for u in verdict.under],
+        "scaled": [{"row": row, **dataclasses.asdict(d)} for row, d in verdict.differences.items()],
+        "error": verdict.error,
     }  # fmt: skip
+
+
+def _found(found: Found) -> dict[str, Any]:
+    """A measurement with the provenance of its run."""
+    run = found.measured.run
+    provenance = {n: getattr(run, n) for n in ("what", "by", "command", "commit", "date", "machine")}
+    values = {n: getattr(found.measured, n) for n in ("value", "seed", "results")}
+    return provenance | values | {"interval": found.interval}
 
 
 def as_command(recipe: Recipe, given: Mapping[str, Any], seeds: Sequence[int]) -> str:
