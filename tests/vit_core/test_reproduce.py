@@ -24,9 +24,20 @@ from vit_core.trainer import Stopped
 from vit_core.whole_files import FolderLock
 
 CLAIMS = """
-- {id: toy-one, source: Table 1, statement: One is one., claimed: 1, cost: instant, check: one}
-- {id: toy-two, source: Table 1, statement: Two is one., claimed: 1, cost: instant, check: two}
-- {id: toy-far, source: Table 2, statement: Much., claimed: 99.0, cost: gpu-hours, check: train it, command: toy-train}
+settings: {far: {what: many epochs, counts: the recipe}}
+groups:
+- source: Table 1
+  kind: size
+  cost: instant
+  parity: tests/toy.py
+  entries:
+  - {id: toy-one, statement: One is one., claimed: 1, check: one}
+  - {id: toy-two, statement: Two is one., claimed: 1, check: two}
+- source: Table 2
+  kind: result
+  setting: far
+  entries:
+  - {id: toy-far, statement: Much., claimed: 99.0, cost: gpu-hours, check: train it, command: toy-train}
 """
 
 
@@ -197,7 +208,7 @@ def test_a_training_without_its_images_does_not_stop_the_papers_others(papers, t
     (paper,) = results_of(only_run(tmp_path))["papers"]
     assert [t["name"] for t in paper["trainings"]] == ["far", "digits"]
     claim = paper["claims"][2]
-    assert claim["verdict"] == "fails", "the claim about it is judged anew"
+    assert claim["verdict"] == "undecided", "the claim about it is judged anew; of one seed there is no interval"
     config = json.loads(next((only_run(tmp_path) / "toy" / "far").glob("runs/*/*/config.json")).read_text())
     assert claim["measured"]["commit"] == config["environment"]["git_commit"], "of the training, not of the claims step"
 
@@ -311,14 +322,14 @@ def test_parts(papers, tmp_path, capsys):
     assert command.main(["list"]) == 0
     out = capsys.readouterr().out
     assert "toy\n    Toy: a paper\n    models: test_vit, test_vit2" in out
-    assert "3 claims: 2 instant, 0 cpu-minutes, 1 gpu-hours" in out
+    assert "3 claims: 2 instant, 0 cpu-minutes, 0 gpu-minutes, 1 gpu-hours, 0 impossible" in out
 
 
 def test_claims_are_printed_and_written(papers, tmp_path, capsys):
     assert command.main(["claims", "--paper", "zoo", "--json", "c.json"]) == 0
     out = capsys.readouterr().out
     assert "3 claims: 1 holds, 1 fails, 1 not run" in out
-    assert re.search(r"fails +Two is one\. \[1\]; measured 2", out)
+    assert re.search(r"fails +Two is one\. \[1\]; measured: 2", out)
     assert len(json.loads((tmp_path / "c.json").read_text())["papers"]["zoo"]) == 3
     assert command.main(["claims", "--verdict", "fails"]) == 0
     out = capsys.readouterr().out
@@ -374,7 +385,7 @@ def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, ca
         (["--seeds", "99999999999999999999"], "--seeds must be"),
         (["evaluate", "--download"], "need --dataset"),
         (["report", "nowhere"], "nowhere is no run"),
-        (["claims", "--verdict", "good"], "the verdicts are holds, holds if, fails, not run, error"),
+        (["claims", "--verdict", "good"], "the verdicts are holds, holds if, undecided, fails, contradicted"),
         (["claims", "--json", "nowhere/c.json"], "is not a folder"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
@@ -439,7 +450,9 @@ def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(paper
     values = [s["acc1"] for s in paper["trainings"][0]["rows"][0]["seeds"]]
     assert claim["measured"]["value"] == values
     assert (claim["measured"]["seed"], claim["measured"]["results"]) == ([0, 1], "trained by this run")
-    assert claim["verdict"] == ("holds" if abs(sum(values) / 2 - 10) <= 0.05 else "fails")
+    low, high = claim["measured"]["interval"]
+    assert low < sum(values) / 2 < high
+    assert claim["verdict"] == ("fails" if low > 10.05 or high < 9.95 else "undecided")
     assert command.main([*words, "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 0
     (other,) = (tmp_path / "other").iterdir()
     assert results_of(other)["papers"][0]["claims"][2]["verdict"] == "not run", "with other epochs it is no such run"

@@ -49,7 +49,7 @@ def test_the_guides_paper_is_found_trained_explained_and_judged(installed, tmp_p
     assert "mean_vit\n    MeanViT: the mean over the patches\n    models: mean_vit_micro" in listed.stdout, (
         listed.stderr
     )
-    assert "3 claims: 2 instant, 1 cpu-minutes, 0 gpu-hours" in listed.stdout
+    assert "4 claims: 2 instant, 2 cpu-minutes, 0 gpu-minutes, 0 gpu-hours, 0 impossible" in listed.stdout
 
     done = reproduce(installed, tmp_path, "--paper", "mean_vit", "--epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,9 +60,10 @@ def test_the_guides_paper_is_found_trained_explained_and_judged(installed, tmp_p
     assert paper["trainings"][0]["rows"][0]["seeds"][0]["epochs"] == 2
     verdicts = {c["id"]: (c["verdict"], c["condition"]) for c in paper["claims"]}
     assert verdicts == {
-        "mean-vit-parameters": ("holds", ""),
+        "mean-vit-size": ("holds", ""),
         "mean-vit-invariance": ("holds if", "the position embedding is zero"),
         "mean-vit-cifar10": ("not run", ""),
+        "mean-vit-mean-recall": ("contradicted", ""),
     }
     page = (run / "index.html").read_text()
     assert "MeanViT: the mean over the patches" in page

@@ -1,1 +1,1 @@
-"""The ledger: what the papers claim (`claims`), what was found (`verdicts`), and what a difference is (`statistics`)."""
+"""The ledger: what papers claim (`claims`), what was found (`verdicts`), when rows differ (`statistics`)."""

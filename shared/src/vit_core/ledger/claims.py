@@ -117,10 +117,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """The claim's direction, measured at a smaller setting: rows against a baseline over at least three paired seeds."""
+    """The claim's direction at a smaller setting: rows against a baseline over at least three paired seeds."""
 
     model: str  # model and data set
-    sound: str  # why a comparison at this size says something: what the baseline reaches, and what that size reaches elsewhere
+    sound: str  # why a comparison at this size says something: what the baseline reaches here and elsewhere
     run: Run
     seeds: Sequence[int]
     baseline: Sequence[float]  # one value a seed

@@ -6,8 +6,8 @@
     fails              measured at its setting, and false under every reading
     undecided          measured at its setting, but the interval reaches from agreement into disagreement, or there is
                        one training only and so no interval
-    scaled: …          not measured at its setting; a smaller model, over at least three paired seeds, agrees or disagrees
-                       with its direction, or leaves it undecided
+    scaled: …          not measured at its setting; a smaller model, over at least three paired seeds, agrees with its
+                       direction, disagrees, or leaves it undecided
     cannot be run      weights, data or machine are not to be had
     not run            nothing was measured at its setting
     error              the check itself ended in an exception, which the report shows
@@ -18,7 +18,8 @@ The first in this order that applies is given: what the original's own artefacts
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,8 @@ class Cell:
     row: str
     column: str
     claimed: Scalar | Sequence[float]
-    found: Scalar | Sequence[float]
-    verdict: str  # holds, fails or undecided
+    found: Scalar | Sequence[float] | None  # None: nothing
+    verdict: str  # holds, fails or undecided; "" where nothing was found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,7 @@ def _decide(
     measured: Measured | None,
     interval: tuple[float, float] | None,
 ) -> str:
-    """holds, fails or undecided. Of several seeds, or where there is an interval, the interval is held against the band."""
+    """holds, fails or undecided. Where there is an interval, it is held against the band of values that agree."""
     band = _band(claim, claimed)
     if band is None or isinstance(found, str | bool):
         agree = [found] if isinstance(found, Scalar) else list(found)
@@ -252,8 +253,8 @@ def _decide(
         if all(inside):
             return HOLDS
         return FAILS if not any(inside) and (interval[1] <= low or interval[0] >= high) else UNDECIDED
-    values = list(found) if isinstance(found, Sequence) else [found]
-    return HOLDS if values and all(_inside(band, float(v)) for v in values) else FAILS  # of several, one a block: each
+    values = [float(f) for f in found] if isinstance(found, Sequence) else [float(found)]
+    return HOLDS if values and all(_inside(band, v) for v in values) else FAILS  # of several, one a block: each
 
 
 Band = tuple[float, float, bool]  # from, to, whether the ends are outside
@@ -299,6 +300,23 @@ def _how(checks: Checks, name: str) -> str:
     return " ".join(text.strip().partition("\n\n")[0].split())
 
 
-def count(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """How many claims have each verdict."""
-    return {name: sum(v.verdict == name for v in verdicts) for name in VERDICTS}
+def count(verdicts: Iterable[str]) -> dict[str, int]:
+    """How many of the verdicts are each."""
+    counted = Counter(verdicts)
+    return {name: counted[name] for name in VERDICTS}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """How many claims were checked, and how, in one sentence: what decided first, what was not run last."""
+    measured = {HOLDS: "hold", HOLDS_IF: "hold under another reading", FAILS: "fail", UNDECIDED: "undecided"}
+    scaled = {AGREES: "agree", DISAGREES: "disagree", OPEN: "undecided"}
+    parts = []
+    for said, names in (("checked at their setting", measured), ("at a smaller scale", scaled)):
+        found = [f"{counts[name]} {word}" for name, word in names.items() if counts[name]]
+        if found:
+            parts.append(f"{sum(counts[name] for name in names)} {said} ({', '.join(found)})")
+    if counts[CONTRADICTED]:
+        parts.append(f"{counts[CONTRADICTED]} contradicted by the original's own code, logs, tables or figures")
+    rest = {NOT_RUN: "not run", CANNOT_RUN: "cannot be run", ERROR: "broken checks"}
+    parts += [f"{counts[name]} {word}" for name, word in rest.items() if counts[name]]
+    return ", ".join(parts) or "none"

@@ -217,7 +217,7 @@ def _claims(words: Sequence[str]) -> int:
     wrong = bool(broken)
     for name, paper in papers.items():
         verdicts = verdicts_of(paper, lambda share, what: None)
-        counted = ", ".join(f"{n} {v}" for v, n in count(verdicts).items() if n)
+        counted = ", ".join(f"{n} {v}" for v, n in count(v.verdict for v in verdicts).items() if n)
         print(f"\n{paper.title}\n{len(verdicts)} claims: {counted}\n")
         for v in verdicts:
             if args.verdict and v.verdict not in args.verdict:

@@ -93,25 +93,31 @@ def claimed(claim: Mapping[str, Any]) -> str:
     """ "≥ 2.5 ×": the number with exactly the digits that the paper gives, for the tolerance depends on them."""
     value = claim["claimed"]
     if claim["comparison"] == "between":
-        return _with_unit("–".join(map(_as_written, value)), claim["unit"])
+        return _with_unit("–".join(map(as_written, value)), claim["unit"])
     sign = SIGNS.get(claim["comparison"], claim["comparison"])
-    return f"{sign} {_with_unit(_as_written(value), claim['unit'])}".strip()
+    return f"{sign} {_with_unit(as_written(value), claim['unit'])}".strip()
 
 
-def _as_written(value: Any) -> str:
+def as_written(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value) and 1e-4 <= abs(value) < 1e15:
         return f"{value:,}".replace("-", MINUS)
     return number(value)
 
 
-def measured(value: Any, claim: Mapping[str, Any]) -> str:
-    """A measured value, or the mean of several, with one decimal more than the claim where it is given to that."""
-    given = _as_written(claim["claimed"]).partition(".")[2] if is_number(claim["claimed"]) else ""
+def cell(value: Any) -> str:
+    """A value of a table of claims: a number, or the mean and spread of several seeds."""
+    several = isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
+    return mean_and_spread(value) if several else number(value)
+
+
+def measured(value: Any, claim: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+    """A measured value, or the mean of several, with at least the decimals of the claim. found: what has its seeds."""
+    given = as_written(claim["claimed"]).partition(".")[2] if is_number(claim["claimed"]) else ""
     numbers = [value] if is_number(value) else value
     if isinstance(numbers, str | bool) or not numbers or not all(map(is_number, numbers)):
         return number(value)
     mean = statistics.fmean(numbers)
-    if len(numbers) > 1 and not isinstance((claim["measured"] or {}).get("seed"), list | tuple):  # one a block, say
+    if len(numbers) > 1 and not isinstance((found or {}).get("seed"), list | tuple):  # one a block, say
         ends = dict.fromkeys(number(v, _at_least(v, given)) for v in (min(numbers), max(numbers)))
         return _with_unit("–".join(ends), claim["unit"])
     if len(numbers) > 1:

@@ -62,7 +62,7 @@ for (const claims of all(".claims")) {
     button.addEventListener("click", () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
       const wanted = button.dataset.show;
-      for (const row of all("tbody tr", claims)) row.hidden = wanted !== "" && row.dataset.verdict !== wanted;
+      for (const row of all("tr[data-verdict]", claims)) row.hidden = wanted !== "" && row.dataset.verdict !== wanted;
     });
   }
   const unfold = claims.querySelector(".unfold");

@@ -15,18 +15,41 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vit_core.claims import VERDICTS
+from vit_core.ledger.claims import KINDS
+from vit_core.ledger.verdicts import (
+    AGREES,
+    CANNOT_RUN,
+    CONTRADICTED,
+    DISAGREES,
+    ERROR,
+    FAILS,
+    HOLDS,
+    HOLDS_IF,
+    NOT_RUN,
+    OPEN,
+    UNDECIDED,
+    VERDICTS,
+    count,
+    in_words,
+)
 from vit_core.reproduce import number_format
 from vit_core.reproduce.curve_chart import curve_chart
 from vit_core.whole_files import write_whole
 
 HERE = Path(__file__).parent
 MEANINGS = {
-    "holds": "The value measured at the claim’s setting agrees with it, within the tolerance.",
+    "holds": "What was measured at the claim’s setting agrees with it, or the original’s code does what is said of it.",
     "holds if": "Not as stated, but under another reading of the setting, which the row names.",
-    "fails": "Measured at the claim’s setting, and outside the tolerance under every reading.",
+    "undecided": "Measured at the claim’s setting; the interval reaches from agreement into disagreement, or there is "
+    "one training only and so no interval.",
+    "fails": "Measured at the claim’s setting, and false under every reading. Our fixes do not count.",
+    "contradicted": "The original’s own code, logs, tables or figures say otherwise.",
+    "scaled: agrees": "A smaller model agrees with the claim’s direction over at least three paired seeds.",
+    "scaled: disagrees": "A smaller model goes in the other direction over at least three paired seeds.",
+    "scaled: undecided": "A smaller model’s difference cannot be told from zero.",
     "not run": "No measurement at the claim’s setting, usually because that takes a GPU and days. "
     "The row gives the command that would make one.",
+    "cannot be run": "Weights, data or machine are not to be had; the row says which.",
     "error": "The check itself broke; the row shows its message.",
 }
 TERMS = {
@@ -41,16 +64,9 @@ TERMS = {
     "deletion, insertion": "Tests of such a map: take away what it calls important, or put it back, and see what the "
     "network then says.",
 }
-KINDS = {
-    "result": "What a training or a timing gives: accuracy, speed, memory.",
-    "property": "Formulas, invariances and behaviours of the model or method.",
-    "size": "Parameters, multiply-adds, widths, depths.",
-    "setting": "A value of the recipe: it holds where this package's preset has it.",
-    "arithmetic": "Computed from figures that the paper itself gives; nothing is measured.",
-    "specification": "A detail of the original's code by this project's specification, not a sentence of the paper.",
-}
-MAIN = ("result", "property", "size")  # the others are folded away
-ORDER = ("error", "fails", "holds if", "holds", "not run")  # of the claims at first: what surprises comes on top
+ORDER = (  # of the claims at first: what surprises comes on top
+    ERROR, CONTRADICTED, FAILS, DISAGREES, UNDECIDED, HOLDS_IF, HOLDS, AGREES, OPEN, NOT_RUN, CANNOT_RUN
+)  # fmt: skip
 WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 2.0  # width / height from which a picture gets the full width of the page
@@ -71,21 +87,25 @@ def _environment() -> Environment:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("number", "percent", "duration", "claimed", "measured", "allowance", "columns", "is_number_column",
-                 "sort_value", "unit_words"):  # fmt: skip
-        env.filters[name] = getattr(number_format, name)
-    env.filters |= {"slug": slug, "count_verdicts": count_verdicts}
+    nf = number_format
+    filters = (nf.number, nf.percent, nf.duration, nf.claimed, nf.measured, nf.allowance, nf.as_written, nf.cell)
+    filters += (nf.columns, nf.is_number_column, nf.sort_value, nf.unit_words, slug, count_verdicts, in_words)
+    env.filters |= {function.__name__: function for function in filters}
     return env
 
 
 def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Everything that the template shows. Markup is for our own files only."""
     papers = [_paper(p, folder) for p in results["papers"]]
+    claims = [c for p in papers for c in p["claims"]]
+    total = count_verdicts(claims)
     return {
         "run": results,
         "papers": papers,
         "how_many": WORDS[len(papers)] if len(papers) < len(WORDS) else str(len(papers)),
-        "total": {name: sum(p["counts"][name] for p in papers) for name in VERDICTS},
+        "total": total,
+        "results": count_verdicts([c for c in claims if c["kind"] == "result"]),
+        "seen": [name for name in VERDICTS if total[name]],
         "problems": [f"{name} could not be loaded: {why}" for name, why in results["broken"].items()]
         + [f"{p['title']}: {problem}" for p in papers for problem in p["problems"]],
         "images": _images(papers),
@@ -93,9 +113,7 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "meanings": MEANINGS,
         "terms": TERMS,
         "kinds": KINDS,
-        "by_kind": {
-            kind: count_verdicts([c for p in papers for c in p["claims"] if c["kind"] == kind]) for kind in KINDS
-        },
+        "by_kind": {kind: count_verdicts([c for c in claims if c["kind"] == kind]) for kind in KINDS},
         "here": _place(results["environment"]),
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 -- our own file
         "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
@@ -117,11 +135,11 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **paper,
         "claims": claims,
-        "main_claims": [c for c in claims if c["kind"] in MAIN],
-        "more_claims": [c for c in claims if c["kind"] not in MAIN],
+        "results": [c for c in claims if c["kind"] == "result"],
+        "more_claims": [c for c in claims if c["kind"] != "result"],
         "anchor": f"paper-{slug(paper['name'])}",
         "trainings": trainings,
-        "counts": count_verdicts(claims),
+        "counts": count_verdicts([c for c in claims if c["kind"] == "result"]),
         "findings": analysis["findings"],
         "tables": analysis["tables"],
         "pictures": [{**p, **read_picture(folder, p["file"])} for p in analysis["pictures"]],
@@ -133,7 +151,7 @@ def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def count_verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {name: sum(c["verdict"] == name for c in claims) for name in VERDICTS}
+    return count(c["verdict"] for c in claims)
 
 
 def _images(papers: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from vit_core.curves import read_metrics
 from vit_core.errors import UserError
 from vit_core.ledger.claims import Claim, Measured, Outcome, Run, cells, load_claims
-from vit_core.ledger.verdicts import Found, Trained, Verdict, judge
+from vit_core.ledger.verdicts import Cell, Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
 from vit_core.study import Study
@@ -202,38 +202,35 @@ def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome:
     return judge(entries, paper.checks, tell, trained)
 
 
+NESTED = {"setting", "tolerance", "evidence", "readings", "measured", "scaled", "outcome"}  # fields of a claim
+
+
 def as_record(verdict: Verdict) -> dict[str, Any]:
     """A verdict as results.json and claims.csv have it."""
     claim = verdict.claim
-    plain = (
-        "id",
-        "source",
-        "statement",
-        "claimed",
-        "unit",
-        "kind",
-        "cost",
-        "why",
-        "comparison",
-        "check",
-        "command",
-        "note",
-    )
-    is_number = isinstance(claim.claimed, int | float) and not isinstance(claim.claimed, bool)
+    record = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim) if f.name not in NESTED}
+    number = claim.claimed if isinstance(claim.claimed, int | float) and not isinstance(claim.claimed, bool) else None
     decided = [_found(f) for f in verdict.found if f.decides]
-    shown = verdict.cells or [(row, column, cell, None, "") for row, column, cell in cells(claim.claimed)]
-    return {name: getattr(claim, name) for name in plain} | {
-        "setting": dataclasses.asdict(claim.setting) if claim.setting else None,
-        "allowance": claim.allowance(claim.claimed) if is_number else None, "how": verdict.how,  # type: ignore[arg-type]
-        "verdict": verdict.verdict, "reason": verdict.reason, "condition": verdict.condition,
-        "measured": decided[0] if decided else None, "also_measured": decided[1:],
-        "near": [_found(f) for f in verdict.found if not f.decides],
-        "cells": [dataclasses.astuple(c) if not isinstance(c, tuple) else c for c in shown]
-        if isinstance(claim.claimed, Mapping) else [],
-        "evidence": [dataclasses.asdict(e) for e in claim.evidence], "under": [list(u) for u in verdict.under],
-        "scaled": [{"row": row, **dataclasses.asdict(d)} for row, d in verdict.differences.items()],
-        "error": verdict.error,
-    }  # fmt: skip
+    record |= {"setting": dataclasses.asdict(claim.setting) if claim.setting else None, "table": _table(verdict)}
+    record |= {"allowance": None if number is None else claim.allowance(number), "how": verdict.how}
+    record |= {"verdict": verdict.verdict, "reason": verdict.reason, "condition": verdict.condition}
+    record |= {"measured": decided[0] if decided else None, "also_measured": decided[1:]}
+    record |= {"near": [_found(f) for f in verdict.found if not f.decides]}
+    record |= {"found": verdict.cells[0].found if verdict.cells and not record["table"] else None}
+    record |= {"evidence": [dataclasses.asdict(e) for e in claim.evidence], "under": [list(u) for u in verdict.under]}
+    record |= {"scaled": [{"row": row, **dataclasses.asdict(d)} for row, d in verdict.differences.items()]}
+    return record | {"error": verdict.error}
+
+
+def _table(verdict: Verdict) -> list[dict[str, Any]]:
+    """The cells of a claim that is a table, with what was found of each; of another claim none."""
+    if not isinstance(verdict.claim.claimed, Mapping):
+        return []
+    found = {(cell.row, cell.column): cell for cell in verdict.cells}
+    return [
+        dataclasses.asdict(found.get((row, column)) or Cell(row, column, claimed, None, ""))
+        for row, column, claimed in cells(verdict.claim.claimed)
+    ]
 
 
 def _found(found: Found) -> dict[str, Any]:
