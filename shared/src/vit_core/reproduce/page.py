@@ -8,7 +8,7 @@ import base64
 import re
 import statistics
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,9 @@ def _environment() -> Environment:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     nf = number_format
-    filters = (nf.number, nf.percent, nf.duration, nf.claimed, nf.measured, nf.allowance, nf.as_written, nf.cell)
-    filters += (nf.columns, nf.is_number_column, nf.sort_value, nf.unit_words, slug, count_verdicts, in_words)
+    filters: list[Callable[..., Any]]
+    filters = [nf.number, nf.percent, nf.duration, nf.claimed, nf.measured, nf.allowance, nf.as_written, nf.cell]
+    filters += [nf.columns, nf.is_number_column, nf.sort_value, nf.unit_words, slug, count_verdicts, in_words]
     env.filters |= {function.__name__: function for function in filters}
     return env
 
