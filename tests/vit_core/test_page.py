@@ -471,3 +471,16 @@ def test_hostile_page_runs_nothing(browser, example, tmp_path):
     page.locator(".claims th button").first.click()
     page.close()
     assert not alerts
+
+
+def test_rows_of_several_seeds_are_compared_by_paired_differences(example, tmp_path):
+    results = copy.deepcopy(example[0])
+    rows = [report_example.training_row("toyvit", n, label, (0, 1, 2)) for n, label in enumerate(("dense", "sparse"))]
+    for row, values in zip(rows, ((50.0, 60.0, 70.0), (52.0, 62.1, 71.9)), strict=True):
+        for run, value in zip(row["seeds"], values, strict=True):
+            run["acc1"] = value
+    results["papers"][0]["trainings"] = [{"name": "digits", "dataset": "digits", "rows": rows}]
+    text = " ".join(Tags(write_page(results, tmp_path)).text.split())
+    assert "to dense, points" in text
+    assert "+2.00 (+1.75 … +2.25)" in text, "t = 4.30, n = 3, standard deviation 0.1"
+    assert "to dense" not in Tags(example[1] / "index.html").text, "one seed has no interval"

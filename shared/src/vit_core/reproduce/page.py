@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vit_core.ledger.claims import KINDS
+from vit_core.ledger.statistics import Difference, differences_to_baseline
 from vit_core.ledger.verdicts import (
     AGREES,
     CANNOT_RUN,
@@ -124,7 +125,7 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     analysis = paper["analysis"] or {"findings": [], "pictures": [], "tables": []}
     trainings = [
-        {**t, "chart": curve_chart(t["rows"]), "best": _best(t["rows"]),
+        {**t, "chart": curve_chart(t["rows"]), "best": _best(t["rows"]), "differences": _differences(t["rows"]),
          "several_seeds": any(len(row["seeds"]) > 1 for row in t["rows"])} for t in paper["trainings"]
     ]  # fmt: skip
     claims = sorted(paper["claims"], key=lambda c: ORDER.index(c["verdict"]))
@@ -175,6 +176,14 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         for row in rows if (known := [s["acc1"] for s in row["seeds"] if s["acc1"] is not None])
     ]  # fmt: skip
     return max(means, key=lambda m: m["acc1"], default=None)
+
+
+def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+    """Of each row the difference of its top-1 to the first row's, where there are several seeds."""
+    values = {r["label"]: {s["seed"]: s["acc1"] for s in r["seeds"] if s["acc1"] is not None} for r in rows}
+    if len(values) < 2 or max(map(len, values.values())) < 2:
+        return {}
+    return differences_to_baseline(values, rows[0]["label"])
 
 
 def _commands(trainings: Sequence[Mapping[str, Any]]) -> str:
