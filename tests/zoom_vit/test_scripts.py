@@ -200,7 +200,10 @@ def test_zoom_curve(run, tmp_path, capsys):
     dense = json.loads((tmp_path / "zoom_curve.json").read_text())["dense_acc1"]
     assert float(whole["crop_acc1"]) == float(whole["both_acc1"]) == pytest.approx(dense, abs=1e-3)
     assert float(whole["box_area"]) == 100
-    assert float(part["box_area"]) < 90
+    assert float(part["box_area_low"]) < float(part["box_area"]) < float(part["box_area_high"]) < 90
+    assert [float(whole[f"crop_change{end}"]) for end in ("", "_low", "_high")] == [0, 0, 0]
+    assert float(part["crop_change"]) == pytest.approx(float(part["crop_acc1"]) - dense, abs=0.01)
+    assert float(part["both_change_low"]) <= float(part["both_change"]) <= float(part["both_change_high"])
     assert f"dense {dense:.2f}%" in capsys.readouterr().out
 
 

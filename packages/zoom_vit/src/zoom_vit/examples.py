@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import normalize
 
 from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
-from vit_core.explain import figure_of_maps
+from vit_core.explain import figure_of_maps, overlay
 from vit_core.figure_text import figure_text
 from vit_core.recipe import Recipe
 from vit_core.study import markdown_table
@@ -112,43 +111,59 @@ def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Pa
 
 
 def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
-    """The image, its importance, the mask, and the image with its background darkened."""
-    picture = experiment.picture(example.image[0])
-    maps = importance_map(experiment.model, example.image, by.importance)
-    mask = zoom_mask(maps, by.keep_ratio, (picture.shape[1], picture.shape[2]))
-    dark = attenuate_background(picture[None], mask.cpu())
-    s = experiment.trained.settings
+    """The image, the mask drawn on it, and the image whose background is weakened.
+
+    As the study does it, to the normalised image: its background fades to the mean color, grey.
+    """
+    mask = zoom_mask(_map(experiment, example, by), by.keep_ratio, _size(example))
+    faded = attenuate_background(example.image, mask)
     with torch.no_grad():
-        seen = experiment.model(torch.cat([example.image, normalize(dark, s["mean"], s["std"]).to(mask.device)]))
+        seen = experiment.model(torch.cat([example.image, faded]))
     panels = [
-        (f"image: {experiment.says(seen[0])}", picture),
-        (f"the {100 * by.keep_ratio:g}% of largest {by.importance}", mask[0].cpu().expand(3, -1, -1)),
-        (f"background × 0.3: {experiment.says(seen[1])}", dark[0]),
+        (f"image: {experiment.says(seen[0])}", experiment.picture(example.image[0])),
+        (_mask_title(by), mask_on(experiment.picture(example.image[0]), mask[0, 0])),
+        (f"background × 0.3: {experiment.says(seen[1])}", experiment.picture(faded[0])),
     ]
     _draw(panels, path, f"image {example.number}, {experiment.trained.class_names[example.target]}")
     return {"whole": experiment.says(seen[0]), "background × 0.3": experiment.says(seen[1])}
 
 
 def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
-    """The image with the box around its most important patches, and what is in the box."""
-    picture = experiment.picture(example.image[0])
-    maps = importance_map(experiment.model, example.image, by.importance)
-    crop = crop_zoom(example.image, maps, by.keep_ratio)
-    box = zoom_boxes(maps, by.keep_ratio, (picture.shape[1], picture.shape[2]))[0].tolist()
+    """The image, the mask with the box around its patches, and what is in the box."""
+    maps = _map(experiment, example, by)
+    mask, crop = zoom_mask(maps, by.keep_ratio, _size(example)), crop_zoom(example.image, maps, by.keep_ratio)
+    box = zoom_boxes(maps, by.keep_ratio, _size(example))[0].tolist()
     with torch.no_grad():
         seen = experiment.model(torch.cat([example.image, crop]))
     panels = [
-        (f"image: {experiment.says(seen[0])}", picture),
+        (f"image: {experiment.says(seen[0])}", experiment.picture(example.image[0])),
+        (_mask_title(by), mask_on(experiment.picture(example.image[0]), mask[0, 0])),
         (f"zoom: {experiment.says(seen[1])}", experiment.picture(crop[0])),
     ]
-    title = f"image {example.number}, {experiment.trained.class_names[example.target]}"
-    _draw(panels, path, title, box)
+    _draw(panels, path, f"image {example.number}, {experiment.trained.class_names[example.target]}", box)
     both = seen.softmax(1).mean(0).log()
     return {"whole": experiment.says(seen[0]), "zoom": experiment.says(seen[1]), "mean of both": experiment.says(both)}
 
 
+def mask_on(picture: Tensor, mask: Tensor) -> Tensor:
+    """A picture (3, h, w) in [0, 1] under its mask (h, w): kept patches warm, the background cold."""
+    return overlay(picture, mask, alpha=0.4, colours="jet", limits=(0, 1))
+
+
+def _map(experiment: Experiment, example: Example, by: Judgement) -> Tensor:
+    return importance_map(experiment.model, example.image, by.importance)
+
+
+def _size(example: Example) -> tuple[int, int]:
+    return example.image.shape[2], example.image.shape[3]
+
+
+def _mask_title(by: Judgement) -> str:
+    return f"the {100 * by.keep_ratio:g}% of largest {by.importance}"
+
+
 def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Sequence[int] | None = None) -> None:
-    """Pictures (3, S, S) in [0, 1] in a row; box: top, left, height, width, on the first."""
+    """Pictures (3, S, S) in [0, 1] in a row; box: top, left, height, width, on the second."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -160,7 +175,7 @@ def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Seq
     if box is not None:
         top, left, height, width = box
         edge = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#ff3b30", linewidth=2)
-        figure.axes[0].add_patch(edge)
+        figure.axes[1].add_patch(edge)
     figure.suptitle(figure_text(title), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

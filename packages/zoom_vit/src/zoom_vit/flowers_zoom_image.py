@@ -2,9 +2,9 @@
 
     uv run zoom-vit-flowers-zoom-image --checkpoint FILE
 
-Writes 2_zoom_image/, the background darkened, and 3_image_level_zoom/, the box around the most important patches and
-what is in it; each with a folder a group, and images.txt and .json. How accurate a second look at the zoomed image is:
-zoom-vit-zoom-curve.
+Writes 2_zoom_image/, the background faded to grey, and 3_image_level_zoom/, the box around the most important patches
+and what is in it; each with a folder a group, and images.txt and .json. The accuracy of a second look at the zoomed
+image: zoom-vit-zoom-curve.
 """
 
 import sys

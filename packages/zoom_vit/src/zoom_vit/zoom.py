@@ -25,7 +25,7 @@ def zoom_mask(maps: Tensor, keep_ratio: float, size: tuple[int, int]) -> Tensor:
 def attenuate_background(images: Tensor, mask: Tensor, strength: float = 0.3) -> Tensor:
     """Images (B, 3, h, w) that are `strength` times as strong where the mask (B, 1, h, w) is 0.
 
-    Of values in [0, 1] that darkens; of normalised ones it moves towards the mean colour.
+    The study does it to normalised images, whose background fades to the mean color; values in [0, 1] would darken.
     """
     return images * mask + images * (1 - mask) * strength
 

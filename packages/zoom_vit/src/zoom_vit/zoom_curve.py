@@ -3,7 +3,8 @@
     uv run zoom-vit-zoom-curve --checkpoint FILE
 
 The box around the most important patches is enlarged to the whole image (`zoom.crop_zoom`), for keep ratios from 1.0 to
-0.1 and every importance. Writes zoom_curve.csv, .json and .png.
+0.1 and every importance. Writes zoom_curve.csv, .json and .png. Changes are paired with the first look at the same
+images; low and high are the ends of 95% bootstrap intervals over the images.
 """
 
 import sys
@@ -11,11 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.cli import ArgumentParser, command
+from zoom_vit.alignment import interval
 from zoom_vit.experiment import (
     FLOWERS_FOLDER,
     Experiment,
@@ -48,32 +52,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     experiment: Experiment, importances: Sequence[str], keeps: Sequence[float], limit: int | None
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Accuracy of the first look; and a row a setting: accuracy from the crop and of both looks, mean area of the box,
-    all in percent."""
+    """Accuracy of the first look; and a row a setting: accuracy from the crop and of both looks, their changes against
+    the first look, mean area of the box, all in percent of the images or percentage points.
+    """
     model = experiment.model
     settings = [(name, keep) for name in importances for keep in keeps]
-    sums = torch.zeros(len(settings), 3, dtype=torch.float64)  # hits of the crop, of both; area
-    dense = 0
-    numbers = experiment.numbers(limit)
-    with torch.no_grad(), tqdm(total=len(numbers), disable=not sys.stderr.isatty(), leave=False) as bar:
+    firsts: list[Tensor] = []
+    seen: dict[tuple[str, float], list[Tensor]] = {s: [] for s in settings}  # (3, B): hits of the crop, of both; area
+    with (
+        torch.no_grad(),
+        tqdm(total=len(experiment.numbers(limit)), disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
         for _, images, targets in experiment.batches(limit):
             first = model(images).softmax(1)
-            dense += int((first.argmax(1) == targets).sum())
+            firsts.append((first.argmax(1) == targets).cpu().double())
             size = (images.shape[2], images.shape[3])
             maps = {name: importance_map(model, images, name) for name in importances}
-            for i, (name, keep) in enumerate(settings):
+            for name, keep in settings:
                 second = model(crop_zoom(images, maps[name], keep)).softmax(1)
                 boxes = zoom_boxes(maps[name], keep, size)
-                area = (boxes[:, 2] * boxes[:, 3]).double().sum() / (size[0] * size[1])
-                hits = [int((p.argmax(1) == targets).sum()) for p in (second, first + second)]
-                sums[i] += torch.tensor([*hits, float(area)], dtype=torch.float64)
+                area = (boxes[:, 2] * boxes[:, 3]).double() / (size[0] * size[1])
+                hits = [(p.argmax(1) == targets).double() for p in (second, first + second)]
+                seen[name, keep].append(torch.stack([*hits, area]).cpu())
             bar.update(len(images))
-    percent = (100 * sums / len(numbers)).tolist()
-    rows = [
-        {"importance": name, "keep_ratio": keep, "images": len(numbers), "crop_acc1": c, "both_acc1": b, "box_area": a}
-        for (name, keep), (c, b, a) in zip(settings, percent, strict=True)
-    ]
-    return 100 * dense / len(numbers), rows
+    dense = 100 * torch.cat(firsts).numpy()
+    rows = [_row(name, keep, 100 * torch.cat(parts, 1).numpy(), dense) for (name, keep), parts in seen.items()]
+    return float(dense.mean()), rows
+
+
+def _row(name: str, keep: float, columns: np.ndarray, dense: np.ndarray) -> dict[str, Any]:
+    crop, both, area = columns
+    rng = np.random.default_rng(0)
+    row: dict[str, Any] = {"importance": name, "keep_ratio": keep, "images": len(dense)}
+    row |= {"crop_acc1": float(crop.mean()), "both_acc1": float(both.mean())}
+    for column, values in (("crop_change", crop - dense), ("both_change", both - dense), ("box_area", area)):
+        row[column], row[f"{column}_low"], row[f"{column}_high"] = interval(values, 2000, rng)
+    return row
 
 
 def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
