@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -257,6 +258,14 @@ def test_mistakes_of_training_and_benchmarks(tmp_path, capsys):
     assert bench_recipe.main(["--data-path", str(tmp_path)]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert cifar_evaluate.main(["--checkpoint", str(tmp_path / "none.pth")]) == 2
+
+
+def test_interval_of_a_median():
+    values = np.random.default_rng(1).normal(1.5, 0.1, 400)
+    low, high = bench_pruning.median_interval(values)
+    assert low < np.median(values) < high
+    assert high - low == pytest.approx(2 * 1.96 * 1.2533 * 0.1 / 20, rel=0.25), "normal values: 1.2533 σ/√n"
+    assert bench_pruning.median_interval(np.array([2.0])) == (2, 2)
 
 
 @pytest.mark.slow

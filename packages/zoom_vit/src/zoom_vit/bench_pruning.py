@@ -2,7 +2,8 @@
 
     uv run python -m zoom_vit.bench_pruning
 
-Ideal is the ratio of the counted multiply-adds; realised is the median over the rounds of dense time by pruned time.
+Ideal is the ratio of the counted multiply-adds; realised is the median over the rounds of dense time by pruned time,
+with a 95% bootstrap interval over the rounds.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 
@@ -69,18 +71,30 @@ def measure(
     with torch.no_grad():
         cost = [multiply_adds(partial(work, images[:1])) for work in works.values()]
     rows = []
-    print(f"batch {batch_size}: dense {1e3 * statistics.median(r[0] for r in seconds) / batch_size:.2f} ms an image")
+    print(f"batch {batch_size}: dense {1e3 * statistics.median(r[0] for r in seconds) / batch_size:.2f} ms/image")
     for i, name in enumerate(works):
         if i == 0:
             continue
-        realised, ideal = statistics.median(r[0] / r[i] for r in seconds), cost[0] / cost[i]
+        ratios = np.array([r[0] / r[i] for r in seconds])
+        realised, ideal = float(np.median(ratios)), cost[0] / cost[i]
+        low, high = median_interval(ratios)
         ms = 1e3 * statistics.median(r[i] for r in seconds) / batch_size
         rows.append({
             "batch_size": batch_size, "model": name, "ms_per_image": ms, "gmacs": cost[i] / 1e9, "realised": realised,
-            "ideal": ideal, "share": realised / ideal,
+            "realised_low": low, "realised_high": high, "ideal": ideal, "share": realised / ideal,
         })  # fmt: skip
-        print(f"  {name:22} {ms:6.2f} ms an image, {realised:.3f}× of {ideal:.3f}× possible: {realised / ideal:.3f}")
+        print(
+            f"  {name:22} {ms:6.2f} ms/image, {realised:.3f}× ({low:.3f} … {high:.3f}) of {ideal:.3f}× possible: "
+            f"{realised / ideal:.3f}"
+        )
     return rows
+
+
+def median_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the median of independent values (n,)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(np.median(values[draws], 1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 if __name__ == "__main__":
