@@ -46,7 +46,7 @@ def test_the_seeds_training_flags_and_defaults():
     run = settled("--model", "tiny", "--dataset", "cifar100")
     t = run.train
     assert (t.epochs, t.min_lr, t.weight_decay, t.amp, t.save_freq) == (300, 1e-6, 0.05, "auto", 10)
-    assert run.augment.crop == "random"
+    assert (run.augment.crop, run.augment.crop_pad) == ("pad", 0.125)
     assert run.augment.crop_ratio * 256 == 224
     assert run.augment.hflip == 0.5
     every = settled(

@@ -72,6 +72,15 @@ def test_biases_norms_and_named_parameters_are_not_decayed():
         assert (id(p) in decayed) == (p.ndim > 1 and name not in model.no_weight_decay()), name
 
 
+def test_every_parameter_is_decayed_where_that_is_asked_for():
+    model = timm.create_model("test_vit", num_classes=10)
+    (group,) = build_optimizer(model, TrainConfig(weight_decay=0.3, decay_all=True)).param_groups
+    assert group["weight_decay"] == 0.3
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    with pytest.raises(ValueError, match="exclude each other"):
+        TrainConfig(decay_all=True, layer_decay=0.5)
+
+
 def test_layer_decay_scales_the_rate_by_depth():
     model = timm.create_model("test_vit", num_classes=10)
     optimizer = build_optimizer(model, TrainConfig(layer_decay=0.5, lr=0.1))

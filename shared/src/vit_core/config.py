@@ -19,6 +19,7 @@ class TrainConfig:
     lr: float = flag(1e-3, "peak learning rate")
     min_lr: float = flag(1e-6, "learning rate at the end of the cosine, and the floor of the plateau schedule")
     weight_decay: float = flag(0.05, "weight decay; biases, norms and position embeddings are left out")
+    decay_all: bool = flag(False, "decay every parameter, biases, norms and position embeddings included")
     beta1: float = flag(0.9, "Adam's first decay rate")
     beta2: float = flag(0.999, "Adam's second decay rate")
     momentum: float = flag(0.9, "SGD's momentum")
@@ -80,6 +81,8 @@ class TrainConfig:
         for name in ("ema_decay", "layer_decay", "plateau_factor"):
             if getattr(self, name) is not None and not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"--{name.replace('_', '-')} must lie in (0, 1), got {getattr(self, name)}")
+        if self.decay_all and self.layer_decay is not None:
+            raise ValueError("--decay-all and --layer-decay exclude each other: layers leave biases and norms out")
         if self.early_stopping is not None and self.early_stopping < 1:
             raise ValueError(f"--early-stopping must be at least 1, got {self.early_stopping}")
         if self.warmup_steps is not None and self.warmup_steps < 0:

@@ -12,10 +12,16 @@ from vit_core.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth."""
+    """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth.
+
+    With `decay_all` every parameter is.
+    """
     no_decay: Any = getattr(model, "no_weight_decay", tuple)()
-    if config.layer_decay is not None:
-        groups: Any = param_groups_layer_decay(
+    if config.decay_all:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups: Any = [{"params": parameters, "weight_decay": config.weight_decay}]
+    elif config.layer_decay is not None:
+        groups = param_groups_layer_decay(
             model,
             weight_decay=config.weight_decay,
             no_weight_decay_list=no_decay,

@@ -15,7 +15,7 @@ class QAViTConfig:
     img_size: int = 224  # pixels, height and width
     patch_size: int = 16
     in_channels: int = 3
-    num_classes: int = 100  # 0: no classifier, the pooled features are the output
+    num_classes: int = 1000  # 0: no classifier, the pooled features are the output
     embed_dim: int = 256  # d
     depth: int = 12
     num_heads: int = 4  # h
@@ -32,7 +32,7 @@ class QAViTConfig:
     num_channel_groups: int = 8  # G
     linformer_k: int = 64  # k: keys that each window and the dilated sequence are compressed to
     bank_update: BankUpdate = "inplace"
-    init_std: float = 0.02  # of Linear weights and of the compressions E, truncated normal
+    init_std: float = 0.02  # of Linear weights, normal; the compressions E are Xavier-uniform, as published
     msda_truncate: bool = False  # True: cut the dilated sequence to max(k, 128) tokens, as published
 
     def __post_init__(self) -> None:

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qavit.bank import Bank, GlobalTokenBank
 from qavit.config import QAViTConfig
-from qavit.timm_api import TimmApi
+from qavit.timm_api import TimmApi, own_names
 from vit_core.attention import attention
 from vit_core.dropout import Dropout, dropout
 
@@ -90,9 +90,9 @@ def _compress(E: Tensor, x: Tensor, bank: Tensor) -> Tensor:
     """
     rows = F.pad(E.T, (0, 0, 0, bank.shape[1]))  # (k + M, L)
     bias = F.pad(bank, (0, 0, E.shape[1], 0))  # (1 or B, k + M, d)
-    if len(bias) > 1:
-        bias = bias.repeat_interleave(len(x) // len(bias), dim=0)
-    return torch.baddbmm(bias, rows.expand(len(x), -1, -1), x)
+    if bank.shape[0] > 1:
+        bias = bias.repeat_interleave(x.shape[0] // bank.shape[0], dim=0)
+    return torch.baddbmm(bias, rows.expand(x.shape[0], -1, -1), x)
 
 
 class MultiScaleDilatedAttention(nn.Module):
@@ -128,7 +128,7 @@ class MultiScaleDilatedAttention(nn.Module):
         return E[:rows].T @ self.sampling[:rows]
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B = len(x)
+        B = x.shape[0]
         w_q, w_k, w_v = self.qkv.weight.chunk(3)
         b_q, b_k, b_v = self.qkv.bias.chunk(3)
         q = F.linear(x, w_q, b_q)
@@ -213,10 +213,10 @@ class BankCrossAttention(nn.Module):
         w_scores = (k @ self.q_proj.weight.view(h, d // h, d)).flatten(1, 2)  # (1 or B, h·M, d)
         b_scores = (k @ self.q_proj.bias.view(h, d // h, 1)).flatten(1)[:, None]  # (1 or B, 1, h·M)
         w_out = (v @ self.proj.weight.view(d, h, d // h).permute(1, 2, 0)).flatten(1, 2)  # (1 or B, h·M, d)
-        scores = torch.baddbmm(b_scores, x, w_scores.transpose(1, 2).expand(len(x), -1, -1))
+        scores = torch.baddbmm(b_scores, x, w_scores.transpose(1, 2).expand(x.shape[0], -1, -1))
         p = scores.unflatten(-1, (h, -1)).softmax(dim=-1).flatten(2)  # (B, N, h·M), over each head's M
         p = dropout(p, self.attn_drop, self.training)
-        return self.proj_drop(torch.baddbmm(self.proj.bias, p, w_out.expand(len(p), -1, -1)))
+        return self.proj_drop(torch.baddbmm(self.proj.bias, p, w_out.expand(p.shape[0], -1, -1)))
 
 
 def _attn_drop(config: QAViTConfig) -> float:
@@ -337,10 +337,8 @@ class QAViT(TimmApi):
 
     def __init__(self, config: QAViTConfig | None = None, **fields: Any) -> None:
         super().__init__()
-        timm_names = {"in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop",
-                      "drop_path_rate": "drop_path"}  # fmt: skip
         pool = fields.pop("global_pool", None)
-        fields = {timm_names.get(name, name): value for name, value in fields.items()}
+        fields = own_names(fields)
         if isinstance(fields.get("img_size"), tuple | list):  # timm's form of a square: (224, 224)
             fields["img_size"] = _square(fields["img_size"])
         self.config = config = (config or QAViTConfig()).replace(**fields)
@@ -374,15 +372,15 @@ class QAViT(TimmApi):
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=self.config.init_std)
+                nn.init.trunc_normal_(module.weight, std=self.config.init_std)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, GlobalTokenBank):
-                trunc_normal_(module.global_k, std=0.02)
-                trunc_normal_(module.global_v, std=0.02)
+                nn.init.trunc_normal_(module.global_k, std=0.02)
+                nn.init.trunc_normal_(module.global_v, std=0.02)
             elif isinstance(module, Linformer):
-                trunc_normal_(module.E_k, std=self.config.init_std)
-                trunc_normal_(module.E_v, std=self.config.init_std)
-        trunc_normal_(self.pos_embed, std=0.02)
+                nn.init.xavier_uniform_(module.E_k)
+                nn.init.xavier_uniform_(module.E_v)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> normalised tokens (B, N, d)."""

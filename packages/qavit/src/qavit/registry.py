@@ -6,23 +6,31 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 
 from qavit.config import SIZES
 from qavit.model import QAViT
+from qavit.timm_api import TIMM_NAMES, own_names
+from vit_core.sizes import spread_pos_embed
+
+NAMES_OF_TIMM = {own: theirs for theirs, own in TIMM_NAMES.items()}
 
 
-def _cfg(img_size: int) -> dict[str, Any]:
+def _cfg(img_size: int, num_classes: int = 1000) -> dict[str, Any]:
     return {
-        "input_size": (3, img_size, img_size), "fixed_input_size": True, "num_classes": 100, "pool_size": None,
+        "input_size": (3, img_size, img_size), "fixed_input_size": True, "num_classes": num_classes, "pool_size": None,
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
         "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
     }  # fmt: skip
 
 
 default_cfgs = generate_default_cfgs(
-    {"qavit_tiny": _cfg(224), "qavit_small": _cfg(224), "qavit_micro": _cfg(32)}  # no weights were published
+    {"qavit_tiny": _cfg(224), "qavit_small": _cfg(224), "qavit_micro": _cfg(32, 100)}  # no weights were published
 )
 
 
 def _create(size: str, pretrained: bool, fields: dict[str, Any]) -> QAViT:
-    return build_model_with_cfg(QAViT, f"qavit_{size}", pretrained, **(SIZES[size] | fields))
+    """With timm's defaults, such as three channels, only for what is not given under either of its names."""
+    given = {NAMES_OF_TIMM.get(name, name): value for name, value in own_names(fields).items()}
+    size_fields = {NAMES_OF_TIMM.get(name, name): value for name, value in SIZES[size].items()}
+    indices = {"out_indices": given.pop("out_indices", 3), "feature_cls": "getter"}
+    return build_model_with_cfg(QAViT, f"qavit_{size}", pretrained, feature_cfg=indices, **(size_fields | given))
 
 
 @register_model
@@ -40,4 +48,7 @@ def qavit_small(pretrained: bool = False, **fields: Any) -> QAViT:
 @register_model
 def qavit_micro(pretrained: bool = False, **fields: Any) -> QAViT:
     """QAViT-Micro, ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
-    return _create("micro", pretrained, fields)
+    model = _create("micro", pretrained, fields)
+    if not pretrained:
+        spread_pos_embed(model)
+    return model

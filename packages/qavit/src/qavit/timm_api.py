@@ -1,13 +1,27 @@
 """What timm expects of a model beside its forward pass; the paper is in `model.py`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from qavit.config import QAViTConfig
+
+TIMM_NAMES = {
+    "in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop", "drop_path_rate": "drop_path"
+}  # fmt: skip
+
+
+def own_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments under timm's names as fields of `QAViTConfig`. ValueError where both names say different things."""
+    named: dict[str, Any] = {}
+    for name, value in fields.items():
+        own = TIMM_NAMES.get(name, name)
+        if own in named and named[own] != value:
+            raise ValueError(f"{own} is given twice, as {named[own]} and as {value}")
+        named[own] = value
+    return named
 
 
 class TimmApi(nn.Module):
@@ -75,7 +89,7 @@ class TimmApi(nn.Module):
         if num_classes:
             device = next(self.parameters()).device
             head = nn.Linear(self.embed_dim, num_classes, device=device)
-            trunc_normal_(head.weight, std=self.config.init_std)
+            nn.init.trunc_normal_(head.weight, std=self.config.init_std)
             nn.init.zeros_(head.bias)
             self.head = head
 
