@@ -15,6 +15,7 @@ from zoom_vit.alignment import (
     judge,
     noise_entropy,
     normalised_entropy,
+    p_value,
     ranked,
     summarise,
     verdict,
@@ -160,6 +161,24 @@ def test_a_wide_interval_of_another_group_is_no_proof():
     line = verdict(summarise(columns, 0.8), "correct")
     assert "inverted: undecided" in line
     assert "cannot say (no more than the inverted group)" in line
+
+
+def test_a_gain_among_three_groups_is_corrected():
+    """Good +5 in 24 of 1,000 images and -5 in 10: p is about 0.02, but of three groups it is tested at 0.05/3."""
+    change = np.zeros(1000)
+    change[:24], change[24 : 10 + 24] = 5, -5
+    columns = table(3000, [0, 1, 2], [True, False], [50], [50], [50])
+    columns["pruned_correct"][groups(columns, 0.8) == 0] += change
+    rows = {row["group"]: row for row in summarise(columns, 0.8)}
+    assert rows["good"]["pruned_correct"][1] > 0, "its own interval leaves zero out"
+    assert 1 / 60 < rows["good"]["p_correct"] < 0.05
+    assert "good: undecided" in verdict(list(rows.values()), "correct")
+
+
+def test_p_values():
+    assert p_value(np.full(2000, 3.0)) == p_value(np.full(2000, -3.0)) == 0.001
+    assert p_value(np.zeros(2000)) == 1
+    assert p_value(np.linspace(-1, 3, 2000)) == pytest.approx(0.5, abs=0.01)
 
 
 def test_groups_of_few_images_decide_nothing():

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_core.ledger.statistics import holm
 from zoom_vit.importance import Random, as_map
 from zoom_vit.model import ZoomViT
 
@@ -33,6 +34,7 @@ LAYERS = ("last", "pruned")
 MEASURES = ("correct", "confidence", "true_class")  # of one prediction; see `_prediction`
 LABELS = {"correct": "accuracy, %", "confidence": "confidence, %", "true_class": "true class's probability, %"}
 FEW = 30  # images: a group of fewer decides nothing
+LEVEL = 0.05  # of a test, after Holm's correction for the groups that are looked at
 Columns = Mapping[str, np.ndarray]
 
 
@@ -140,7 +142,8 @@ def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: i
     columns: of `judge`, over n images. A change is a mean difference from the dense model, in percentage points, with
     the 2.5th and 97.5th percentile of its bootstrap distribution: `pruned_correct` = [mean, low, high]. `random_…` is
     the change under random pruning, `beyond_…` the difference of the two, `contrast_…` how much more the good group
-    changes than this one. The placebo's importance is random, and its groups leave out the diffuse images, too.
+    changes than this one; `p_…` is the two-sided bootstrap p-value of the change, not corrected. The placebo's
+    importance is random, and its groups leave out the diffuse images, too.
     """
     rng = np.random.default_rng(seed)
     group = groups(columns, threshold)
@@ -157,7 +160,7 @@ def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: i
             change = (random if placebo else pruned) - dense
             means = resampled_means(change, resamples, rng)
             row[f"dense_{measure}"] = float(dense.mean())
-            row[f"pruned_{measure}"] = _interval(change.mean(), means)
+            row[f"pruned_{measure}"], row[f"p_{measure}"] = _interval(change.mean(), means), p_value(means)
             if not placebo:
                 row[f"random_{measure}"] = interval(random - dense, resamples, rng)
                 row[f"beyond_{measure}"] = interval(pruned - random, resamples, rng)
@@ -173,6 +176,12 @@ def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: i
 def interval(values: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
     """[mean, low, high]: the mean and the 95% percentile interval of its bootstrap distribution."""
     return _interval(values.mean(), resampled_means(values, resamples, rng))
+
+
+def p_value(means: np.ndarray) -> float:
+    """Two-sided p-value of a mean of zero, by its bootstrap distribution; at least one in so many resamples."""
+    beyond = min(float((means <= 0).mean()), float((means >= 0).mean()))
+    return min(1.0, 2 * max(beyond, 1 / len(means)))
 
 
 def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -192,13 +201,15 @@ def verdict(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
 
     holds: the good group gains, more than under random pruning, than each other group and than the placebo's good
     group, and no other group gains. fails: the good group loses, or another one gains. Else the images cannot say. A
-    gain or a loss is an interval that leaves out zero; a group of fewer than `FEW` images is left out.
+    group gains or loses where p, corrected by Holm's method for the groups, is under 0.05; a group of fewer than `FEW`
+    images is left out.
     """
     by_name = {row["group"]: row for row in rows}
-    signs = {
-        name: _sign(by_name[name][f"pruned_{measure}"]) if by_name[name]["images"] >= FEW else "too few images"
-        for name in GROUPS
-    }
+    signs = dict.fromkeys(GROUPS, "too few images")
+    large = [name for name in GROUPS if by_name[name]["images"] >= FEW]
+    for name, p in zip(large, holm([by_name[name][f"p_{measure}"] for name in large]), strict=True):
+        gains = by_name[name][f"pruned_{measure}"][0] > 0
+        signs[name] = "undecided" if p >= LEVEL else "gain" if gains else "loss"
     others = [name for name in GROUPS[1:] if signs[name] != "too few images"]
     missing = []
     if signs["good"] == "gain":

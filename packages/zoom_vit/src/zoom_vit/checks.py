@@ -1,30 +1,20 @@
-"""What claims.yaml's instant entries measure: the study's published figures, its model, its recipes and its zoom.
+"""What claims.yaml's instant entries measure: the study's published figures, and its token pruning with random weights.
 
-Pruning and importance are in `pruning_checks`. Weights are random: every property is one of the computation, not of
-what was learned.
+The pruning is run by our model; parity with the original's is tests/zoom_vit/test_parity.py.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.bench import multiply_adds
-from vit_core.claims import Value
-from vit_core.recipe import Recipe, settle
-from zoom_vit import pruning_checks
-from zoom_vit.pruning_checks import KEEP, flowers_model
-from zoom_vit.recipe import CIFAR, FLOWERS
-from zoom_vit.zoom import attenuate_background, crop_zoom, zoom_boxes, zoom_mask
+from vit_core.ledger.claims import Value
+from zoom_vit.model import ZoomViT
 
-Check = Callable[[], Value]
-
-
-# ── the published figures ────────────────────────────────────────────────────────────────────────────────────────
+KEEP, LAYER = 0.3, 6  # of the published pruning
 
 
 class Published(NamedTuple):
@@ -36,123 +26,78 @@ class Published(NamedTuple):
     pruned_class: int
 
 
-IMAGES = {  # of Flowers-102's test split: 1143, 5238, 204
+IMAGES = {  # pruning_results.txt: test images 1143, 5238 and 204 of Flowers-102
     "good": Published(3.29, 84, 3.46, 71),
     "inverted": Published(3.19, 23, 3.10, 25),
     "diffuse": Published(5.53, 6, 5.19, 6),
 }
 
 
-def _change(intent: str) -> Check:
-    def check() -> float:
-        return round(IMAGES[intent].pruned - IMAGES[intent].dense, 2)
-
-    check.__doc__ = (
-        f"Arithmetic on the published figures: pruned less dense confidence of the {intent} image, in points."
-    )
-    return check
+def own_changes() -> Value:
+    """Arithmetic on the published figures: whether the confidence of each image rises or falls when it is pruned."""
+    return {name: {"confidence": "rises" if image.pruned > image.dense else "falls"} for name, image in IMAGES.items()}
 
 
-def good_class_when_pruned() -> int:
-    """Arithmetic on the published figures: the class that the pruned model gives the good image."""
-    return IMAGES["good"].pruned_class
+def own_least_confident() -> str:
+    """Arithmetic on the published figures: the image in whose class the dense model is least confident."""
+    return min(IMAGES, key=lambda name: IMAGES[name].dense)
 
 
-def images_of_good_intent() -> int:
-    """Arithmetic on the published figures: images of good alignment whose confidence pruning raises."""
-    return sum(name == "good" and image.pruned > image.dense for name, image in IMAGES.items())
+def flowers_model() -> ZoomViT:
+    """The study's model for Flowers-102, with random weights."""
+    model = timm.create_model("zoom_vit_tiny_patch16_224", num_classes=102).eval()
+    assert isinstance(model, ZoomViT)
+    return model
 
 
-# ── model and recipe ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def blocks() -> int:
-    """Number of blocks of zoom_vit_tiny_patch16_224."""
-    return len(flowers_model().blocks)
-
-
-def learned_places() -> int:
-    """Length of zoom_vit_tiny_patch16_224's position embedding: the class token and the patches."""
-    return int(flowers_model().pos_embed.shape[1])
-
-
-def _cells(name: str, classes: int) -> Check:
-    def check() -> int:
-        with torch.device("meta"):
-            model: Any = timm.create_model(name, num_classes=classes)
-        return math.prod(model.patch_embed.grid_size)
-
-    check.__doc__ = f"Cells of an importance map: patches of {name}."
-    return check
-
-
-def _setting(recipe: Recipe, name: str) -> Check:
-    def check() -> Value:
-        run = settle(recipe, {}, None)
-        value: Value = (vars(run.data) | vars(run.train) | vars(run.augment))[name]
-        return value
-
-    check.__doc__ = f"The value of {name} in the published preset of {recipe.command}-train: a setting, not a result."
-    return check
-
-
-def deit_small() -> float:
-    """Multiply-adds of DeiT-S, the peers' model, counted, in 10⁹."""
-    with torch.device("meta"), torch.no_grad():
-        model, image = timm.create_model("deit_small_patch16_224").eval(), torch.zeros(1, 3, 224, 224)
-        return multiply_adds(lambda: model(image)) / 1e9
-
-
-# ── zoom ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def crop_to_formula() -> float:
-    """Largest difference of pixels between our batched crops and the study's way, image by image: the box of the top
-    patches, bilinearly enlarged to the full side by torch.
+def token_pruning() -> Value:
+    """A pruned pass with random weights: how many blocks take all tokens; how many of the kept patches are among those
+    of the largest importance; how far the logits change when the pruned tokens get other values before they are pruned.
     """
-    images, maps = torch.randn(8, 3, 224, 224), torch.rand(8, 14, 14)
-    worst = 0.0
-    for image, heat, crop in zip(images, maps, crop_zoom(images, maps, 0.02), strict=True):
-        top = heat.flatten().topk(max(1, int(0.02 * 196))).indices
-        edges = []
-        for cells in (top // 14, top % 14):
-            first, last = int(cells.min()) * 16, (int(cells.max()) + 1) * 16
-            more = max(0, 64 - (last - first)) // 2
-            edges.append(slice(max(0, first - more), min(224, last + more)))
-        expected = F.interpolate(image[None, :, edges[0], edges[1]], (224, 224), mode="bilinear", align_corners=False)
-        worst = max(worst, float((crop - expected[0]).abs().max()))
-    return worst
+    model, images, scores = flowers_model(), torch.randn(2, 3, 224, 224), torch.rand(2, 196)
+    sizes: list[int] = []
+    hooks = [b.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1])) for b in model.blocks]
+    with torch.no_grad():
+        out = model.forward_pruned(images, KEEP, importance=scores)
+        for hook in hooks:
+            hook.remove()
+        top = scores.topk(out.num_kept).indices
+        dropped = torch.ones(2, 197, 1).scatter_(1, out.kept[:, :, None] + 1, 0.0)
+        dropped[:, 0] = 0
+
+        def disturb(module: torch.nn.Module, args: Any, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens + 10 * dropped * torch.randn_like(tokens)
+
+        model.blocks[LAYER - 1].register_forward_hook(disturb)
+        again = model.forward_pruned(images, KEEP, importance=scores)
+    return {
+        "token pruning": {
+            "blocks with all tokens": sizes.count(197),
+            "kept among the most important, %": 100 * float(torch.isin(out.kept, top).float().mean()),
+            "change by what was pruned": float((again.logits - out.logits).abs().max()),
+        }
+    }
 
 
-def smallest_crop() -> int:
-    """Side in pixels of the crop around a single patch in the middle of a 224 × 224 image."""
-    centre = torch.zeros(1, 14, 14)
-    centre[0, 7, 7] = 1
-    return int(zoom_boxes(centre, 0.001, (224, 224))[0, 2:].max())
+def recomputed_attention() -> float:
+    """Largest difference of a logit between pruning after block 6 and dropping the tokens behind the last block."""
+    model, images = flowers_model(), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        pruned = model.forward_pruned(images, KEEP, LAYER)
+        tokens = model.forward_features(images)
+        kept = tokens[:, 1:].gather(1, pruned.kept[:, :, None].expand(-1, -1, tokens.shape[2]))
+        at_the_end = model.forward_head(torch.cat([tokens[:, :1], kept], 1))
+    return float((pruned.logits - at_the_end).abs().max())
 
 
-def background_strength() -> float:
-    """What a white image's background is multiplied by where the mask is zero."""
-    mask = zoom_mask(torch.rand(1, 14, 14), KEEP, (224, 224))
-    return round(float(attenuate_background(torch.ones(1, 3, 224, 224), mask)[:, :, mask[0, 0] == 0].mean()), 6)
+def multiply_adds_share() -> float:
+    """Multiply-adds of the model pruned to 0.3 after block 6, by those of the dense model, counted."""
+    with torch.device("meta"), torch.no_grad():
+        model, image = flowers_model(), torch.zeros(1, 3, 224, 224)
+        pruned = multiply_adds(lambda: model.forward_pruned(image, KEEP, LAYER))
+        return pruned / multiply_adds(lambda: model(image))
 
 
-def shown_share() -> float:
-    """Percentage of the pixels that the mask with keep 0.3 leaves as they are."""
-    return 100 * float(zoom_mask(torch.rand(4, 14, 14), KEEP, (224, 224)).mean())
-
-
-SETTINGS = ("dataset", "optimizer", "lr", "batch_size", "epochs", "normalize", "hflip")
-CHECKS: dict[str, Check] = {
-    **{f"change_{intent}": _change(intent) for intent in IMAGES},
-    "cells_cifar": _cells("zoom_vit_tiny_patch8_32", 10), "cells_flowers": _cells("zoom_vit_tiny_patch16_224", 102),
-    **{f"cifar_{name}": _setting(CIFAR, name) for name in SETTINGS},
-    **{f"flowers_{name}": _setting(FLOWERS, name) for name in SETTINGS},
-    **{
-        f.__name__: f for f in (
-            good_class_when_pruned, images_of_good_intent, blocks, learned_places, deit_small, crop_to_formula,
-            smallest_crop, background_strength, shown_share,
-        )
-    },
-    **pruning_checks.CHECKS,
-}  # fmt: skip
+CHECKS: dict[str, Callable[[], Value]] = {
+    f.__name__: f for f in (own_changes, own_least_confident, token_pruning, recomputed_attention, multiply_adds_share)
+}

@@ -98,7 +98,10 @@ def report(
                 cells + [_change(row.get(f"{kind}_{measure}")) for kind in ("pruned", "random", "beyond", "contrast")]
             )
         lines.append(markdown_table(heads, table))
-    lines.append('"Pruning is beneficial only when visual intent is correctly aligned", by')
+    lines.append(
+        '"Pruning is beneficial only when visual intent is correctly aligned" (gain or loss: p < 0.05 after '
+        "Holm's correction for the groups), by"
+    )
     lines += [f"- {verdict(rows, measure)}" for measure in MEASURES]
     return "\n".join(lines) + "\n"
 
