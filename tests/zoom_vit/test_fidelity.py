@@ -70,6 +70,30 @@ def test_initial_values_are_the_originals(name, classes):
         assert float(drawn.abs().max()) == pytest.approx(largest, rel=0.35, abs=5e-6), group
 
 
+# Of the original's ViTBaseline as its scripts make it; with keep 0.3 after block 6 of forward_with_pruning.
+SIZES = {
+    "zoom_vit_tiny_patch16_224": {
+        "parameters": 5_544_102, "blocks": 12, "heads": 3, "positions": 197, "cells": (14, 14), "kept": 58,
+    },
+    "zoom_vit_tiny_patch8_32": {
+        "parameters": 5_381_194, "blocks": 12, "heads": 3, "positions": 17, "cells": (4, 4), "kept": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "classes"), [("zoom_vit_tiny_patch16_224", 102), ("zoom_vit_tiny_patch8_32", 10)])
+def test_sizes_are_the_originals(name, classes):
+    model = timm.create_model(name, num_classes=classes).eval()
+    side = 224 if classes == 102 else 32
+    with torch.no_grad():
+        pruned = model.forward_pruned(torch.randn(1, 3, side, side))
+    assert SIZES[name] == {
+        "parameters": sum(p.numel() for p in model.parameters()), "blocks": len(model.blocks),
+        "heads": model.blocks[0].attn.num_heads, "positions": model.pos_embed.shape[1],
+        "cells": model.patch_embed.grid_size, "kept": pruned.num_kept,
+    }  # fmt: skip
+
+
 # What the original's scripts say: cifar_train.py and datasets/cifar.py; flowers_train.py and datasets/flowers.py.
 RECIPES = {
     "dataset": ("cifar10", "flowers102"), "model": ("zoom_vit_tiny_patch8_32", "zoom_vit_tiny_patch16_224"),

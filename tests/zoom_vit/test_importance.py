@@ -1,6 +1,7 @@
 """The six importances: each against an independent form, and whether they find a planted patch."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -14,6 +15,7 @@ from vit_core.explain import (
     pointing_game,
 )
 from zoom_vit import IMPORTANCES, Random, ZoomViT, importance_map
+from zoom_vit.importance import as_map
 from zoom_vit.zoom import crop_zoom, zoom_boxes
 
 from .test_model import images, vit
@@ -163,3 +165,31 @@ def test_pruning_keeps_the_planted_patch(detector):
         }
     assert acc["grad_rollout"] > 0.9
     assert max(acc["random"], acc["inverted"]) < 0.6, "a third is right by chance"
+
+
+@pytest.mark.parametrize(("importance", "layers"), [("token_norm", 1), ("cls_attention", 1), ("rollout", 12)])
+def test_how_many_blocks_a_map_reads(importance, layers):
+    """The tokens that a block takes are replaced by noise, one block at a time."""
+    torch.manual_seed(0)
+    model, images = timm.create_model("zoom_vit_tiny_patch8_32", num_classes=10).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        seen = model.see(images)
+        before = as_map(seen, importance)
+        read = 0
+        for layer in range(12):
+            states = list(seen.states)
+            states[layer] = torch.randn_like(states[layer])
+            read += not torch.equal(as_map(seen._replace(states=tuple(states)), importance), before)
+    assert read == layers
+
+
+@pytest.mark.parametrize(("importance", "knows"), [("token_norm", False), ("rollout", False), ("grad_rollout", True)])
+def test_which_maps_know_the_classifier(importance, knows):
+    torch.manual_seed(0)
+    model, images = timm.create_model("zoom_vit_tiny_patch8_32", num_classes=10).eval(), torch.randn(2, 3, 32, 32)
+    maps = []
+    for _ in range(2):
+        torch.nn.init.normal_(model.head.weight)
+        maps.append(importance_map(model, images, importance, targets=torch.tensor([3, 3])))
+    change = float((maps[0] - maps[1]).abs().max() / maps[0].abs().max())
+    assert (change > 0.01) == knows

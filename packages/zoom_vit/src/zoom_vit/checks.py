@@ -68,7 +68,7 @@ def token_pruning() -> Value:
         def disturb(module: torch.nn.Module, args: Any, tokens: torch.Tensor) -> torch.Tensor:
             return tokens + 10 * dropped * torch.randn_like(tokens)
 
-        model.blocks[LAYER - 1].register_forward_hook(disturb)
+        model.blocks[sizes.count(197) - 1].register_forward_hook(disturb)  # the last block before pruning
         again = model.forward_pruned(images, KEEP, importance=scores)
     return {
         "token pruning": {
