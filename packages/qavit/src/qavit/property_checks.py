@@ -1,25 +1,20 @@
-"""What claims.yaml's instant entries measure of QAViT's behaviour: which token sees which, the bank, gradients.
+"""What claims.yaml's instant entries measure of QAViT's behavior: which token sees which, the bank, gradients.
 
 Measured on one block of QAViT-Tiny at 224 × 224, or on the micro model, with random weights, without dropout, in
 float64, where rounding is far below every effect.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from qavit import validate
 from qavit.bank import Bank
 from qavit.model import QAViT, QuadAttentionBlock
 from qavit.registry import qavit_micro, qavit_tiny
-from vit_core.attention import attention
-from vit_core.claims import Value
-from vit_core.explain import capture_attention
+from vit_core.ledger.claims import Value
 
 
 def _model(build: Callable[..., QAViT], **fields: Any) -> QAViT:
@@ -62,11 +57,6 @@ def window_tokens() -> Value:
     return _tokens_reached(lambda x: block.swa(x, bank))
 
 
-def ffn_tokens() -> Value:
-    """Output tokens of QAViT-Tiny's CCF-FFN that change with one input token."""
-    return _tokens_reached(_block()[0].ccf_ffn)
-
-
 def cross_tokens() -> Value:
     """Output tokens of QAViT-Tiny's cross-attention that change with one input token: 1 where keys are the bank's."""
     block, bank = _block()
@@ -79,25 +69,6 @@ def dilations() -> Value:
     return ", ".join(map(str, sorted({p[-1] - p[0] for p in pairs if len(p) == 2 and p[0] // 14 == p[-1] // 14})))
 
 
-def _coarsest_kept(truncate: bool) -> float:
-    msda = _first(_model(qavit_tiny, depth=1, msda_truncate=truncate)).msda
-    landmarks = msda.sampling.shape[0]
-    msda.sampling = torch.eye(landmarks, dtype=torch.float64)  # then columns of C are landmarks
-    with torch.no_grad():
-        used = msda.compression(msda.linformer.E_k).abs().sum(0) > 0
-    return 100 * float(used.repeat_interleave(2)[-25:].double().mean())  # two tokens each; the last 25 are r = 3
-
-
-def coarsest_kept_as_published() -> Value:
-    """Percent of the 25 tokens of dilation 3 whose landmarks reach MSDA's keys, the sequence cut as published."""
-    return _coarsest_kept(truncate=True)
-
-
-def coarsest_kept() -> Value:
-    """Percent of the 25 tokens of dilation 3 whose landmarks reach MSDA's keys, by default."""
-    return _coarsest_kept(truncate=False)
-
-
 def channel_groups() -> Value:
     """Channels of QAViT-Tiny over those that one input channel moves in CGA before its last Linear, both as shares."""
     block, bank = _block()
@@ -107,14 +78,6 @@ def channel_groups() -> Value:
         block.cga(x, bank)
         block.cga(x + torch.eye(256)[0], bank)
     return 1 / float(((mixed[0] - mixed[1]).abs().amax((0, 1)) > 1e-12).double().mean())
-
-
-def cga_between_channels() -> Value:
-    """Whether CGA's attention weights have one row for each channel of a group, and not one for each token."""
-    block, bank = _block()
-    with capture_attention(block.cga) as captured, torch.no_grad():
-        block.cga(torch.randn(1, 196, 256, dtype=torch.float64), bank)
-    return captured.calls[0].weights.shape[-2] in (256 // 8, 256 // 2 // 8)
 
 
 def fusion_difference() -> Value:
@@ -136,11 +99,6 @@ def branches() -> Value:
     with fusion.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0]))), torch.no_grad():
         _tiny()(_images(1, 224))
     return given[0]
-
-
-def components() -> Value:
-    """Components of one QAViT-Tiny block whose outputs have the stated shape and are finite, as qavit-validate does."""
-    return sum(check() is None for _, check in validate.components(torch.device("cpu")))
 
 
 def _branches_that_wait(training: bool) -> int:
@@ -183,34 +141,11 @@ def passed_on_in_training() -> Value:
     return _passed_on(training=True)
 
 
-class _CountSoftmax(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "softmax" in str(func) or "scaled_dot_product" in str(func)
-        return func(*args, **(kwargs or {}))
-
-
-def gateway_attentions() -> Value:
-    """Softmax operations in one read of the bank and one write to it."""
-    model = _model(qavit_micro, depth=1).train()
-    with _CountSoftmax() as counter:
-        bank = model.global_bank.read()
-        model.global_bank.write(bank, torch.randn(1, 64, 64, dtype=torch.float64), _first(model).swa.norm)
-    return counter.count
-
-
 @torch.no_grad()
 def deterministic() -> Value:
     """Largest difference between two evaluations of the same two images by QAViT-Tiny with two blocks."""
     model, images = _model(qavit_tiny, depth=2).eval(), _images(2, 224)
     return float((model(images) - model(images)).abs().max())
-
-
-@torch.no_grad()
-def batch_of_256() -> Value:
-    """Shape of the micro model's logits of 256 images, with 100 classes, in evaluation."""
-    return str(tuple(_model(qavit_micro).eval()(_images(256)).shape))
 
 
 @torch.no_grad()
@@ -220,73 +155,10 @@ def batch_dependence() -> Value:
     return float((model(images) - torch.cat([model(image[None]) for image in images])).abs().max())
 
 
-@torch.no_grad()
-def _dependence_in_training(mode: str) -> float:
-    images = _images(3)
-    alone, among = (_model(qavit_micro, bank_update=mode).train()(x)[0] for x in (images[:1], images))
-    return float((alone - among).abs().max())
-
-
-def batch_dependence_in_training() -> Value:
-    """Largest difference of an image's logits alone and among three, micro model, in training, bank as published."""
-    return _dependence_in_training("inplace")
-
-
-def batch_dependence_functional() -> Value:
-    """Largest difference of an image's logits alone and among three, micro model, in training, bank functional."""
-    return _dependence_in_training("functional")
-
-
-def _without_gradient(mode: str) -> int:
-    model = _model(qavit_tiny, embed_dim=64, img_size=112, bank_update=mode).train()
-    model(_images(1, 112)).square().sum().backward()
-    return sum(p.grad is None for p in model.parameters())
-
-
-def without_gradient() -> Value:
-    """Parameter tensors that a backward pass gives no gradient, in Tiny's 12 blocks, 64 wide, bank as published."""
-    return _without_gradient("inplace")
-
-
-def without_gradient_functional() -> Value:
-    """Parameter tensors that a backward pass gives no gradient, in Tiny's 12 blocks, 64 wide, bank functional."""
-    return _without_gradient("functional")
-
-
-def _gateway_gradient(mode: str) -> float:
-    model = _model(qavit_micro, bank_update=mode).train()
-    model(_images(2)).square().sum().backward()
-    bank = model.global_bank
-    grads = [p.grad for p in (bank.write_gate.weight, bank.write_compression.weight)]
-    return math.sqrt(sum(0.0 if g is None else float(g.square().sum()) for g in grads))
-
-
-def gateway_gradient() -> Value:
-    """Norm of the gradient of the gateway's W_g and W_c after a training step of the micro model, bank as published."""
-    return _gateway_gradient("inplace")
-
-
-def gateway_gradient_functional() -> Value:
-    """Norm of the gradient of the gateway's W_g and W_c after a training step of the micro model, bank functional."""
-    return _gateway_gradient("functional")
-
-
-def fallback_difference() -> Value:
-    """Largest difference of `attention`, as it runs here, and softmax(q kᵀ / √d) v, for heads 64 and 4 wide."""
-    differences = []
-    for width in (64, 4):
-        q, k, v = (torch.randn(1, 4, n, width) for n in (196, 212, 212))
-        differences.append((attention(q, k, v) - (q @ k.mT / math.sqrt(width)).softmax(-1) @ v).abs().max())
-    return float(max(differences))
-
-
 PROPERTIES: dict[str, Callable[[], Value]] = {
     check.__name__: check
     for check in (
-        window_tokens, ffn_tokens, cross_tokens, dilations, coarsest_kept_as_published, coarsest_kept,
-        channel_groups, cga_between_channels, fusion_difference, branches, components, branches_that_wait,
-        branches_that_wait_in_evaluation, passed_on, passed_on_in_training, gateway_attentions, deterministic,
-        batch_of_256, batch_dependence, batch_dependence_in_training, batch_dependence_functional, without_gradient,
-        without_gradient_functional, gateway_gradient, gateway_gradient_functional, fallback_difference,
+        window_tokens, cross_tokens, dilations, channel_groups, fusion_difference, branches, branches_that_wait,
+        branches_that_wait_in_evaluation, passed_on, passed_on_in_training, deterministic, batch_dependence,
     )
 }  # fmt: skip
