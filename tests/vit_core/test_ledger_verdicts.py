@@ -206,6 +206,12 @@ def test_artefacts_may_be_computed_and_speak_of_a_part_of_a_table():
     assert [(c.row, c.column) for c in verdict.cells] == [("ours", "acc")]
 
 
+def test_all_artefacts_that_disagree_are_named():
+    second = Evidence(where="Fig. 5", says="And it.", value=49.0)
+    verdict = verdict_of(result(tolerance=1.0, evidence=[evidence(50.0), evidence(53.2), second]))
+    assert (verdict.reason, [c.found for c in verdict.cells]) == ("Table III; Fig. 5", [50.0, 49.0])
+
+
 def test_evidence_without_a_value_is_shown_and_decides_nothing():
     assert verdict_of(result(evidence=[evidence()])).verdict == "not run"
 

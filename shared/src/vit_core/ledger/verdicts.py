@@ -24,7 +24,19 @@ from dataclasses import dataclass
 
 import torch
 
-from vit_core.ledger.claims import OF_THE_CODE, Checks, Claim, Measured, Outcome, Run, Scalar, Scaled, Value, cells
+from vit_core.ledger.claims import (
+    OF_THE_CODE,
+    Checks,
+    Claim,
+    Evidence,
+    Measured,
+    Outcome,
+    Run,
+    Scalar,
+    Scaled,
+    Value,
+    cells,
+)
 from vit_core.ledger.statistics import Difference, differences_to_baseline, mean_interval
 from vit_core.run_folder import environment
 
@@ -115,16 +127,19 @@ def _judge(claim: Claim, checks: Checks, now: Run, reached: Measured | None) -> 
     how = _how(checks, claim.check) if instant else claim.check
     found = _measurements(claim, checks, now, reached)
     base = Verdict(claim=claim, verdict=NOT_RUN, found=found, how=how)
-    agreeing = []
+    agreeing: list[tuple[Evidence, list[Cell]]] = []
+    against: list[tuple[Evidence, list[Cell]]] = []
     for evidence in claim.evidence:
         if not evidence.decides:
             continue
         value = evidence.value if evidence.check is None else _measure(checks, evidence.check)
         assert value is not None
         compared = _compare(claim, value, partial=True)
-        if any(cell.verdict == FAILS for cell in compared):
-            return dataclasses.replace(base, verdict=CONTRADICTED, reason=evidence.where, cells=compared)
-        agreeing.append((evidence, compared))
+        (against if any(cell.verdict == FAILS for cell in compared) else agreeing).append((evidence, compared))
+    if against:
+        where = "; ".join(evidence.where for evidence, _ in against)
+        compared = [cell for _, compared in against for cell in compared]
+        return dataclasses.replace(base, verdict=CONTRADICTED, reason=where, cells=compared)
     if found and found[0].decides:
         return _by_measurement(base, found[0], checks, now)
     if agreeing and claim.kind in OF_THE_CODE:
