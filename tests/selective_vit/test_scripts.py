@@ -14,8 +14,10 @@ from selective_vit import explain, findings, judge, sparsity, threshold_sweep, t
 from selective_vit.evaluate import main as evaluate
 from selective_vit.model import make_selective
 from selective_vit.plot_logs import main as plot_logs
+from selective_vit.plot_logs import read as read_log
 from selective_vit.recipe import RECIPE, initialise, presets
 from selective_vit.train import main as train
+from vit_core.curves import read_metrics
 from vit_core.explain import SparsityTracker, figure_of_maps
 from vit_core.recipe import create_model, settle
 from vit_core.timm_weights import StartOptions
@@ -159,6 +161,37 @@ def test_plot_logs(runs, tmp_path, capsys):
         ([str(dense), "--labels", "a", "b"], "2 names for 1 runs"), ([str(tmp_path)], "it has no metrics.csv"),
     ):  # fmt: skip
         assert plot_logs([*wrong, "--output", str(picture)]) == 2
+        assert message in capsys.readouterr().err
+
+
+NOTEBOOK_LOG = (
+    "Epoch,Train Loss,Train Acc,Test Loss,Test Acc\r\n1,1.51,0.4471,1.184,0.567\r\n2,1.09,0.6094,1.01,0.634\r\n"
+)
+
+
+def test_plot_logs_of_the_originals_notebook(runs, tmp_path, capsys):
+    """Its CSV: other names of columns, accuracies as shares, and a file that a second training was appended to."""
+    _, dense, _ = runs
+    logs = tmp_path / "vit_log.csv", tmp_path / "selectivevit_log.csv"
+    logs[0].write_text(NOTEBOOK_LOG)
+    logs[1].write_text(NOTEBOOK_LOG + "1,1.53,0.44,1.28,0.52\r\n2,1.17,0.58,1.13,0.5843\r\n3,0.95,0.66,0.98,0.648\r\n")
+    picture = tmp_path / "curves.png"
+    assert plot_logs([*map(str, logs), str(dense), "--output", str(picture)]) == 0
+    assert width(picture) > 1000
+    assert "selectivevit_log.csv holds 2 trainings: the last one is drawn" in capsys.readouterr().out
+    first, second = read_log(logs[0])
+    assert first == {"epoch": "1", "train_loss": "1.51", "train_acc1": "44.71", "val_loss": "1.184", "val_acc1": "56.7"}
+    assert float(second["val_acc1"]) == pytest.approx(63.4)
+    assert [row["train_loss"] for row in read_log(logs[1])] == ["1.53", "1.17", "0.95"]
+    assert read_log(dense) == read_metrics(dense)
+    for text, message in (
+        ("a,b\n1,2\n", "is no log of the original's notebook: its columns are not Epoch, Train Loss"),
+        (NOTEBOOK_LOG.splitlines()[0] + "\n", "holds no epoch yet"),
+        (NOTEBOOK_LOG + "3,much,0.5,0.5,little\n", "is damaged: could not convert string to float: 'little'"),
+        (NOTEBOOK_LOG + "3,0.5\n", "is damaged"),
+    ):
+        logs[0].write_text(text)
+        assert plot_logs([str(logs[0]), "--output", str(picture)]) == 2
         assert message in capsys.readouterr().err
 
 

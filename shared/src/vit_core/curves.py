@@ -2,36 +2,56 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vit_core.cli import ArgumentParser, output_file
 from vit_core.errors import UserError
 
 
-def run(prog: str, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv`, draw, say where. Returns the exit code."""
+def read_metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv, an epoch each. UserError where there are none."""
+    try:
+        with (run / "metrics.csv").open(newline="") as f:
+            rows = list(csv.DictReader(f))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{run / 'metrics.csv'} is damaged: {e}") from e
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{run} is no run folder: it has no metrics.csv") from None
+    if not rows or "epoch" not in rows[0]:
+        raise UserError(f"{run / 'metrics.csv'} holds no epoch yet")
+    return rows
+
+
+Reader = Callable[[Path], Sequence[dict[str, str]]]  # of a run's log: rows as in metrics.csv, an epoch each
+
+
+def run(prog: str, argv: Sequence[str] | None = None, read: Reader = read_metrics, also: str = "") -> int:
+    """Parse `argv`, draw, say where. Returns the exit code.
+
+    read: for a paper whose original wrote logs of its own, which `also` names in the help.
+    """
     parser = ArgumentParser(prog=prog, description="Draw the curves of run folders.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, each with the metrics.csv of its training")
+    parser.add_argument("runs", nargs="+", type=Path, help=f"run folders, each with its metrics.csv{also}")
     parser.add_argument("--labels", nargs="+", help="names of the runs in the picture (default: their models)")
     parser.add_argument("--output", type=output_file, default="curves.png", help="picture (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.labels and len(args.labels) != len(args.runs):
         raise UserError(f"--labels: {len(args.labels)} names for {len(args.runs)} runs")
-    draw(args.runs, args.output, args.labels)
+    draw(args.runs, args.output, args.labels, read)
     print(f"curves: {args.output}")
     return 0
 
 
-def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = None) -> None:
-    """Write the picture. UserError for a folder that holds no metrics."""
+def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = None, read: Reader = read_metrics) -> None:
+    """Write the picture. UserError for a run that holds no metrics."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     for number, folder in enumerate(runs):
-        rows = read_metrics(folder)
+        rows = read(folder)
         label = labels[number] if labels else _model_of(folder)
         colour = f"C{number}"
         for ax, name in ((accuracy, "acc1"), (loss, "loss")):
@@ -39,7 +59,7 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
                 try:
                     seen = [(int(r["epoch"]), float(r[f"{split}_{name}"])) for r in rows if r.get(f"{split}_{name}")]
                 except (TypeError, ValueError) as e:
-                    raise UserError(f"{folder / 'metrics.csv'} is damaged: {e}") from e
+                    raise UserError(f"{folder}: its log is damaged: {e}") from e
                 if seen:
                     ax.plot(*zip(*seen, strict=True), style, color=colour, markersize=3, label=f"{label}, {split}")
     if not accuracy.lines:
@@ -55,20 +75,6 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
         figure.savefig(picture, dpi=150)
     except ValueError as e:  # a suffix that matplotlib does not know
         raise UserError(f"{picture}: {e}") from e
-
-
-def read_metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv, an epoch each. UserError where there are none."""
-    try:
-        with (run / "metrics.csv").open(newline="") as f:
-            rows = list(csv.DictReader(f))
-    except UnicodeDecodeError as e:
-        raise UserError(f"{run / 'metrics.csv'} is damaged: {e}") from e
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run} is no run folder: it has no metrics.csv") from None
-    if not rows or "epoch" not in rows[0]:
-        raise UserError(f"{run / 'metrics.csv'} holds no epoch yet")
-    return rows
 
 
 def _model_of(run: Path) -> str:
