@@ -45,20 +45,6 @@ def test_parameter_counts(variant):
     assert model.patch_embed.grid_size == (16, 16)
 
 
-def test_initial_values_are_the_originals():
-    torch.manual_seed(0)
-    model = timm.create_model("clear_vit_tiny_suppression")
-    bound = (3 / 192) ** 0.5
-    for linear in (model.blocks[3].attn.qkv, model.blocks[3].attn.proj):
-        assert bound * 0.99 < linear.weight.abs().max() <= bound
-        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
-    assert model.patch_embed.proj.weight.std().item() == pytest.approx((3 * 16 * 16) ** -0.5, rel=0.02)
-    for p in (model.pos_embed, model.cls_token):
-        assert p.std().item() == pytest.approx(0.02, rel=0.15)
-    assert model(torch.randn(1, 3, 256, 256)).abs().max() == 0
-    assert 0.3 < model.blocks[0].attn.kernel.abs().max() <= 1 / 3
-
-
 def test_timms_contract(variant):
     model, x = micro(variant), images()
     tokens = model.forward_features(x)
@@ -244,8 +230,8 @@ def test_lambda_init_rises_with_the_block():
 
 
 def test_dropout_of_tokens_and_the_spread_of_positions_are_timms_and_ours():
-    assert micro("baseline").pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
-    assert micro("baseline", pos_embed_std=0.5).pos_embed.std().item() == pytest.approx(0.5, rel=0.05)
+    for std in (0.02, 0.3):
+        assert micro("baseline", pos_embed_std=std).pos_embed.std().item() == pytest.approx(std, rel=0.05)
     model = micro("baseline", pos_drop_rate=0.5).train()
     dropped = (model._pos_embed(torch.ones(8, 8, 8, 64)) == 0).float().mean()
     assert 0.4 < dropped < 0.6

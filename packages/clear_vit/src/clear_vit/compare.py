@@ -1,4 +1,4 @@
-"""All variants under one budget: accuracy, parameters, multiply-adds, time a step, beside the seed's order.
+"""All variants under one budget: accuracy, parameters, multiply-adds, time a step, beside the claimed order.
 
     uv run clear-vit-compare                                                        micro models on the digits
     uv run clear-vit-compare --dataset imagefolder --data-path DIR --epochs 10 --seeds 0 1 2
@@ -22,10 +22,11 @@ from clear_vit.registry import SIZES
 from vit_core.bench import Contestant, in_turn
 from vit_core.cli import ArgumentParser, command
 from vit_core.errors import UserError
+from vit_core.ledger.statistics import corrected_differences, differences_to_baseline
 from vit_core.precision import choose_precision
 from vit_core.study import Measurement, Study, Subject, add_study_flags, column, markdown_table, mean_and_spread
 
-# The seed's table, ImageNet-100 after 90 epochs: acc@1 and acc@5.
+# The README's table, ImageNet-100 after 90 epochs: acc@1 and acc@5.
 CLAIMED = {
     "pos_dropout": (44.970, 75.240), "diff_similarity": (46.360, 75.540), "baseline": (48.109, 75.617),
     "suppression": (49.383, 77.673), "rope": (53.331, 80.407), "diff_entropy": (53.803, 80.530),
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--variants", nargs="+", choices=tuple(VARIANTS), default=list(CLAIMED), metavar="NAME",
-        help=f"of {', '.join(VARIANTS)} (default: the seed's seven)",
+        help=f"of {', '.join(VARIANTS)} (default: the original's seven)",
     )  # fmt: skip
     parser.add_argument("--size", choices=tuple(SIZES), default="micro", help="of the models (default: %(default)s)")
     parser.add_argument("--time-rounds", type=int, default=5, help="timed rounds of a step (default: %(default)s)")
@@ -105,54 +106,63 @@ def ranked(measurements: Sequence[Measurement]) -> list[str]:
     return sorted(names, key=lambda v: -statistics.fmean(column(measurements, v, "acc1")))
 
 
-def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
-    """(in the seed's order, against it, all): pairs of variants, apart by more than their spreads over the seeds.
+def by_seed(measurements: Sequence[Measurement]) -> dict[str, dict[int, float]]:
+    """row -> seed -> acc@1."""
+    values: dict[str, dict[int, float]] = {}
+    for m in measurements:
+        values.setdefault(m["row"], {})[int(m["seed"])] = float(m["acc1"])
+    return values
 
-    Of one seed the spread is not known: every difference counts.
+
+def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
+    """(in the claimed order, against it, all): pairs of variants whose paired difference over the seeds can be told
+    from zero, corrected for the number of pairs. Of one seed none can.
     """
-    agree = against = pairs = 0
-    for a, b in itertools.combinations([v for v in ranked(measurements) if v in CLAIMED], 2):
-        first, second = (column(measurements, v, "acc1") for v in (a, b))
-        spread = sum(statistics.stdev(c) for c in (first, second)) if min(len(first), len(second)) > 1 else 0.0
-        pairs += 1
-        if statistics.fmean(first) - statistics.fmean(second) > spread:
-            agree += CLAIMED[a][0] > CLAIMED[b][0]
-            against += CLAIMED[a][0] < CLAIMED[b][0]
-    return agree, against, pairs
+    values = by_seed(measurements)
+    pairs = {}
+    for a, b in itertools.combinations([v for v in CLAIMED if v in values], 2):
+        seeds = sorted(values[a].keys() & values[b].keys())
+        if seeds:
+            pairs[f"{a} {b}"] = ([values[a][s] for s in seeds], [values[b][s] for s in seeds])
+    agree = against = 0
+    for name, difference in corrected_differences(pairs).items():
+        a, b = name.split()
+        if difference.differs:
+            claimed = (difference.mean > 0) == (CLAIMED[a][0] > CLAIMED[b][0])
+            agree, against = agree + claimed, against + (not claimed)
+    return agree, against, len(pairs)
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Markdown: a line a variant, the best first, and what became of the seed's order."""
+    """Markdown: a line a variant, the best first, and what became of the claimed order."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
     heads = [
-        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points", "parameters", "multiply-adds, 10⁹",
-        "a step, ms", "× baseline's", "claimed acc@1", "claimed acc@5", "claimed to baseline",
+        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points (95% interval)", "parameters",
+        "multiply-adds, 10⁹", "a step, ms", "× baseline's", "claimed acc@1", "claimed acc@5", "claimed to baseline",
     ]  # fmt: skip
+    values = by_seed(measurements)
+    differences = differences_to_baseline(values, "baseline") if "baseline" in values else {}
     lines = []
     for v in ranked(measurements):
-        differences = [
-            float(m["acc1"]) - float(b["acc1"])
-            for m in measurements for b in measurements
-            if m["row"] == v and b["row"] == "baseline" and int(m["seed"]) == int(b["seed"])
-        ]  # fmt: skip
         of = functools.partial(column, measurements, v)
         claimed = CLAIMED.get(v)
         lines.append([
-            v, mean_and_spread(of("acc1"), 2), mean_and_spread(of("acc5"), 2),
-            "" if v == "baseline" else mean_and_spread(differences, 2), f"{int(of('parameters')[0]):,}",
-            f"{of('gmacs')[0]:.4f}", mean_and_spread(of("step_ms"), 0), mean_and_spread(of("step_to_baseline"), 2),
-            f"{claimed[0]:.2f}" if claimed else "—", f"{claimed[1]:.2f}" if claimed else "—",
+            v, mean_and_spread(of("acc1"), 2), mean_and_spread(of("acc5"), 2), str(differences.get(v, "")),
+            f"{int(of('parameters')[0]):,}", f"{of('gmacs')[0]:.4f}", mean_and_spread(of("step_ms"), 0),
+            mean_and_spread(of("step_to_baseline"), 2), f"{claimed[0]:.2f}" if claimed else "—",
+            f"{claimed[1]:.2f}" if claimed else "—",
             f"{claimed[0] - CLAIMED['baseline'][0]:+.2f}" if claimed and v != "baseline" else "",
         ])  # fmt: skip
     agree, against, pairs = pairs_in_order(measurements)
     return markdown_table(heads, lines) + (
-        f"\nOf {pairs} pairs of variants {agree} differ in the seed's direction by more than their spreads, {against} "
-        f"in the other, {pairs - agree - against} by less.\n"
+        "\nTo baseline: mean difference over paired seeds with its 95% interval, corrected for the number of rows "
+        f"(Holm).\nOf {pairs} pairs of variants {agree} differ in the claimed direction, {against} in the other; "
+        f"{pairs - agree - against} cannot be told apart (paired differences, Holm's correction).\n"
     )
 
 
 def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
-    """Ours on the left, the seed's on the right, each from its best to its worst; lines join the same variant."""
+    """Ours on the left, the claimed on the right, each from its best to its worst; lines join the same variant."""
     from matplotlib.figure import Figure
     from matplotlib.patches import ConnectionPatch
 
@@ -181,7 +191,9 @@ def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
         ax.set(ylim=(len(ours) - 0.5, -0.5), xlim=(0, None))
     right.yaxis.tick_right()
     seeds = len({m["seed"] for m in measurements})
-    left.set(xlabel=f"acc@1, %: mean, spread and dots of {seeds} seeds" if seeds > 1 else "acc@1, % (one seed)")
+    left.set(
+        xlabel=f"acc@1, %: mean, standard deviation and dots of {seeds} seeds" if seeds > 1 else "acc@1, % (one seed)"
+    )
     right.set(xlabel="acc@1, %: claimed, ImageNet-100, 90 epochs")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)

@@ -161,6 +161,9 @@ class ClearViT(VisionTransformer):
     rope: None, "mixed" or "axial", with any attention; rope_theta: see `Rope`.
     pos_embed: "learn", added to the patches but not to the class token, or "none".
     pos_dropout: dropout on the position embedding itself. pos_embed_std: of its initial values.
+    attn_init: initial values of the attention's Linear layers: "uniform" in ±√(3/D), or "linear", nn.Linear's own, of
+    0.58 times that deviation. None: as published, "linear" with RoPE and "uniform" without. That confounds RoPE with
+    its initial values: a fair comparison chooses one for all.
     entropy_source: of diff_entropy, "tokens" (default) or "pixels"; the latter with entropy_bins (32) grey levels.
     Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
     """
@@ -173,7 +176,8 @@ class ClearViT(VisionTransformer):
     def __init__(
         self, *, attention: str = "plain", first_difference: str | None = None, rope: str | None = None,
         rope_theta: float | None = None, pos_embed: str = "learn", pos_dropout: float = 0.0,
-        pos_embed_std: float = 0.02, entropy_source: str | None = None, entropy_bins: int | None = None,
+        pos_embed_std: float = 0.02, attn_init: str | None = None, entropy_source: str | None = None,
+        entropy_bins: int | None = None,
         img_size: int | tuple[int, int] = 256, patch_size: int | tuple[int, int] = 16, embed_dim: int = 192,
         depth: int = 12, num_heads: int = 3, qkv_bias: bool = True, attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0, **fields: Any,
@@ -192,6 +196,8 @@ class ClearViT(VisionTransformer):
                 raise ValueError(f"{name} is for another variant: this one has nothing that it changes")
         if entropy_source not in (None, "tokens", "pixels"):
             raise ValueError(f"entropy_source must be tokens or pixels, got {entropy_source!r}")
+        if attn_init not in (None, "uniform", "linear"):
+            raise ValueError(f"attn_init must be uniform or linear, got {attn_init!r}")
         if pos_embed not in ("learn", "none"):
             raise ValueError(f"pos_embed must be learn or none, got {pos_embed!r}")
         if not 0 <= pos_dropout < 1:
@@ -226,25 +232,29 @@ class ClearViT(VisionTransformer):
             )  # fmt: skip
         self.rope = None if rope is None else Rope(rope, depth, num_heads, embed_dim // num_heads, rope_theta)
         self.pos_dropout, self.pos_embed_std = pos_dropout, pos_embed_std
+        self.attn_init = attn_init or ("uniform" if rope is None else "linear")
+        published_zero = rope is None and attention != "suppression"
+        self.zero_attn_bias = published_zero if attn_init is None else attn_init == "uniform"
         self.pixel_entropy = partial(pixel_entropy, bins=bins) if entropy_source == "pixels" else None
         self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """The original's initial values, which are torchvision's but for the attention: uniform ±√(3/D)."""
+        """The original's initial values (its models at commit 20e892b; tests/clear_vit/test_fidelity.py has them)."""
         stem = self.patch_embed.proj
-        nn.init.trunc_normal_(stem.weight, std=math.prod(stem.weight.shape[1:]) ** -0.5)  # LeCun
+        std = math.prod(stem.weight.shape[1:]) ** -0.5 / 0.8796  # LeCun's normal, cut at two deviations
+        nn.init.trunc_normal_(stem.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(stem.bias)
         nn.init.normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
             nn.init.normal_(self.pos_embed, std=self.pos_embed_std)
         for block in self.blocks:
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                linear.reset_parameters()
             for linear in (block.attn.qkv, block.attn.proj):
-                nn.init.uniform_(linear.weight, -((3 / self.embed_dim) ** 0.5), (3 / self.embed_dim) ** 0.5)
-                if linear.bias is not None:
+                if self.attn_init == "uniform":
+                    nn.init.uniform_(linear.weight, -((3 / self.embed_dim) ** 0.5), (3 / self.embed_dim) ** 0.5)
+                if self.zero_attn_bias and linear.bias is not None:
                     nn.init.zeros_(linear.bias)
-            for linear in (block.mlp.fc1, block.mlp.fc2):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.normal_(linear.bias, std=1e-6)
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

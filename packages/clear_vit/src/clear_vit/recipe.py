@@ -7,6 +7,7 @@ from typing import Any
 from clear_vit.model import VARIANTS
 from vit_core.cli import flag
 from vit_core.recipe import Recipe
+from vit_core.sizes import MICRO_POS_EMBED_STD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,13 @@ class ModelOptions:
     """Flags that change the model; None leaves the variant's own value."""
 
     pos_dropout: float | None = flag(None, "dropout on the position embedding (default: 0.1 of pos_dropout, else 0)")
-    pos_embed_std: float | None = flag(None, "spread of the initial position embedding (default: 0.02)")
+    pos_embed_std: float | None = flag(
+        None, f"spread of the initial position embedding (default: 0.02; micro {MICRO_POS_EMBED_STD:g})"
+    )
+    attn_init: str | None = flag(
+        None, "initial values of the attention: uniform in ±√(3/D), or nn.Linear's own (default: as published, by row)",
+        choices=("uniform", "linear"),
+    )  # fmt: skip
     first_difference: str | None = flag(
         None, "diff_similarity: the class token keeps its Q and K, or gets zeros (default: keep)",
         choices=("keep", "zero"),
@@ -27,10 +34,20 @@ class ModelOptions:
     drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
 
 
+RANDAUGMENT = (  # of the original's dataloader/get_data.py
+    "AutoContrast", "Equalize", "Rotate", "Solarize", "Color", "Contrast", "Brightness", "Sharpness", "ShearX",
+    "ShearY", "TranslateX", "TranslateY", "Posterize", "SolarizeAdd", "Invert", "Identity",
+)  # fmt: skip
+
+
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     """Model and dataset where they are not given, and the hyperparameters that belong to them.
 
-    imagenet100: the original's recipe. The micro models have their own short one, unless that is asked for.
+    imagenet100: ours after the original's: no weight decay on biases, norms and positions. original: weight decay on
+    every parameter, its sixteen operations of RandAugment (Identity, no Cutout), rectangles of up to 0.4 of the image
+    erased. Both differ from its loader where our RandAugment does: drawn directions, its ranges (shear up to 0.09
+    instead of 0.3 degrees, translation by 0.14 instead of 0.1, ...), erased pixels black instead of random. The micro
+    models have their own short recipe, unless one of these is asked for.
     """
     model, dataset, published = given.get("model"), given.get("dataset"), given.get("preset") is not None
     small = dataset == "digits" or (dataset is None and not published)
@@ -51,6 +68,8 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
             "mix_switch_prob": 0.5, "label_smoothing": 0.1,
             "eval_freq": 5,  # about every 2,500 steps of ImageNet-100's 495 an epoch
         }  # fmt: skip
+        if given.get("preset") == "original":
+            values |= {"decay_all": True, "erasing_area": 0.4, "randaugment_choice": ",".join(RANDAUGMENT)}
     if dataset == "digits":
         values |= {"hflip": 0.0}  # a mirrored 2 is no 2
     return values
@@ -78,6 +97,6 @@ RECIPE = Recipe(
     },
     presets=presets,
     options=ModelOptions,
-    aliases={"variant": "model", "data_dir": "data_path", "output_dir": "save_dir"},
-    preset_names=("imagenet100",),
+    aliases={"variant": "model", "data_dir": "data_path", "output_dir": "save_dir", "recipe": "preset"},
+    preset_names=("imagenet100", "original"),
 )

@@ -22,7 +22,7 @@ from vit_core.data.crops import CROPS, CropRule, Crops, centre_crops
 from vit_core.data.parallel import for_each_part
 from vit_core.data.resample import resample
 
-_ERASE_AREA = (0.02, 1 / 3)  # share of the image, and
+_ERASE_LEAST = 0.02  # share of the image, and
 _ERASE_ASPECT = 10 / 3  # aspect 1/a … a, as torchvision's RandomErasing has them
 _ERASE_ATTEMPTS = 10
 
@@ -50,12 +50,14 @@ class AugmentConfig:
     randaugment_magnitude: float = flag(0.3, "RandAugment: strength as a share of each operation's range")
     randaugment_choice: str = flag("", "RandAugment: comma-separated operations to draw from, empty for all sixteen")
     erasing: float = flag(0.0, "chance of erasing a random rectangle")
+    erasing_area: float = flag(1 / 3, "--erasing: largest share of the image that is erased")
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {self.crop!r}")
         for name in ("hflip", "erasing", "crop_pad", "randaugment_magnitude"):
             _check(name, getattr(self, name), 0, 1)
+        _check("erasing_area", self.erasing_area, _ERASE_LEAST, 1)
         _check("crop_ratio", self.crop_ratio, 0.1, 1)
         _check("crop_scale_max", self.crop_scale_max, 0, 1)
         _check("crop_scale_min", self.crop_scale_min, 0, self.crop_scale_max)
@@ -171,7 +173,7 @@ class Augment(_Normalise):
             choices=randaugment.draw(n, c.randaugment_ops, c.randaugment_names, generator)
             if c.randaugment_ops
             else None,
-            erase=_draw_erase(n, S, c.erasing, generator) if c.erasing else None,
+            erase=_draw_erase(n, S, c.erasing, c.erasing_area, generator) if c.erasing else None,
         )
 
     def apply(self, images: Tensor, params: AugmentParams, out: Tensor | None = None) -> Tensor:
@@ -219,11 +221,11 @@ class Augment(_Normalise):
         return x
 
 
-def _draw_erase(count: int, size: int, chance: float, generator: torch.Generator) -> Tensor:
+def _draw_erase(count: int, size: int, chance: float, largest: float, generator: torch.Generator) -> Tensor:
     """(count, 4) int64: as torchvision's `RandomErasing` draws them, for all images at once."""
     erased = torch.rand(count, generator=generator) < chance
     area, aspect, top, left = torch.rand(4, count, _ERASE_ATTEMPTS, generator=generator).unbind(0)
-    area = size * size * (_ERASE_AREA[0] + (_ERASE_AREA[1] - _ERASE_AREA[0]) * area)
+    area = size * size * (_ERASE_LEAST + (largest - _ERASE_LEAST) * area)
     aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
     height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (height < size) & (width < size)

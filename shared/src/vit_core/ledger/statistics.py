@@ -4,6 +4,7 @@ A seed draws the same initial values and the same order of images for every row,
 two or three seeds an interval is wide (t = 12.7 and 4.3); that is how little two or three runs say.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,27 +71,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def corrected_differences(
+    pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
+) -> dict[str, Difference]:
+    """The paired difference of each pair (treatment, baseline), corrected for their number by Holm's method.
+
+    An interval has the level at which Holm's procedure decides about its pair, so it leaves zero out exactly where the
+    adjusted p is under 1 - level.
+    """
+    raw = {name: paired_difference(*pair).p for name, pair in pairs.items()}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    found: dict[str, Difference] = {}
+    tests = len(raw)
+    for name in sorted(raw, key=raw.__getitem__):
+        alpha = (1 - level) / tests
+        difference = paired_difference(*pairs[name], level=1 - alpha)
+        found[name] = dataclasses.replace(difference, p=adjusted[name])
+        if raw[name] < alpha:  # rejected: the next is tested at a larger alpha; the first that is not ends that
+            tests -= 1
+    return {name: found[name] for name in pairs}
+
+
 def differences_to_baseline(
     rows: Mapping[str, Mapping[int, float]], baseline: str, level: float = LEVEL
 ) -> dict[str, Difference]:
-    """Each row against the baseline over the seeds that both have, corrected for the number of rows by Holm's method.
+    """Each row against the baseline over the seeds that both have, corrected for the number of rows.
 
-    rows: row -> seed -> value. An interval has the level at which Holm's procedure decides about its row, so it leaves
-    zero out exactly where the adjusted p is under 1 - level. A row that shares no seed with the baseline is left out.
+    rows: row -> seed -> value. A row that shares no seed with the baseline is left out.
     """
-    pairs: dict[str, tuple[list[float], list[float]]] = {}
+    pairs = {}
     for row, values in rows.items():
         seeds = sorted(values.keys() & rows[baseline].keys())
         if row != baseline and seeds:
             pairs[row] = ([values[s] for s in seeds], [rows[baseline][s] for s in seeds])
-    raw = {row: paired_difference(*pair, level=level).p for row, pair in pairs.items()}
-    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
-    found: dict[str, Difference] = {}
-    tests = len(raw)
-    for row in sorted(raw, key=raw.__getitem__):
-        alpha = (1 - level) / tests
-        difference = paired_difference(*pairs[row], level=1 - alpha)
-        found[row] = Difference(difference.mean, difference.low, difference.high, adjusted[row], difference.n)
-        if raw[row] < alpha:  # rejected: the next row is tested at a larger alpha; the first that is not ends that
-            tests -= 1
-    return {row: found[row] for row in pairs}
+    return corrected_differences(pairs, level)
