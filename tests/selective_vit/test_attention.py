@@ -290,13 +290,6 @@ def test_on_a_cpu_flex_is_auto_and_can_be_watched(kernel):
     assert vit.train()(torch.randn(2, 3, 32, 32)).requires_grad
 
 
-def test_flex_refuses_what_it_cannot():
-    for fields, dropout in (({"learned_threshold": "head"}, 0.0), ({"threshold_growth": 0.5}, 0.0), ({}, 0.1)):
-        vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, attn_drop_rate=dropout)
-        with pytest.raises(ValueError, match="a fixed threshold and without attention dropout"):
-            make_selective(vit, kernel="flex", **fields)
-
-
 @pytest.mark.parametrize("wrong", [{"mode": "soft"}, {"empty_row": "one"}, {"eps": 0.0}, {"kernel": "cuda"}])
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):

@@ -7,16 +7,26 @@ import pickle
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.testing import assert_close
 
 import selective_vit
-from selective_vit import SelectiveAttention, grow_threshold, make_selective, set_threshold, thresholds
-from selective_vit.convert import model_from_original
-from selective_vit.model import SelectedWeights
+from selective_vit import (
+    SelectiveAttention,
+    grow_threshold,
+    make_selective,
+    set_threshold,
+    sparsity_penalty,
+    threshold_values,
+    thresholds,
+)
+from selective_vit.convert import attention_from_original, model_from_original
+from selective_vit.model import SelectedWeights, describe_thresholds, sparse_loss
 from vit_core.config import TrainConfig
-from vit_core.explain import capture_attention
+from vit_core.explain import SparsityTracker, capture_attention
 from vit_core.optimisation import build_optimizer
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -111,25 +121,54 @@ def test_the_originals_accident():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="has no blocks"):
+    with pytest.raises(ValueError, match="has no blocks: make_selective takes timm's ViTs"):
         make_selective(timm.create_model("test_convnext"))
     mixed = timm.create_model("test_vit")
     mixed.blocks[-1].attn = timm.create_model("test_vit", attn_layer="diff").blocks[0].attn
-    with pytest.raises(ValueError, match=r"no attention that make_selective knows: DiffAttention"):
+    with pytest.raises(ValueError, match=r"takes timm's Attention, .*; a block has DiffAttention"):
         make_selective(mixed)
     assert type(mixed.blocks[0].attn) is Attention, "all blocks, or none"
-    with pytest.raises(ValueError, match="there is no block 7 in 2"):
-        make_selective(vit(), blocks=[7])
-    with pytest.raises(ValueError, match="has no selective attention"):
+    with pytest.raises(ValueError, match="has no selective attention: call make_selective first"):
         set_threshold(vit(), 0.1)
-    for wrong, message in (
-        ({"threshold": -0.1}, "0 or more"), ({"threshold": math.nan}, "0 or more"), ({"threshold": 1.0}, "below 1"),
-        ({"learned_threshold": "block"}, "one of layer, head"), ({"threshold_growth": 2.0}, r"in \[0, 1\]"),
-        ({"threshold": 0.0, "learned_threshold": "head"}, "must start above 0"),
-        ({"mode": "soft"}, "one of relu, hard"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            make_selective(vit(), **wrong)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"threshold": "0.01"}, "threshold must be a number, got '0.01' of type str"),
+    ({"threshold": True}, "threshold must be a number, got True of type bool"),
+    ({"threshold": [0.01]}, r"threshold must be a number, got \[0.01\] of type list"),
+    ({"threshold": -0.1}, "threshold must be 0 or more, and at most 1e6; got -0.1"),
+    ({"threshold": math.nan}, "threshold must be finite, got nan"),
+    ({"threshold": 1.0}, "threshold must be below 1, the largest weight there is; got 1.0"),
+    ({"threshold": 0.0, "learned_threshold": "head"}, "a learned threshold must start above 0"),
+    ({"relative_threshold": "yes"}, "relative_threshold must be True or False, got 'yes'"),
+    ({"learned_threshold": "block"}, "learned_threshold must be one of layer, head; got 'block'"),
+    ({"threshold_growth": 2.0}, r"threshold_growth must lie in \[0, 1\], got 2.0"),
+    ({"threshold_growth": "0.5"}, "threshold_growth must be a number, got '0.5' of type str"),
+    ({"sparsity_weight": -1.0}, "sparsity_weight must be 0 or more, and at most 1e6; got -1.0"),
+    ({"sparsity_weight": "1"}, "sparsity_weight must be a number, got '1' of type str"),
+    ({"sparsity_weight": 1.0, "threshold": 0.0}, "sparsity_weight has no effect on a threshold of 0"),
+    ({"eps": "1e-6"}, "eps must be a number, got '1e-6' of type str"),
+    ({"eps": 0.0}, "eps must be positive and at most 1e6, got 0.0"),
+    ({"mode": "soft"}, "mode must be one of relu, hard; got 'soft'"),
+    ({"blocks": 3}, r"blocks must be numbers of blocks, such as \[0, 1\]; got 3"),
+    ({"blocks": "01"}, "blocks must be numbers of blocks"),
+    ({"blocks": [0.5]}, "blocks must be whole numbers, got 0.5"),
+    ({"blocks": [7]}, "blocks: there is no block 7, the model has 2"),
+    ({"kernel": "flex", "learned_threshold": "head"}, 'kernel="flex" does not work with learned thresholds$'),
+    ({"kernel": "flex", "threshold_growth": 0.5}, 'kernel="flex" does not work with a growing threshold$'),
+    ({"kernel": "flex", "sparsity_weight": 0.5}, 'kernel="flex" does not work with a sparsity term$'),
+])  # fmt: skip
+def test_refusals_name_the_argument_and_the_reason(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make_selective(vit(), **wrong)
+
+
+def test_flex_is_refused_for_what_it_cannot_compute():
+    with pytest.raises(ValueError, match=r'kernel="flex" does not work with attention dropout$'):
+        make_selective(vit(attn_drop_rate=0.1), kernel="flex")
+    eva = timm.create_model("eva02_tiny_patch14_224", img_size=56, depth=1)
+    with pytest.raises(ValueError, match=r'kernel="flex" does not work with .*\(EvaAttention\)$'):
+        make_selective(eva, kernel="flex")
 
 
 # ── thresholds ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,6 +197,122 @@ def test_learned_thresholds_start_where_they_should_and_move(scope, count, mode)
         assert (t(17) > 0).all(), "softplus keeps it positive"
     with pytest.raises(ValueError, match="learned"):
         set_threshold(model, 0.1)
+
+
+@pytest.mark.parametrize("mode", ["relu", "hard"])
+@pytest.mark.parametrize(("name", "fields", "tokens"), [
+    ("selective_vit_micro", {}, 65),
+    ("selective_vit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3}, 197),
+    ("selective_vit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3, "reinit_attention": True}, 197),
+])  # fmt: skip
+def test_learned_thresholds_start_where_every_one_gets_a_gradient(name, fields, tokens, mode):
+    """At 1/N: the mean of a row, so that some of it passes and some does not. From a fixed number they may not."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, learned_threshold="head", mode=mode, **fields).train()
+    x = torch.randn(4, 3, *model.patch_embed.img_size)
+    start = threshold_values(model, tokens)
+    assert all(value == pytest.approx(1 / tokens) for values in start.values() for value in values)
+    optimizer = build_optimizer(model, TrainConfig(lr=2e-3))
+    F.cross_entropy(model(x), torch.arange(4)).backward()
+    for t in thresholds(model).values():
+        assert (t.raw.grad.abs() > 1e-6).all()
+    optimizer.step()
+    for layer, values in threshold_values(model, tokens).items():
+        assert all(abs(v / s - 1) > 5e-4 for v, s in zip(values, start[layer], strict=True)), "Adam's first step"
+
+
+@pytest.mark.parametrize(("mode", "tau"), [("relu", 2.0), ("hard", 0.1)])
+def test_where_a_learned_threshold_has_no_gradient(mode, tau):
+    """Why it does not start from the paper's 0.01, which is 2/N in ViT-B/16: nothing lies near the gate."""
+    model = timm.create_model(
+        "selective_vit_micro", threshold=tau, relative_threshold=True, learned_threshold="layer", mode=mode
+    ).train()
+    model(images()).square().sum().backward()
+    assert all(t.raw.grad.abs() < 1e-8 for t in thresholds(model).values())
+
+
+def test_the_default_thresholds():
+    for form, value in (({}, 0.01), ({"relative_threshold": True}, 1 / 17), ({"learned_threshold": "layer"}, 1 / 17),
+                        ({"learned_threshold": "head", "threshold": 0.02}, 0.02)):  # fmt: skip
+        values = threshold_values(make_selective(vit(), **form), 17)
+        assert values["blocks.0.attn"] == pytest.approx([value] * (2 if form.get("learned_threshold") == "head" else 1))
+
+
+def test_the_training_log_says_where_learned_thresholds_are():
+    assert describe_thresholds(make_selective(vit())) == describe_thresholds(vit()) == ""
+    model = make_selective(vit(), learned_threshold="head")
+    thresholds(model)["blocks.1.attn"].raw.data += torch.tensor([0.0, 0.2])
+    assert describe_thresholds(model) == "learned thresholds × N by block 1 1.065  lowest 1 highest 1.131"
+    model = make_selective(vit(), threshold=0.02, learned_threshold="layer")
+    assert describe_thresholds(model) == "learned thresholds by block 0.02 0.02  lowest 0.02 highest 0.02"
+
+
+# ── the sparsity term ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def share_that_passes(model):
+    """Counted, in evaluation mode."""
+    tracker = SparsityTracker()
+    tracker.update(model, images(batch=8))
+    return 1 - tracker.mean("sparsity")
+
+
+@pytest.mark.parametrize("mode", ["relu", "hard"])
+@pytest.mark.parametrize("learned", [None, "layer", "head"])
+def test_the_sparsity_term_takes_weights_away(learned, mode):
+    """By the scores under a fixed threshold, by the threshold where it is learned; without it the loss says nothing."""
+    shares = []
+    for weight in (0.0, 10.0):
+        model = make_selective(
+            vit(), threshold=0.9, relative_threshold=True, learned_threshold=learned, mode=mode, sparsity_weight=weight
+        ).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(15):
+            loss, _ = sparse_loss(model, images(batch=8), torch.arange(8) % 5, nn.CrossEntropyLoss())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        shares.append(share_that_passes(model))
+    assert shares[1] < shares[0] - 0.1
+
+
+def test_the_sparsity_term_is_the_share_that_passes():
+    x = images(batch=8)
+    model = make_selective(vit(), threshold=0.055, sparsity_weight=0.5, mode="hard")
+    model(x)
+    assert sparsity_penalty(model) == 0.0, "none in evaluation"
+    model.train()(x)
+    copy.deepcopy(model), pickle.dumps(model)  # what the term keeps is no part of a copy
+    first_block, second_block = (t.passing.detach() for t in thresholds(model).values())
+    penalty = sparsity_penalty(model)
+    assert penalty.requires_grad
+    with torch.no_grad(), capture_attention(dense := vit()) as captured:
+        dense(x)
+    P = captured.calls[0].weights  # of the first block, whose input is the same in both
+    first = torch.sigmoid((P - 0.055) / (0.055 / 4)).mean().item()
+    assert first_block.item() == pytest.approx(first, rel=1e-4)
+    assert penalty.item() == pytest.approx(0.5 * (first_block + second_block).item() / 2)
+    assert sparsity_penalty(model) == 0.0, "of one forward pass, once"
+    assert sparsity_penalty(vit().train()) == 0.0
+    eva = timm.create_model("eva02_tiny_patch14_224", img_size=56, depth=1, embed_dim=48, num_heads=4)
+    make_selective(eva, 0.055, sparsity_weight=1.0).train()(images(56))
+    sparsity_penalty(eva).backward()
+    assert eva.blocks[0].attn.qkv.weight.grad.any()
+
+
+@pytest.mark.parametrize("way", ["compile", "checkpointing"])
+@pytest.mark.slow
+def test_the_sparsity_term_compiled_and_checkpointed(way):
+    grads = []
+    for changed in (False, True):
+        model = make_selective(vit(), learned_threshold="head", sparsity_weight=1.0).train()
+        if changed and way == "checkpointing":
+            model.set_grad_checkpointing()
+        called = torch.compile(model) if changed and way == "compile" else model
+        sparse_loss(called, images(), torch.arange(2), nn.CrossEntropyLoss())[0].backward()
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_weight_decay_leaves_thresholds_alone():
@@ -252,6 +407,29 @@ def test_a_whole_checkpoint_of_the_original():
         model_from_original(state, {})
     with pytest.raises(ValueError, match=r"missing patch_embed.proj.weight"):
         model_from_original({}, {})
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({}, "config: missing dim, heads, threshold, eps"),
+    ({"dim": "wide"}, "config: dim must be a number, got 'wide'"),
+    ({"heads": 3}, "config: dim must be a multiple of heads, got 8 and 3"),
+    ({"heads": 2.5}, "config: heads must be a whole number, got 2.5"),
+    ({"heads": 0}, "config: dim must be a multiple of heads, got 8 and 0"),
+    ({"threshold": "low"}, "config: threshold must be a number, got 'low'"),
+    ({"threshold": None}, "config: threshold must be a number, got None"),
+    ({"threshold": "1.5"}, "threshold must be below 1"),
+    ({"depth": 2}, "config: unexpected depth"),
+])  # fmt: skip
+def test_configs_of_the_original_that_cannot_be(config, message):
+    state = {"qkv.weight": torch.zeros(24, 8), "qkv.bias": torch.zeros(24), "proj.weight": torch.zeros(8, 8),
+             "proj.bias": torch.zeros(8)}  # fmt: skip
+    good = {"dim": 8, "heads": 2, "threshold": "0.01", "eps": 1e-6}
+    assert attention_from_original(state, good)(torch.zeros(1, 3, 8)).shape == (1, 3, 8)
+    with pytest.raises(ValueError, match=message):
+        attention_from_original(state, {**good, **config} if config else {})
+    if config.get("heads") in (0, 3):
+        with pytest.raises(ValueError, match="config: heads must divide the width of 32, got"):
+            model_from_original({f"model.{k}": v for k, v in vit().state_dict().items()}, config)
 
 
 def test_the_package_names_what_it_has():

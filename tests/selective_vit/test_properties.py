@@ -25,7 +25,7 @@ from selective_vit.train import main
 
 OURS = (
     "threshold", "mode", "empty_row", "blocks", "relative_threshold", "learned_threshold", "threshold_growth", "eps",
-    "kernel", "reinit_attention",
+    "kernel", "reinit_attention", "sparsity_weight",
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
             "empty_row": st.sampled_from(["argmax", "zero"]),
             "learned_threshold": st.sampled_from(["layer", "head"]),
             "threshold_growth": st.sampled_from([0.0, 0.5, 1.0]),
+            "sparsity_weight": st.sampled_from([0.0, 0.1]),
             "kernel": st.sampled_from(["auto", "weights"]),
             "blocks": st.sampled_from([[0], [-1], []]),
             "reinit_attention": st.booleans(),
@@ -60,8 +61,9 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _learned_above_zero(config: dict[str, Any]) -> dict[str, Any]:
-    """A threshold of zero cannot be learned."""
-    return config if config["threshold"] else {k: v for k, v in config.items() if k != "learned_threshold"}
+    """A threshold of zero cannot be learned, and takes nothing away."""
+    above = ("learned_threshold", "sparsity_weight")
+    return config if config["threshold"] else {k: v for k, v in config.items() if k not in above}
 
 
 @examples(15)

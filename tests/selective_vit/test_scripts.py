@@ -203,6 +203,7 @@ def test_sparsity_of_a_run_and_of_a_dense_model(runs, tmp_path, capsys):
     table = rows(tmp_path / "sparsity.csv")
     assert len(table) == 2 * 2 * 4, "a row a head of each block and epoch"
     assert {r["keys"] for r in table} == {"65"}
+    assert {r["threshold"] for r in table} == {"0.02"}
     assert all(float(r["sparsity"]) == pytest.approx(1 - float(r["active_tokens"]) / 65, abs=1e-4) for r in table)
     assert sum(float(r["sparsity"]) for r in table) > 0.5
     assert width(tmp_path / "active_tokens.png") > 300
@@ -212,6 +213,31 @@ def test_sparsity_of_a_run_and_of_a_dense_model(runs, tmp_path, capsys):
     assert sparsity.main(["--checkpoint", str(dense / "best.pth"), "--threshold", "0.02", *argv]) == 0
     assert " 0.00% of the weights" not in capsys.readouterr().out
     assert sparsity.main(["--checkpoint", str(dense / "best.pth"), "--threshold", "1", *argv]) == 2
+
+
+def test_learned_thresholds_and_the_sparsity_term_in_training(tmp_path, capsys):
+    """The term makes the attention sparser, and the log and the sparsity command say where the thresholds went."""
+    flags = ["--model", "selective_micro", "--learned-threshold", "head", "--lr", "1e-2", "--warmup-epochs", "0", *TINY]
+    share, moved = {}, {}
+    for weight in ("0", "20"):
+        where = ["--save-dir", str(tmp_path / weight), "--log-dir", str(tmp_path / "l"), "--sparsity-weight", weight]
+        assert train([*flags, *where]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("learned thresholds × N")]
+        assert len(lines) == 2, "one an epoch"
+        (last,) = (tmp_path / weight).glob("*/last.pth")
+        out = tmp_path / f"sparsity_{weight}"
+        argv = ["--checkpoint", str(last), "--device", "cpu", "--max-images", "40", "--output-dir", str(out)]
+        assert sparsity.main(argv) == 0
+        said = capsys.readouterr().out
+        assert "blocks.0.attn: τ 0.0" in said
+        assert "beside 1/N = 0.01538" in said
+        table = rows(out / "sparsity.csv")
+        moved[weight] = [65 * float(r["threshold"]) for r in table]
+        assert len(set(moved[weight])) > 4, "each head its own"
+        assert float(lines[-1].split()[-1]) == pytest.approx(max(moved[weight]), rel=1e-3)
+        share[weight] = sum(float(r["sparsity"]) for r in table) / len(table)
+    assert min(moved["20"]) > 1.02
+    assert share["20"] > share["0"] + 0.05
 
 
 def test_a_sweep_over_one_trained_model(runs, tmp_path):

@@ -1,6 +1,7 @@
 """What a run leaves behind, and what the evaluate command says of it."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -75,6 +76,16 @@ def test_metrics_and_tensorboard_agree(run):
     ):
         logged = [(e.step, e.value) for e in events.Scalars(tag)]
         assert logged == [(int(r["epoch"]), pytest.approx(float(r[column]), rel=1e-4)) for r in rows]
+
+
+def test_a_paper_says_a_line_of_its_own_after_each_epoch(tmp_path, capsys, monkeypatch):
+    spoken = dataclasses.replace(toy_paper.RECIPE, describe=lambda model: f"{type(model).__name__} has learned")
+    monkeypatch.setattr(toy_paper, "RECIPE", spoken)
+    assert toy_paper.train(str(tmp_path), "--epochs", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[i + 1] for i, line in enumerate(lines) if line.startswith("epoch ")] == [
+        "VisionTransformer has learned"
+    ] * 2
 
 
 def test_evaluate_repeats_the_validation_of_training(run, tmp_path, capsys):

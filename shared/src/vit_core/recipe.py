@@ -39,6 +39,11 @@ def nothing_to_do(model: nn.Module, progress: float) -> None:
     """Before each step, of a paper whose model stays as it is but for its weights."""
 
 
+def nothing_to_say(model: nn.Module) -> str:
+    """After each epoch, of a paper whose training log has no line of its own."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A paper, as `train_command.run` and `evaluate_command.run` need to know it."""
@@ -55,9 +60,13 @@ class Recipe:
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
     before_step: Callable[[nn.Module, float], None] = nothing_to_do  # the model, share of the training done (0 to 1)
+    describe: Callable[[nn.Module], str] = nothing_to_say  # the model after an epoch -> a line of the training log
     aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
     test_splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split of what evaluates a checkpoint
     configs: Path | None = None  # folder of the YAML files that --config knows by name
+    translate_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = (
+        dict  # of a file of the original's -> our flags
+    )
 
     def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags that were given; under them, those of --config. UserError for a file that is not one."""
@@ -93,6 +102,10 @@ class Recipe:
             raise UserError(f"--config {name}: not YAML: {e}") from e
         if not isinstance(values, dict):
             raise UserError(f"--config {name}: needs lines of the form 'flag: value'")
+        try:
+            values = self.translate_config(values)
+        except (ValueError, TypeError) as e:
+            raise UserError(f"--config {name}: {e}") from e
         words = []
         for key, value in values.items():
             key = str(key).replace("-", "_")
@@ -116,8 +129,9 @@ class Recipe:
         parser = ArgumentParser(prog=f"{self.command}-train", description=self.description)
         self._add_model_flags(parser)
         add_flags(parser, self.start_options, "initial weights")
+        others = (f"--{theirs}" for theirs, ours in self.aliases.items() if ours == "preset")
         parser.add_argument(
-            "--preset", choices=self.preset_names, default=argparse.SUPPRESS,
+            "--preset", *others, dest="preset", choices=self.preset_names, default=argparse.SUPPRESS,
             help=f"hyperparameters that the flags below start from (default: {self.preset_names[0]})",
         )  # fmt: skip
         parser.add_argument(

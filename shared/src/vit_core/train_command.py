@@ -152,7 +152,7 @@ def prepare(
         trainer = Trainer(
             model, train_loader, val_loader, train, world, folder,
             num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
-            loss_function=recipe.loss_function, before_step=recipe.before_step,
+            loss_function=recipe.loss_function, before_step=recipe.before_step, describe=recipe.describe,
         )  # fmt: skip
         if checkpoint is not None and source is not None:
             trainer.restore(checkpoint, source)

@@ -49,6 +49,7 @@ class Trainer:
         settings: plain values that a checkpoint's `config` shall hold (model name and arguments, data, flags).
         before_step: called with the model and the share of the training that is done, before each optimiser step's
             first batch. What it changes in the model must follow from that share, or lie in a buffer.
+        describe: called with the model after each epoch; what it says is printed after the epoch's own line.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Trainer:
         settings: dict[str, Any],
         loss_function: LossFunction = classification_loss,
         before_step: Callable[[nn.Module, float], None] = lambda model, progress: None,
+        describe: Callable[[nn.Module], str] = lambda model: "",
     ) -> None:
         self.config, self.world, self.run, self.settings = config, world, run, settings
-        self.num_classes, self.loss_function, self.before_step = num_classes, loss_function, before_step
+        self.num_classes, self.loss_function = num_classes, loss_function
+        self.before_step, self.describe = before_step, describe
         self.train_loader, self.val_loader = train_loader, val_loader
         self.precision = choose_precision(config.amp, world.device)
         self.scaler = self.precision.scaler()
@@ -350,7 +353,8 @@ class Trainer:
         if "val_loss" in row:
             line += f"  val loss {row['val_loss']:.4f} top-1 {row['val_acc1']:.2f}%" + (" (best)" if best else "")
         line += f"  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
-        print(line, flush=True)
+        said = self.describe(self.raw_model)
+        print(f"{line}\n{said}" if said else line, flush=True)
 
     def _not_finite(self, step: int) -> str:
         good = (

@@ -15,7 +15,10 @@ weights   everywhere else, and where somebody looks on: the formulas as they sta
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -45,32 +48,50 @@ class Selection:
         for name, values in (("mode", MODES), ("empty_row", EMPTY_ROWS), ("kernel", KERNELS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}; got {getattr(self, name)!r}")
-        if not 0 < self.eps <= 1e6:  # also refuses NaN
+        number("eps", self.eps)
+        if not 0 < self.eps <= 1e6:
             raise ValueError(f"eps must be positive and at most 1e6, got {self.eps}")
+
+
+def number(name: str, value: object) -> None:
+    """ValueError unless an argument is a finite real number: a text of one is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def selective_attention(
     q: Tensor, k: Tensor, v: Tensor, tau: float | Tensor, selection: Selection, *,
     attn_mask: Tensor | None = None, is_causal: bool = False, dropout_p: float = 0.0,
+    watch: Callable[[Tensor, float | Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d).
 
     tau: the threshold, a number, or a tensor that (h, 1, 1) broadcasts to, which then gets a gradient.
     attn_mask, is_causal: as for torch's `scaled_dot_product_attention`.
+    watch: called with the softmax weights P and with tau.
     Raises ValueError where kernel="flex" cannot compute what is asked for on a GPU.
     """
     if selection.kernel == "flex" and q.device.type == "cuda" and not has_torch_function_variadic(q, k, v):
-        if attn_mask is not None or is_causal or dropout_p or isinstance(tau, Tensor):
-            raise ValueError('kernel="flex" takes one fixed threshold, no mask and no attention dropout')
+        if isinstance(tau, Tensor):
+            raise ValueError('kernel="flex" takes a fixed threshold, not a tensor')
+        if attn_mask is not None or is_causal:
+            raise ValueError('kernel="flex" takes no attention mask')
+        if dropout_p:
+            raise ValueError('kernel="flex" has no attention dropout')
         return flex_selective_attention(q, k, v, tau, selection.mode, selection.empty_row, selection.eps)
-    plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor)
+    plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor) and watch is None
     if selection.kernel != "weights" and plain and cpu_kernel.applies(q, k, v):
         relu, argmax = selection.mode == "relu", selection.empty_row == "argmax"
         return ChunkedSelectiveAttention.apply(q, k, v, float(tau), relu, argmax, selection.eps, dropout_p)
     kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
     with torch.autocast(q.device.type, enabled=False):
         scores = (q.to(kind) @ k.to(kind).transpose(-2, -1)) * q.shape[-1] ** -0.5
-        weights = selected_weights(masked_softmax(scores, attn_mask, is_causal), tau, selection)
+        P = masked_softmax(scores, attn_mask, is_causal)
+        if watch is not None:
+            watch(P, tau)
+        weights = selected_weights(P, tau, selection)
         return F.dropout(weights, dropout_p).to(v.dtype) @ v
 
 
@@ -92,7 +113,7 @@ def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
     else:
         gate = torch.gt(P, tau).to(P.dtype)
         if isinstance(tau, Tensor) and tau.requires_grad:
-            near = torch.sigmoid((P.detach() - tau) / (tau.detach() / 4).clamp_min(1e-12))
+            near = soft_gate(P.detach(), tau)
             gate = gate + (near - near.detach())
         w = P * gate
     if selection.empty_row == "argmax":
@@ -100,3 +121,9 @@ def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
         strongest = torch.zeros_like(P).scatter_(-1, P.argmax(-1, keepdim=True), 1.0)
         w = torch.where(empty, P * strongest, w)
     return w
+
+
+def soft_gate(P: Tensor, tau: float | Tensor) -> Tensor:
+    """[P > τ] as a smooth function of both: a sigmoid of width τ / 4."""
+    width = tau.detach() if isinstance(tau, Tensor) else torch.tensor(tau, dtype=P.dtype, device=P.device)
+    return torch.sigmoid((P - tau) / (width / 4).clamp_min(1e-12))

@@ -27,8 +27,12 @@ from vit_core.run_folder import environment
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = pick_device(args.device)
-    if min(args.shape) < 1 or args.rounds < 1 or not 0 <= args.threshold < 1:
-        raise UserError("--shape and --rounds must be at least 1, and --threshold lie in [0, 1)")
+    if min(args.shape) < 1:
+        raise UserError(f"--shape must be four numbers of at least 1, got {' '.join(map(str, args.shape))}")
+    if args.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, got {args.rounds}")
+    if not 0 <= args.threshold < 1:
+        raise UserError(f"--threshold must lie in [0, 1), got {args.threshold:g}")
     if "flex" in args.kernels and device.type != "cuda":
         raise UserError("--kernels flex: FlexAttention needs a CUDA GPU here")
     times = measure(args.shape, args.threshold, args.kernels, device, args.rounds, training=args.training)

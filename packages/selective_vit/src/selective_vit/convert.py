@@ -24,8 +24,10 @@ def attention_from_original(state_dict: Mapping[str, Tensor], config: Mapping[st
     missing = [k for k in ("dim", "heads", "threshold", "eps") if k not in config]
     if missing:
         raise ValueError(f"config: missing {', '.join(missing)}")
-    plain = Attention(int(config.pop("dim")), int(config.pop("heads")), qkv_bias="qkv.bias" in state_dict)
-    attn = SelectiveAttention(plain, *_selection(config))
+    dim, heads = (_read_count(config, name) for name in ("dim", "heads"))
+    if dim < 1 or heads < 1 or dim % heads:
+        raise ValueError(f"config: dim must be a multiple of heads, got {dim} and {heads}")
+    attn = SelectiveAttention(Attention(dim, heads, qkv_bias="qkv.bias" in state_dict), *_selection(config))
     load_original(attn, state_dict, PAPER)
     return attn.eval()
 
@@ -40,7 +42,11 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     config = dict(config)
     theirs = {k.removeprefix("module.").removeprefix("model."): v for k, v in state_dict.items()}
     sizes = vit_arguments(theirs, PAPER)
-    model = VisionTransformer(**sizes | {"num_heads": int(config.pop("heads", 0) or sizes["num_heads"])})
+    if "heads" in config:
+        sizes["num_heads"] = _read_count(config, "heads")
+    if sizes["num_heads"] < 1 or sizes["embed_dim"] % sizes["num_heads"]:
+        raise ValueError(f"config: heads must divide the width of {sizes['embed_dim']}, got {sizes['num_heads']}")
+    model = VisionTransformer(**sizes)
     form, selection = _selection({"threshold": 0.01, "eps": 1e-6, **config})
     make_selective(model, form.threshold, selection.mode, selection.empty_row, eps=selection.eps)
     load_original(model, theirs, PAPER)
@@ -48,11 +54,27 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def _selection(config: dict[str, Any]) -> tuple[ThresholdForm, Selection]:
-    form = ThresholdForm(threshold=float(config.pop("threshold")))
+    form = ThresholdForm(threshold=_read(config, "threshold"))
     words = {"mode": "hard", "empty_row": "zero"} | {
         k: str(config.pop(k)).strip('"') for k in ("mode", "empty_row") if k in config
     }
-    selection = Selection(eps=float(config.pop("eps")), **words)
+    selection = Selection(eps=_read(config, "eps"), **words)
     if config:
         raise ValueError(f"config: unexpected {', '.join(config)}")
     return form, selection
+
+
+def _read(config: dict[str, Any], name: str) -> float:
+    """Take a number out of the config, where it may stand as text."""
+    value = config.pop(name)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"config: {name} must be a number, got {value!r}") from None
+
+
+def _read_count(config: dict[str, Any], name: str) -> int:
+    value = _read(config, name)
+    if not value.is_integer():
+        raise ValueError(f"config: {name} must be a whole number, got {value:g}")
+    return int(value)

@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = [load_trained(RECIPE, file, device, raw_weights=args.raw_weights) for file in args.checkpoint]
     for other in models[1:]:
         if other.class_names != models[0].class_names:
-            raise UserError(f"{other.source} and {models[0].source} know other classes: they cannot explain one image")
+            raise UserError(
+                f"{other.source} and {models[0].source} were trained with different classes: explain them one by one"
+            )
     classes = models[0].class_names
     if args.target is not None and args.target not in classes:
         raise UserError(f"--target {args.target}: the models' classes are {', '.join(classes)}")

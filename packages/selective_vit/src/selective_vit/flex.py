@@ -71,7 +71,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, score: Any, with_max: bool = False)
     except ImportError:  # torch before 2.10
         if with_max and on_gpu:
             raise ValueError(
-                'this torch\'s FlexAttention does not tell the largest score: use empty_row="zero"'
+                f'kernel="flex" with empty_row="argmax" needs torch 2.10 or newer, not {torch.__version__}'
             ) from None
         out, lse = flex(q, k, v, score_mod=score, return_lse=True)
     else:

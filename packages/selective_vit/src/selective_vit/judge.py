@@ -38,8 +38,10 @@ FIELDS = ("model", "method", "deletion_area", "deletion_error", "insertion_area"
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     check_data_flags(args)
-    if args.max_images < 2 or args.steps < 1:
-        raise UserError("--max-images must be at least 2 and --steps at least 1")
+    if args.max_images < 2:
+        raise UserError(f"--max-images must be at least 2, got {args.max_images}")
+    if args.steps < 1:
+        raise UserError(f"--steps must be at least 1, got {args.steps}")
     world = World(0, 1, pick_device(args.device))
     curves: dict[tuple[str, str], Curves] = {}
     if args.labels and len(args.labels) != len(args.checkpoint):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES
-from selective_vit.model import LEARNED, grow_threshold
+from selective_vit.model import LEARNED, describe_thresholds, grow_threshold, sparse_loss
 from vit_core import timm_weights
 from vit_core.cli import flag
 from vit_core.recipe import Recipe
@@ -22,7 +22,9 @@ PAIRS = {"both": ("vit", "selective"), "both_micro": ("vit_micro", "selective_mi
 class ModelOptions:
     """Flags that change the selective model; None leaves its own default. The plain model has none of them."""
 
-    threshold: float | None = flag(None, "τ, under which a weight is removed (default: 0.01)")
+    threshold: float | None = flag(
+        None, "τ, under which a weight is removed (default: 0.01; 1/N where it is relative or learned)"
+    )
     mode: str | None = flag(None, "relu, the paper's formula, or hard, its notebook (default: relu)", choices=MODES)
     empty_row: str | None = flag(
         None, "a row in which nothing passes: its strongest key, or zero as published (default: argmax)",
@@ -31,6 +33,9 @@ class ModelOptions:
     relative_threshold: bool | None = flag(None, "τ in units of 1/N, the weight in a row without preferences")
     learned_threshold: str | None = flag(
         None, "learn τ, one for each layer or head, from --threshold on", choices=LEARNED
+    )
+    sparsity_weight: float | None = flag(
+        None, "weight in the loss of the share of attention weights that pass (default: 0)"
     )
     threshold_growth: float | None = flag(None, "share of the training in which τ rises from zero (default: 0)")
     kernel: str | None = flag(None, "how attention is computed (default: auto)", choices=KERNELS)
@@ -96,7 +101,9 @@ RECIPE = Recipe(
     options=ModelOptions,
     start_options=StartOptions,
     initialise=initialise,
+    loss_function=sparse_loss,
     before_step=grow_threshold,
+    describe=describe_thresholds,
     aliases={"data_dir": "data_path", "output_dir": "save_dir"},
     preset_names=("published", "fine_tune"),
 )

@@ -4,16 +4,19 @@
     uv run selective-vit-sparsity --checkpoint checkpoints/RUN/epoch_*.pth      a line through the epochs, too
     uv run selective-vit-sparsity --checkpoint DENSE.pth --threshold 0.01       what a dense model would lose
 
+Learned thresholds are printed block by block, and are a column of the table.
+
 Writes sparsity.csv, active_tokens.png (of the last checkpoint), and with several checkpoints sparsity_by_epoch.png.
 """
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.model import threshold_values, thresholds
 from selective_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
 from vit_core.distributed import World, pick_device
@@ -21,15 +24,18 @@ from vit_core.errors import UserError
 from vit_core.explain import SparsityTracker, draw_heads, measure_sparsity
 from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
 
-FIELDS = ("checkpoint", "epoch", "block", "head", "active_tokens", "keys", "sparsity", "empty_rows", "single_rows")
+FIELDS = ("checkpoint", "epoch", "block", "head", "threshold", "active_tokens", "keys", "sparsity", "empty_rows",
+          "single_rows")  # fmt: skip
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     check_data_flags(args)
-    if args.max_images < 1 or not 0 <= args.threshold < 1:
-        raise UserError("--max-images must be at least 1, and --threshold lie in [0, 1)")
+    if args.max_images < 1:
+        raise UserError(f"--max-images must be at least 1, got {args.max_images}")
+    if not 0 <= args.threshold < 1:
+        raise UserError(f"--threshold must lie in [0, 1), got {args.threshold:g}")
     world = World(0, 1, pick_device(args.device))
     rows: list[dict[str, Any]] = []
     means = []
@@ -41,14 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             trained.model, trained.loader(dataset, world, limit=args.max_images, **size), args.threshold
         )
         epoch = trained.epoch
-        rows += table(tracker, file, epoch)
+        keys = next(iter(tracker.layers.values())).keys
+        values = threshold_values(trained.model, keys)
+        rows += table(tracker, file, epoch, values, args.threshold)
         means.append((epoch, tracker))
         if tracker.layers.keys() != means[0][1].layers.keys():
-            raise UserError(f"{file} and {args.checkpoint[0]} have other layers: give checkpoints of one model")
+            raise UserError(
+                f"{file} and {args.checkpoint[0]} have different attention layers: give checkpoints of one model"
+            )
         print(
             f"{file}: epoch {epoch}, {100 * tracker.mean('sparsity'):.2f}% of the weights are zero, "
             f"{100 * tracker.mean('empty_rows'):.2f}% of the rows are empty"
         )
+        if any(t.form.learned for t in thresholds(trained.model).values()):
+            for name, taus in values.items():
+                print(f"  {name}: τ {' '.join(f'{tau:.5f}' for tau in taus)}")
+            print(f"  beside 1/N = {1 / keys:.5f}")
     folder = Path(args.output_dir or Path(args.checkpoint[-1]).parent / "sparsity")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sparsity.csv").open("w", newline="") as f:
@@ -69,15 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(tracker: SparsityTracker, checkpoint: str, epoch: int) -> list[dict[str, Any]]:
-    """A row a head of each block."""
+def table(
+    tracker: SparsityTracker, checkpoint: str, epoch: int, taus: Mapping[str, Sequence[float]], dense: float
+) -> list[dict[str, Any]]:
+    """A row a head of each block. taus: one value for all heads of a selective layer, or one each; dense: of others."""
+
+    def tau(name: str, head: int) -> float:
+        return (list(taus.get(name, [dense])) * (head + 1))[head]
+
     return [
         {
             "checkpoint": checkpoint, "epoch": epoch, "block": block, "head": head, "keys": layer.keys,
+            "threshold": f"{tau(name, head):.6g}",
             "active_tokens": f"{layer.active_tokens[head]:.4f}", "sparsity": f"{layer.sparsity[head]:.6f}",
             "empty_rows": f"{layer.empty_rows[head]:.6f}", "single_rows": f"{layer.single_rows[head]:.6f}",
         }
-        for block, layer in enumerate(tracker.layers.values())
+        for block, (name, layer) in enumerate(tracker.layers.items())
         for head in range(len(layer.active))
     ]  # fmt: skip
 

@@ -51,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsity-images", type=int, default=500, help="images for sparsity (default: %(default)s)")
     add_study_flags(parser, seeds=(0, 1), folder="./sweep")
     args, flags = parser.parse_known_args(argv)
-    if args.sparsity_images < 1 or not all(0 <= t < 1 for t in args.thresholds):
-        raise UserError("--sparsity-images must be at least 1, and --thresholds lie in [0, 1)")
+    if args.sparsity_images < 1:
+        raise UserError(f"--sparsity-images must be at least 1, got {args.sparsity_images}")
+    outside = [t for t in args.thresholds if not 0 <= t < 1]
+    if outside:
+        raise UserError(f"--thresholds must lie in [0, 1), got {outside[0]:g}")
     folder = Path(args.output_dir)
     rows = {f"{t:g}": t for t in args.thresholds}
     if args.checkpoint:
