@@ -387,6 +387,45 @@ def test_two_images_sizes_through_timm():
     assert model(torch.randn(1, 3, 32, 48)).shape == (1, 3)
 
 
+MODELS = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == "selective_vit.registry"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_only(name):
+    """timm's backbone interface: maps (B, C, H, W) of the blocks that are asked for, by default of the last three."""
+    assert len(MODELS) == 3
+    base = {"depth": 4, "embed_dim": 96, "num_heads": 3} if "base" in name else {}
+    side, patch, width = (224, 16, 96) if base else (32, 4, 64)
+    ours = {"threshold": 0.02, "mode": "hard", "blocks": [0, -1]} if name.startswith("selective") else {}
+    for wanted, indices in (({}, (1, 2, 3)), ({"out_indices": (0, 2)}, (0, 2)), ({"out_indices": (-2, -1)}, (2, 3)),
+                            ({"out_indices": 1, "in_chans": 1}, (3,))):  # fmt: skip
+        torch.manual_seed(0)
+        backbone = timm.create_model(name, features_only=True, **wanted, **base, **ours).eval()
+        torch.manual_seed(0)
+        whole = timm.create_model(name, in_chans=wanted.get("in_chans", 3), **base, **ours).eval()
+        x = torch.randn(2, wanted.get("in_chans", 3), side, side)
+        with torch.no_grad():
+            maps, expected = backbone(x), whole.forward_intermediates(x, indices=list(indices), intermediates_only=True)
+        assert [m.shape for m in maps] == [(2, width, side // patch, side // patch)] * len(indices)
+        assert backbone.feature_info.channels() == [width] * len(indices)
+        assert backbone.feature_info.reduction() == [patch] * len(indices)
+        for found, wish in zip(maps, expected, strict=True):
+            assert_close(found, wish)
+        if ours:
+            there = {f"model.{layer}" for layer in thresholds(whole) if int(layer.split(".")[1]) <= max(indices)}
+            assert set(thresholds(backbone)) == there, "the blocks of the whole model"
+
+
+def test_features_only_with_learned_thresholds_train_and_grow():
+    model = timm.create_model(
+        "selective_vit_micro", features_only=True, learned_threshold="head", threshold_growth=0.5, sparsity_weight=1.0
+    ).train()
+    grow_threshold(model, 0.5)
+    (sum(m.square().mean() for m in model(images())) + sparsity_penalty(model)).backward()
+    assert all(t.raw.grad.any() for t in thresholds(model).values())
+    assert describe_thresholds(model).startswith("learned thresholds")
+
+
 @pytest.mark.slow
 def test_compiled_and_exported():
     model = timm.create_model("selective_vit_micro", num_classes=3, threshold=0.02, depth=1).eval()

@@ -190,7 +190,7 @@ def make_selective(
     layers: Any = getattr(vit, "blocks", None)
     if not isinstance(layers, nn.Sequential | nn.ModuleList):
         raise ValueError(f"{type(vit).__name__} has no blocks: make_selective takes timm's ViTs")
-    chosen: list[Any] = [layers[i] for i in _indices(blocks, len(layers))]
+    chosen: list[Any] = [layers[i] for i in block_indices(blocks, len(layers))]
     for block in chosen:  # before any of them changes
         _check(getattr(block, "attn", None), form, selection)
     for block in chosen:
@@ -227,7 +227,8 @@ def _check(attn: Any, form: ThresholdForm, selection: Selection) -> None:
             raise ValueError(f'kernel="flex" does not work with {" or ".join(found)}')
 
 
-def _indices(blocks: Iterable[int] | None, depth: int) -> list[int]:
+def block_indices(blocks: Iterable[int] | None, depth: int) -> list[int]:
+    """Numbers of blocks, negative ones from the end, or None for all -> 0 to depth - 1. ValueError for others."""
     if blocks is None:
         return list(range(depth))
     if isinstance(blocks, str) or not isinstance(blocks, Iterable):

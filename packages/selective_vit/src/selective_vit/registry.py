@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from selective_vit.model import make_selective
+from selective_vit.model import block_indices, make_selective
 from vit_core.sizes import MICRO, spread_pos_embed, unpublished_cfg
 from vit_core.timm_weights import backbone_cfgs
 
@@ -24,14 +24,19 @@ _SELECTIVE = set(inspect.signature(make_selective).parameters) - {"vit"}
 def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransformer:
     """The ViT with its weights first, then selective where `fields` say so: none of the weights are lost."""
     selective = {k: fields.pop(k) for k in _SELECTIVE & fields.keys()}
-    vit = build_model_with_cfg(
-        VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **fields
+    built = build_model_with_cfg(
+        VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": fields.pop("out_indices", 3), "feature_cls": "getter"}, **fields,
     )  # fmt: skip
     if name.startswith("selective_"):
+        vit = getattr(built, "model", built)  # behind features_only, without the blocks after the last map
+        if selective.get("blocks") is not None:
+            chosen = block_indices(selective["blocks"], fields.get("depth", 12))
+            selective["blocks"] = [block for block in chosen if block < len(vit.blocks)]
         make_selective(vit, **selective)
     elif selective:
         raise ValueError(f"{name} has plain attention: it takes no {', '.join(sorted(selective))}")
-    return vit
+    return built
 
 
 def _create_micro(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransformer:
