@@ -2,14 +2,22 @@
 
 from hthta_vit.gru import BiGRU
 from hthta_vit.model import COMPONENTS, GuidedTokenAttention, HTHTAViT
-from hthta_vit.registry import hthta_vit_base_patch16_224, hthta_vit_base_patch16_224_gru2, hthta_vit_micro
+from hthta_vit.notebook import HTHTANotebookViT
+from hthta_vit.registry import (
+    hthta_vit_base_patch16_224,
+    hthta_vit_base_patch16_224_gru2,
+    hthta_vit_micro,
+    hthta_vit_notebook,
+)
 
 __all__ = [
     "COMPONENTS",
     "BiGRU",
     "GuidedTokenAttention",
+    "HTHTANotebookViT",
     "HTHTAViT",
     "hthta_vit_base_patch16_224",
     "hthta_vit_base_patch16_224_gru2",
     "hthta_vit_micro",
+    "hthta_vit_notebook",
 ]

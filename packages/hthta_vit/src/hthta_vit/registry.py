@@ -10,19 +10,22 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from hthta_vit.model import HTHTAViT
+from hthta_vit.notebook import HTHTANotebookViT
 from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 from vit_core.timm_weights import backbone_cfgs
 
 _CFGS: dict[str, Any] = {
-    **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2")
+    **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2"),
+    **backbone_cfgs("hthta_vit_notebook"),
 }  # fmt: skip
 default_cfgs = generate_default_cfgs(_CFGS | {"hthta_vit_micro": unpublished_cfg(32)})
 
 
-def _create(name: str, pretrained: bool, size: dict[str, Any], fields: dict[str, Any]) -> HTHTAViT:
+def _create(name: str, pretrained: bool, size: dict[str, Any], fields: dict[str, Any], model: Any = HTHTAViT) -> Any:
+    indices = {"out_indices": fields.pop("out_indices", 3), "feature_cls": "getter"}
     return build_model_with_cfg(
-        HTHTAViT, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, pretrained_strict=False,
-        **{**size, **fields},
+        model, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, pretrained_strict=False,
+        feature_cfg=indices, **{**size, **fields},
     )  # fmt: skip
 
 
@@ -36,6 +39,13 @@ def hthta_vit_base_patch16_224(pretrained: bool = False, **fields: Any) -> HTHTA
 def hthta_vit_base_patch16_224_gru2(pretrained: bool = False, **fields: Any) -> HTHTAViT:
     """ViT-B/16 and two GRU layers, as the paper's text and training script say: 110.08M with 100 classes."""
     return _create("hthta_vit_base_patch16_224_gru2", pretrained, {"gru_layers": 2}, fields)
+
+
+@register_model
+def hthta_vit_notebook(pretrained: bool = False, **fields: Any) -> HTHTANotebookViT:
+    """The notebooks' own model: ViT-B/16, BiGRU of 256, nn.MultiheadAttention, a mean, concatenation."""
+    notebook: HTHTANotebookViT = _create("hthta_vit_notebook", pretrained, {}, fields, HTHTANotebookViT)
+    return notebook
 
 
 @register_model

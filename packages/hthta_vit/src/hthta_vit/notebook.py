@@ -1,0 +1,83 @@
+"""The model of the original's notebooks, of which all its logged results are: another than that of its train.py.
+
+    ViT ─ norm ┬ patches ─ BiGRU, 256 a direction ─ x ─ LN(x + attention of 4 heads) ─ mean ─ Linear, ReLU ┐
+               └ class token ─ Linear ─────────────────────────────────────────────────────────────────────┴ concat ─ Linear
+
+    uv run hthta-vit-train --preset notebook --dataset intel --data-path DIR
+
+Source: class HTHTAViTPlus of HTHA_VIT.ipynb and of "HTHA VIT" (ydnaincy/HTHTA-ViT-, commit 2468cd3). Shapes: B batch, N
+patches, d embed_dim, s states a direction.
+"""
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class NotebookHead(nn.Module):
+    """(patch tokens (B, N, d), class token (B, d)) -> (B, 2s)."""
+
+    def __init__(self, dim: int, states: int = 256, heads: int = 4, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.gru = nn.GRU(dim, states, batch_first=True, bidirectional=True)
+        self.attn = nn.MultiheadAttention(2 * states, heads, batch_first=True)
+        self.norm = nn.LayerNorm(2 * states)
+        self.cls_proj = nn.Linear(dim, states)
+        self.bottleneck = nn.Sequential(nn.Linear(2 * states, states), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, patch_tokens: Tensor, cls_token: Tensor) -> Tensor:
+        x = self.gru(patch_tokens)[0]  # (B, N, 2s)
+        x = self.norm(x + self.attn(x, x, x, need_weights=False)[0])
+        return torch.cat([self.cls_proj(cls_token), self.bottleneck(x.mean(dim=1))], dim=1)
+
+
+class HTHTANotebookViT(VisionTransformer):
+    """timm's VisionTransformer with the notebooks' head; images (B, C, H, W) -> logits (B, num_classes).
+
+    states, heads: of the GRU, a direction, and of the attention over its outputs. frozen_blocks: so many first blocks, and
+    the embeddings before them, do not learn (1 in the notebook's training on Intel). Other arguments are timm's.
+    Raises ValueError, with the rule, for arguments that cannot work.
+    """
+
+    def __init__(
+        self, *args: Any, states: int = 256, heads: int = 4, frozen_blocks: int = 0, **fields: Any
+    ) -> None:  # fmt: skip
+        if states < 1 or heads < 1 or 2 * states % heads:
+            raise ValueError(
+                f"twice the states must be a multiple of the heads, both at least 1; got {states} and {heads}"
+            )
+        super().__init__(*args, **fields)
+        if not self.has_class_token or self.num_prefix_tokens != 1:
+            raise ValueError("the class token, and no other before the patches, is what the head takes")
+        if not 0 <= frozen_blocks <= len(self.blocks):
+            raise ValueError(f"frozen_blocks must lie in [0, {len(self.blocks)}], got {frozen_blocks}")
+        self.guided = NotebookHead(self.embed_dim, states, heads)
+        self.head_hidden_size = 2 * states
+        self.reset_classifier(self.num_classes)
+        if frozen_blocks:
+            for module in (self.patch_embed, self.norm_pre, *self.blocks[:frozen_blocks]):
+                module.requires_grad_(False)
+            for p in (self.cls_token, self.pos_embed):
+                if p is not None:
+                    p.requires_grad_(False)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, in place, with torch's initial values as in the notebooks; none for num_classes 0."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        device = self.cls_token.device if self.cls_token is not None else None
+        self.head = nn.Linear(self.head_hidden_size, num_classes, device=device) if num_classes else nn.Identity()
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        if (pool_type or self.global_pool) != "token":
+            return super().pool(x, pool_type)
+        pooled: Tensor = self.guided(x[:, 1:], x[:, 0])
+        return pooled
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's, with the notebooks' head in the last group, beside the final norm."""
+        groups = super().group_matcher(coarse)
+        return {**groups, "blocks": [*groups["blocks"], (r"^guided", (99999,))]}
