@@ -79,7 +79,7 @@ def test_the_notebooks_head_is_its_formula():
 
 
 def test_the_notebooks_sizes_are_theirs():
-    """GRU 768 -> 2 x 256, attention of 4 heads over 512, 512 -> 256 each, classifier of 512: 3.08 million beside ViT-B."""
+    """GRU 768 -> 2 x 256, attention of 4 heads over 512, 512 -> 256, 768 -> 256, a classifier of 512."""
     with torch.device("meta"):
         model = timm.create_model("hthta_vit_notebook", num_classes=6)
     guided = model.guided
@@ -102,7 +102,7 @@ def test_the_notebooks_model_keeps_timms_contract():
     assert all(p.requires_grad for p in model.blocks[1].parameters())
     model.reset_classifier(3)
     assert model(images).shape == (2, 3)
-    with pytest.raises(ValueError, match="multiple of the heads"):
+    with pytest.raises(ValueError, match="multiple of heads"):
         timm.create_model("hthta_vit_notebook", heads=3)
 
 
@@ -182,7 +182,8 @@ training:
 reproducibility: {seed: 42, deterministic: true}
 """
 README_EXAMPLE = """
-model: {embed_dim: 768, num_heads: 12, num_layers: 12, gru_layers: 2, attention_heads: 8, fusion_params: {gamma: 0.5, beta: 0.3}}
+model: {embed_dim: 768, num_heads: 12, num_layers: 12, gru_layers: 2, attention_heads: 8,
+        fusion_params: {gamma: 0.5, beta: 0.3}}
 training: {epochs: 30, batch_size: 32, learning_rate: 2e-5, weight_decay: 0.01, warmup_steps: 500}
 """
 

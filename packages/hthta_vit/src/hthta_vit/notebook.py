@@ -1,7 +1,7 @@
 """The model of the original's notebooks, of which all its logged results are: another than that of its train.py.
 
-    ViT ─ norm ┬ patches ─ BiGRU, 256 a direction ─ x ─ LN(x + attention of 4 heads) ─ mean ─ Linear, ReLU ┐
-               └ class token ─ Linear ─────────────────────────────────────────────────────────────────────┴ concat ─ Linear
+    ViT ─ norm ┬ patches ─ BiGRU, 256 each way ─ x ─ LN(x + attention of 4 heads) ─ mean ─ Linear, ReLU ┐
+               └ class token ─ Linear ──────────────────────────────────────────────────────── concat ─┴ Linear
 
     uv run hthta-vit-train --preset notebook --dataset intel --data-path DIR
 
@@ -45,9 +45,7 @@ class HTHTANotebookViT(VisionTransformer):
         self, *args: Any, states: int = 256, heads: int = 4, frozen_blocks: int = 0, **fields: Any
     ) -> None:  # fmt: skip
         if states < 1 or heads < 1 or 2 * states % heads:
-            raise ValueError(
-                f"twice the states must be a multiple of the heads, both at least 1; got {states} and {heads}"
-            )
+            raise ValueError(f"2 x states must be a multiple of heads, both at least 1; got {states} and {heads}")
         super().__init__(*args, **fields)
         if not self.has_class_token or self.num_prefix_tokens != 1:
             raise ValueError("the class token, and no other before the patches, is what the head takes")
