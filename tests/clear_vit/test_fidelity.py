@@ -93,6 +93,9 @@ def test_the_recipe_original_is_what_its_trainer_does(flag):
     assert "Identity" in augment.randaugment_names
     assert "Cutout" not in augment.randaugment_names
     assert len(augment.randaugment_names) == 16
-    assert (augment.erasing, augment.erasing_area) == (0.25, 0.4)
+    assert augment.randaugment_rule == "fixed"
+    assert (augment.erasing, augment.erasing_area, augment.erasing_fill) == (0.25, 0.4, "random")
+    assert (augment.rotation, augment.color_jitter, augment.hue_jitter) == (0, 0, 0)
+    assert augment.eval_crop_pct == 1, "evaluation squeezes the whole image"
     ours = settle(RECIPE, RECIPE.parse(["--variant", "baseline", "--preset", "imagenet100"]), None)
     assert not ours.train.decay_all

@@ -150,6 +150,25 @@ def test_erased_rectangle_is_the_mean_colour_and_the_rest_untouched() -> None:
         assert torch.equal(after, expected)
 
 
+def test_random_fill_and_a_larger_area() -> None:
+    """Each channel of a rectangle one value from 0 to 1, after normalization; aspect even from 0.3 to 10/3."""
+    images, config = _images(1).expand(400, -1, -1, -1), AugmentConfig(
+        hflip=0, erasing=1.0, erasing_area=0.4, erasing_fill="random"
+    )  # fmt: skip
+    augment = Augment(config, 64, MEAN, STD)
+    params = augment.draw(400, _generator())
+    assert params.erase is not None
+    assert params.fill is not None
+    height, width = params.erase[:, 2].double(), params.erase[:, 3].double()
+    assert 0.38 < (height * width / 64**2).max() < 0.42
+    aspect = height / width
+    assert aspect[height * width < 800].mean() == pytest.approx((0.3 + 10 / 3) / 2, abs=0.15)  # small ones always fit
+    for image, (top, left, h, w), fill in zip(augment.apply(images, params), params.erase, params.fill, strict=True):
+        assert torch.equal(image[:, top : top + h, left : left + w], fill.view(3, 1, 1).expand(3, h, w))
+    assert params.fill.min() >= 0
+    assert params.fill.mean().item() == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("size", [32, 40])
 def test_slices_of_the_parameters_give_the_same_images_bit_for_bit(size: int) -> None:
     images = _images(21)
@@ -203,6 +222,9 @@ def test_pil_crop_of_the_disk_source_agrees_with_the_batched_one(rule: CropRule,
         ({"crop_aspect": 0.5}, "crop_aspect must be"),
         ({"randaugment_choice": "Rotate,Wobble"}, "unknown Wobble"),
         ({"randaugment_ops": -1}, "randaugment_ops must be"),
+        ({"randaugment_rule": "signed"}, "randaugment_rule must be torchvision or fixed, not 'signed'"),
+        ({"erasing_area": 0.01}, "erasing_area must be between 0.02 and 1"),
+        ({"erasing_fill": "black"}, "erasing_fill must be mean or random, not 'black'"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, object], message: str) -> None:

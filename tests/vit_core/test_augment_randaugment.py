@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -71,6 +72,50 @@ def test_operation_equals_torchvision(name: str) -> None:
     ours = randaugment.apply(images, choices, MAGNITUDE)
     theirs = torch.stack([ORACLE[name](x, s.item()) for x, s in zip(images, sign[:, 0], strict=True)])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+# The rule "fixed" at a magnitude of 0.3, on PIL images: strengths of the loader of 4adex/clear-vit, commit 20e892b.
+FIXED: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "AutoContrast": ImageOps.autocontrast,
+    "Equalize": ImageOps.equalize,
+    "Invert": ImageOps.invert,
+    "Rotate": lambda x: tvf.rotate(x, 9),
+    "Posterize": lambda x: ImageOps.posterize(x, 5),
+    "Solarize": lambda x: ImageOps.solarize(x, 178),
+    "SolarizeAdd": lambda x: ImageOps.solarize(ImageEnhance.Brightness(x).enhance(1.3), 178),
+    "Color": lambda x: ImageEnhance.Color(x).enhance(1.3),
+    "Contrast": lambda x: ImageEnhance.Contrast(x).enhance(1.3),
+    "Brightness": lambda x: ImageEnhance.Brightness(x).enhance(1.3),
+    "Sharpness": lambda x: ImageEnhance.Sharpness(x).enhance(1.3),
+    "ShearX": lambda x: tvf.affine(x, 0, [0, 0], 1, [0.3, 0]),
+    "ShearY": lambda x: tvf.affine(x, 0, [0, 0], 1, [0, 0.3]),
+    "TranslateX": lambda x: tvf.affine(x, 0, [25, 0], 1, [0, 0]),
+    "TranslateY": lambda x: tvf.affine(x, 0, [0, 25], 1, [0, 0]),
+    "Identity": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_operation_of_the_fixed_rule_equals_pils(name: str) -> None:
+    smooth = tvf.resize(torch.rand(2, 3, 16, 16, generator=_generator()), [256, 256], antialias=True)
+    images = (smooth * 255).round() / 255
+    choices = randaugment.draw(2, 1, (name,), _generator(), "fixed")
+    choices.place.zero_()  # Invert does
+    ours = randaugment.apply(images, choices, 0.3, "fixed") * 255
+    theirs = torch.stack([tvf.pil_to_tensor(FIXED[name](tvf.to_pil_image(x))).float() for x in images])
+    off = (ours - theirs).abs()
+    # PIL computes with 8 bits: a value beside Solarize's threshold may lie on its other side. Nearest pixels may tie.
+    assert off.quantile(0.5) <= 1
+    assert (off > 2).float().mean() < 0.02
+    choices.place.fill_(0.9)
+    again = randaugment.apply(images, choices, 0.3, "fixed") * 255
+    assert torch.equal(again, images * 255 if name == "Invert" else ours), "Invert does nothing in half of its draws"
+
+
+def test_the_fixed_rule_draws_no_direction_and_the_same_operations() -> None:
+    drawn, fixed = (randaugment.draw(50, 3, SIXTEEN, _generator(), rule) for rule in randaugment.RULES)
+    assert torch.equal(drawn.ops, fixed.ops)
+    assert (fixed.sign == 1).all()
 
 
 def test_cutout_is_a_grey_square_cut_at_the_border() -> None:

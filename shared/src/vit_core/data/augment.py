@@ -25,6 +25,7 @@ from vit_core.data.resample import resample
 _ERASE_LEAST = 0.02  # share of the image, and
 _ERASE_ASPECT = 10 / 3  # aspect 1/a … a, as torchvision's RandomErasing has them
 _ERASE_ATTEMPTS = 10
+ERASE_FILLS = ("mean", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,29 @@ class AugmentConfig:
     randaugment_ops: int = flag(0, "RandAugment: operations on each image, 0 for none")
     randaugment_magnitude: float = flag(0.3, "RandAugment: strength as a share of each operation's range")
     randaugment_choice: str = flag("", "RandAugment: comma-separated operations to draw from, empty for all sixteen")
+    randaugment_rule: str = flag(
+        "torchvision",
+        "RandAugment: torchvision: its ranges, directions drawn; fixed: no directions, small shears and shifts",
+        choices=randaugment.RULES,
+    )
     erasing: float = flag(0.0, "chance of erasing a random rectangle")
     erasing_area: float = flag(1 / 3, "--erasing: largest share of the image that is erased")
+    erasing_fill: str = flag(
+        "mean",
+        "--erasing: mean: the data set's mean color, aspect drawn by its logarithm; random: each channel a value drawn "
+        "from 0 to 1, after normalization, aspect drawn evenly",
+        choices=ERASE_FILLS,
+    )
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {self.crop!r}")
+        if self.randaugment_rule not in randaugment.RULES:
+            raise ValueError(
+                f"randaugment_rule must be {' or '.join(randaugment.RULES)}, not {self.randaugment_rule!r}"
+            )
+        if self.erasing_fill not in ERASE_FILLS:
+            raise ValueError(f"erasing_fill must be {' or '.join(ERASE_FILLS)}, not {self.erasing_fill!r}")
         for name in ("hflip", "erasing", "crop_pad", "randaugment_magnitude"):
             _check(name, getattr(self, name), 0, 1)
         _check("erasing_area", self.erasing_area, _ERASE_LEAST, 1)
@@ -107,6 +125,7 @@ class AugmentParams:
     jitter: tuple[Tensor, Tensor] | None = None  # factors and order, both (B, 4)
     choices: randaugment.Choices | None = None
     erase: Tensor | None = None  # (B, 4) top, left, height, width in output pixels; height 0: not erased
+    fill: Tensor | None = None  # (B, 3) normalised values of what is erased; None: zero, the mean
 
     def __len__(self) -> int:
         return len(self.crops.boxes)
@@ -119,6 +138,7 @@ class AugmentParams:
             jitter=None if self.jitter is None else (self.jitter[0][part], self.jitter[1][part]),
             choices=None if self.choices is None else randaugment.Choices(*(c[part] for c in self.choices)),
             erase=None if self.erase is None else self.erase[part],
+            fill=None if self.fill is None else self.fill[part],
         )
 
 
@@ -170,10 +190,11 @@ class Augment(_Normalise):
             jitter=colour.draw_jitter(n, c.color_jitter, c.hue_jitter, generator)
             if c.color_jitter or c.hue_jitter
             else None,
-            choices=randaugment.draw(n, c.randaugment_ops, c.randaugment_names, generator)
+            choices=randaugment.draw(n, c.randaugment_ops, c.randaugment_names, generator, c.randaugment_rule)
             if c.randaugment_ops
             else None,
-            erase=_draw_erase(n, S, c.erasing, c.erasing_area, generator) if c.erasing else None,
+            erase=_draw_erase(n, S, c, generator) if c.erasing else None,
+            fill=torch.rand(n, 3, generator=generator) if c.erasing and c.erasing_fill == "random" else None,
         )
 
     def apply(self, images: Tensor, params: AugmentParams, out: Tensor | None = None) -> Tensor:
@@ -207,7 +228,8 @@ class Augment(_Normalise):
         if params.erase is not None:
             for i, (top, left, height, width) in enumerate(params.erase.tolist()):
                 if height:
-                    x[i, :, top : top + height, left : left + width] = 0
+                    value = 0 if params.fill is None else params.fill[i].view(3, 1, 1).to(x.device)
+                    x[i, :, top : top + height, left : left + width] = value
         return x
 
     def _warp_and_colour(self, x: Tensor, params: AugmentParams) -> Tensor:
@@ -217,16 +239,19 @@ class Augment(_Normalise):
         if params.jitter is not None:
             x = colour.jitter(x, *params.jitter, self.config.color_jitter, self.config.hue_jitter)
         if params.choices is not None:
-            x = randaugment.apply(x, params.choices, self.config.randaugment_magnitude)
+            x = randaugment.apply(x, params.choices, self.config.randaugment_magnitude, self.config.randaugment_rule)
         return x
 
 
-def _draw_erase(count: int, size: int, chance: float, largest: float, generator: torch.Generator) -> Tensor:
+def _draw_erase(count: int, size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """(count, 4) int64: as torchvision's `RandomErasing` draws them, for all images at once."""
-    erased = torch.rand(count, generator=generator) < chance
+    erased = torch.rand(count, generator=generator) < config.erasing
     area, aspect, top, left = torch.rand(4, count, _ERASE_ATTEMPTS, generator=generator).unbind(0)
-    area = size * size * (_ERASE_LEAST + (largest - _ERASE_LEAST) * area)
-    aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
+    area = size * size * (_ERASE_LEAST + (config.erasing_area - _ERASE_LEAST) * area)
+    if config.erasing_fill == "random":
+        aspect = torch.lerp(torch.tensor(1 / _ERASE_ASPECT), torch.tensor(_ERASE_ASPECT), aspect)
+    else:
+        aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
     height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (height < size) & (width < size)
     boxes = torch.stack([(top * (size - height + 1)).floor(), (left * (size - width + 1)).floor(), height, width], 2)

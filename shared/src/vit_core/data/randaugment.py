@@ -4,6 +4,9 @@ Magnitudes are a share in [0, 1] of each operation's range. The sixteen operatio
 code of the paper; the ranges are those of `torchvision.transforms.RandAugment`, and where that has no such
 operation, of the TensorFlow code. Geometric operations interpolate bilinearly and fill with black.
 
+A second rule, "fixed", draws no directions, has other ranges (shears of up to one degree, shifts of up to a third,
+...), inverts every second time, and takes the nearest pixel.
+
 Images are float32 (n, 3, S, S) in [0, 1].
 """
 
@@ -24,6 +27,7 @@ SIXTEEN = (
     *("Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout"),
 )
 NAMES = (*SIXTEEN, "Identity")
+RULES = ("torchvision", "fixed")
 
 
 class Choices(NamedTuple):
@@ -34,18 +38,25 @@ class Choices(NamedTuple):
     place: Tensor  # (B, N, 2) centre of Cutout, as a share of the image: row, column
 
 
-def draw(count: int, num_ops: int, names: Sequence[str], generator: torch.Generator) -> Choices:
+def draw(
+    count: int, num_ops: int, names: Sequence[str], generator: torch.Generator, rule: str = "torchvision"
+) -> Choices:
     """`num_ops` operations out of `names` for each of `count` images, drawn with replacement."""
     ids = torch.tensor([NAMES.index(n) for n in names])
     picked = (torch.rand(count, num_ops, generator=generator) * len(ids)).long()
     sign = torch.where(torch.rand(count, num_ops, generator=generator) < 0.5, -1.0, 1.0)
+    if rule == "fixed":
+        sign.fill_(1.0)
     return Choices(ids[picked], sign, torch.rand(count, num_ops, 2, generator=generator))
 
 
-def apply(images: Tensor, choices: Choices, magnitude: float) -> Tensor:
+def apply(images: Tensor, choices: Choices, magnitude: float, rule: str = "torchvision") -> Tensor:
     """Apply each image's operations in order; returns new images (n, 3, S, S) in [0, 1]."""
     images = images.clone()
     device = images.device
+    affine, mode, pixel_ops = (
+        (fixed_inverse_affine, "nearest", _FIXED_OPS) if rule == "fixed" else (inverse_affine, "bilinear", _PIXEL_OPS)
+    )
     for step in range(choices.ops.shape[1]):
         ops, sign, place = choices.ops[:, step], choices.sign[:, step], choices.place[:, step]
         geometric = torch.isin(ops, torch.tensor([NAMES.index(n) for n in GEOMETRIC])).nonzero().squeeze(1)
@@ -53,13 +64,13 @@ def apply(images: Tensor, choices: Choices, magnitude: float) -> Tensor:
             names = [NAMES[i] for i in ops[geometric].tolist()]
             theta = torch.stack(
                 [
-                    inverse_affine(n, s * magnitude, images.shape[3])
+                    affine(n, s * magnitude, images.shape[3])
                     for n, s in zip(names, sign[geometric].tolist(), strict=True)
                 ]
             )
             where = geometric.to(device)
-            images[where] = warp(images[where], theta.to(device))
-        for name, op in _PIXEL_OPS.items():
+            images[where] = warp(images[where], theta.to(device), mode)
+        for name, op in pixel_ops.items():
             chosen = (ops == NAMES.index(name)).nonzero().squeeze(1)
             if len(chosen):
                 where = chosen.to(device)
@@ -84,6 +95,19 @@ def inverse_affine(name: str, signed_magnitude: float, size: int) -> Tensor:
     return theta
 
 
+def fixed_inverse_affine(name: str, magnitude: float, size: int) -> Tensor:
+    """As `inverse_affine`, by the rule "fixed": sheared about the centre."""
+    if name == "Rotate":
+        return inverse_affine(name, magnitude, size)
+    theta = torch.eye(2, 3)
+    row = 0 if name.endswith("X") else 1
+    if name.startswith("Shear"):
+        theta[row, 1 - row] = math.tan(math.radians(magnitude))
+    else:
+        theta[row, 2] = -2 * int(magnitude * size / 3) / size
+    return theta
+
+
 def rotation(degrees: Tensor) -> Tensor:
     """(n,) angles, counter-clockwise, to (n, 2, 3) inverse matrices about the centre of square images."""
     cos, sin = (degrees * (math.pi / 180)).cos(), (degrees * (math.pi / 180)).sin()
@@ -91,19 +115,19 @@ def rotation(degrees: Tensor) -> Tensor:
     return torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
 
 
-def warp(images: Tensor, theta: Tensor) -> Tensor:
+def warp(images: Tensor, theta: Tensor, mode: str = "bilinear") -> Tensor:
     """Move each image by its inverse affine matrix (n, 2, 3); black comes in from outside."""
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def _posterize(images: Tensor, magnitude: float) -> Tensor:
-    step = 2 ** round(4 * magnitude)  # keeps 8 − 4·magnitude bits
+def _posterize(images: Tensor, bits: int) -> Tensor:
+    step = 2 ** (8 - bits)
     return (images * 255).round().div(step, rounding_mode="floor") * (step / 255)
 
 
-def _solarize(images: Tensor, magnitude: float) -> Tensor:
-    return torch.where(images >= 1 - magnitude, 1 - images, images)
+def _solarize(images: Tensor, threshold: float) -> Tensor:
+    return torch.where(images >= threshold, 1 - images, images)
 
 
 def _solarize_add(images: Tensor, magnitude: float) -> Tensor:
@@ -128,12 +152,28 @@ _PIXEL_OPS: dict[str, Callable[[Tensor, float, Tensor, Tensor], Tensor]] = {
     "AutoContrast": lambda x, m, sign, place: tvf.autocontrast(x),
     "Equalize": lambda x, m, sign, place: _equalize(x),
     "Invert": lambda x, m, sign, place: 1 - x,
-    "Posterize": lambda x, m, sign, place: _posterize(x, m),
-    "Solarize": lambda x, m, sign, place: _solarize(x, m),
+    "Posterize": lambda x, m, sign, place: _posterize(x, 8 - round(4 * m)),
+    "Solarize": lambda x, m, sign, place: _solarize(x, 1 - m),
     "SolarizeAdd": lambda x, m, sign, place: _solarize_add(x, m),
     "Color": lambda x, m, sign, place: colour.adjust_saturation(x, 1 + 0.9 * m * sign),
     "Contrast": lambda x, m, sign, place: colour.adjust_contrast(x, 1 + 0.9 * m * sign),
     "Brightness": lambda x, m, sign, place: colour.adjust_brightness(x, 1 + 0.9 * m * sign),
     "Sharpness": lambda x, m, sign, place: colour.adjust_sharpness(x, 1 + 0.9 * m * sign),
     "Cutout": lambda x, m, sign, place: _cutout(x, m, place),
+}
+
+
+def _fixed_threshold(magnitude: float) -> float:
+    return (int(255 * (1 - magnitude)) - 0.5) / 255  # of values that are rounded to 8 bits
+
+
+_FIXED_OPS = _PIXEL_OPS | {
+    "Invert": lambda x, m, sign, place: torch.where(place[:, :1, None, None] < 0.5, 1 - x, x),  # or not
+    "Posterize": lambda x, m, sign, place: _posterize(x, int(8 * (1 - m))),
+    "Solarize": lambda x, m, sign, place: _solarize(x, _fixed_threshold(m)),
+    "SolarizeAdd": lambda x, m, sign, place: _solarize(colour.adjust_brightness(x, 1 + m * sign), _fixed_threshold(m)),
+    "Color": lambda x, m, sign, place: colour.adjust_saturation(x, 1 + m * sign),
+    "Contrast": lambda x, m, sign, place: colour.adjust_contrast(x, 1 + m * sign),
+    "Brightness": lambda x, m, sign, place: colour.adjust_brightness(x, 1 + m * sign),
+    "Sharpness": lambda x, m, sign, place: colour.adjust_sharpness(x, 1 + m * sign),
 }
