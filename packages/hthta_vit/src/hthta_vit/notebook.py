@@ -36,8 +36,8 @@ class NotebookHead(nn.Module):
 class HTHTANotebookViT(VisionTransformer):
     """timm's VisionTransformer with the notebooks' head; images (B, C, H, W) -> logits (B, num_classes).
 
-    states, heads: of the GRU, a direction, and of the attention over its outputs. frozen_blocks: so many first blocks, and
-    the embeddings before them, do not learn (1 in the notebook's training on Intel). Other arguments are timm's.
+    states, heads: of the GRU, a direction, and of the attention over its outputs. frozen_blocks: so many first blocks,
+    and the embeddings before them, do not learn (1 in the notebook's training on Intel). Other arguments are timm's.
     Raises ValueError, with the rule, for arguments that cannot work.
     """
 
