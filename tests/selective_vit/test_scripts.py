@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -19,7 +20,7 @@ from selective_vit.recipe import RECIPE, initialise, presets
 from selective_vit.train import main as train
 from vit_core.curves import read_metrics
 from vit_core.explain import SparsityTracker, figure_of_maps
-from vit_core.recipe import create_model, settle
+from vit_core.recipe import create_model, input_size, settle
 from vit_core.timm_weights import StartOptions
 from vit_core.trained_model import load_trained
 
@@ -54,18 +55,51 @@ def settled(*flags):
     return settle(RECIPE, RECIPE.parse(flags), None)
 
 
-def test_presets_are_the_published_table():
-    run = settled("--model", "selective")
-    assert (run.model, run.data.dataset) == ("selective_vit_base_patch16_224", "cifar10")
-    t = run.train
-    assert (t.epochs, t.batch_size, t.lr, t.min_lr, t.optimizer, t.schedule, t.early_stopping) == (
-        70, 16, 3e-4, 1e-5, "adamw", "cosine", 3
-    )  # fmt: skip
+# The original at commit 73eab5592e45: what each document says of a training. README: table "Experimental Setup"; PDF:
+# section 6; notebook: cells 5, 7, 11 and 13, with torch's defaults where it gives no value.
+README = {"dataset": "cifar10", "epochs": 70, "optimizer": "adamw", "batch_size": 16, "lr": 3e-4, "schedule": "cosine",
+          "label_smoothing": 0.0}  # fmt: skip
+PDF = {"dataset": "cifar10", "epochs": 10, "optimizer": "adamw", "batch_size": 16, "lr": 3e-4, "schedule": "cosine"}
+NOTEBOOK = {
+    "dataset": "cifar10", "normalize": "cifar10_image_std", "hflip": 0.5, "crop": "none", "epochs": 10,
+    "optimizer": "adamw", "batch_size": 16, "lr": 3e-4, "min_lr": 1e-5, "schedule": "cosine", "schedule_by": "epoch",
+    "warmup_epochs": 0, "weight_decay": 0.01, "decay_all": True, "beta1": 0.9, "beta2": 0.999, "grad_clip": 0.0,
+    "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "early_stopping": 3, "ema_decay": None, "amp": "auto",
+}  # fmt: skip
+NOTEBOOK_ONLY = {"epochs": 10}  # of the notebook's values those that the README replaces
+
+
+@pytest.mark.parametrize("model", ["vit", "selective"])
+@pytest.mark.parametrize(("preset", "documents"), [
+    ("notebook", [PDF, NOTEBOOK]),
+    ("published", [README, {k: v for k, v in NOTEBOOK.items() if k not in NOTEBOOK_ONLY}]),
+])  # fmt: skip
+def test_presets_are_what_the_documents_say(preset, documents, model):
+    run = settled("--model", model, "--preset", preset)
+    values = {**vars(run.data), **vars(run.train), **vars(run.augment)}
+    for document in documents:
+        assert {name: values[name] for name in document} == document
     assert run.start["pretrained"]
+    assert run.model == {"vit": "vit_base_patch16_224", "selective": "selective_vit_base_patch16_224"}[model]
+    assert input_size(timm.create_model(run.model, depth=1)) == 224
+    theirs = {"mode": "hard", "empty_row": "zero", "reinit_attention": True}
+    assert run.model_kwargs == (theirs if (preset, model) == ("notebook", "selective") else {})
+
+
+def test_the_notebooks_threshold_and_epsilon_are_the_defaults():
+    attn = make_selective(VisionTransformer(depth=1, embed_dim=12, num_heads=3)).blocks[0].attn
+    assert (attn.threshold.form.tau, attn.selection.eps) == (0.01, 1e-6)
+
+
+def test_other_presets():
     assert not settled("--model", "vit", "--weights", "f").start["pretrained"]
     assert settled("--model", "vit", "--preset", "fine_tune").train.lr == 2e-5
     assert presets({})["model"] == "selective_micro"
     assert settled("--threshold", "0.05", "--mode", "hard").model_kwargs == {"threshold": 0.05, "mode": "hard"}
+    assert settled("--preset", "notebook", "--mode", "relu").model_kwargs == {
+        "mode": "relu", "empty_row": "zero", "reinit_attention": True
+    }  # fmt: skip
+    assert settled("--preset", "notebook", "--model", "vit_micro").model_kwargs == {}
 
 
 def test_both_models_train_under_one_recipe(runs):
@@ -357,6 +391,46 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
 
 
 # ── the original's findings ──────────────────────────────────────────────────────────────────────────────────────
+
+
+# What a training of the notebook begins with anew, at its width of 768, measured on its own modules at commit
+# 73eab5592e45: uniform within ±1/√768 = 0.0361, which is torch's nn.Linear as it comes (timm's: normal, 0.02, biases 0).
+FRESH = {
+    # parameter group     std of 5 draws     largest absolute value
+    "attn.qkv.weight": (0.0208, 0.0361),
+    "attn.qkv.bias": (0.0208, 0.0361),
+    "attn.proj.weight": (0.0208, 0.0361),
+    "attn.proj.bias": (0.0208, 0.0361),
+    "head.weight": (0.0208, 0.0361),
+    "head.bias": (0.0208, 0.0361),
+}
+
+
+def test_initial_values_are_the_notebooks(tmp_path):
+    """Of each parameter group that it makes anew; every other one is the pretrained one."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_base_patch16_224", depth=1).state_dict()
+    save_file(theirs, tmp_path / "vit.safetensors")
+    drawn = {name: [] for name in FRESH}
+    for _ in range(5):
+        kwargs = {"depth": 1, "reinit_attention": True}
+        model = create_model("selective_vit_base_patch16_224", kwargs, 10, None)
+        initialise(model, StartOptions(weights=str(tmp_path / "vit.safetensors")))
+        for name, value in model.state_dict().items():
+            group = next((g for g in FRESH if name.endswith(g)), None)
+            if group is None:
+                assert torch.equal(value, theirs[name]), name
+            else:
+                drawn[group].append(value.flatten())
+    for group, (std, bound) in FRESH.items():
+        values = torch.cat(drawn[group])
+        few = len(values) < 100
+        assert float(values.std()) == pytest.approx(std, rel=0.25 if few else 0.03), group
+        assert float(values.abs().max()) <= bound
+        assert float(values.abs().max()) > (0.85 if few else 0.995) * bound, group
+    dense = create_model("vit_base_patch16_224", {"depth": 1}, 10, None)
+    initialise(dense, StartOptions(weights=str(tmp_path / "vit.safetensors")))
+    assert 0 < float(dense.state_dict()["head.bias"].abs().max()) < 0.0361, "the plain model's head is new as well"
 
 
 def test_the_original_lost_its_pretrained_attention():

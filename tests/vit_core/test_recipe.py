@@ -50,6 +50,22 @@ def test_model_arguments_of_the_file_and_of_the_command_line_are_joined(tmp_path
     assert kwargs("--model-kwargs", "drop_rate=0.3") == {**filed, "drop_rate": 0.3}
 
 
+def test_a_preset_may_set_arguments_of_the_model():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+        drop_rate: float | None = flag(None, "dropout")
+
+    presets = lambda given: {**toy_paper.presets(given), "drop_rate": 0.1}  # noqa: E731
+    recipe = dataclasses.replace(RECIPE, options=Options, presets=presets)
+
+    def rate(*argv):
+        return settle(recipe, recipe.parse(argv), None).model_kwargs["drop_rate"]
+
+    assert rate() == 0.1
+    assert rate("--drop-rate", "0.2") == 0.2
+    assert rate("--model-kwargs", "drop_rate=0.3") == 0.3
+
+
 def test_configs_of_the_package_go_by_name(tmp_path):
     (tmp_path / "short.yaml").write_text("epochs: 2\n")
     recipe = dataclasses.replace(RECIPE, configs=tmp_path)

@@ -191,7 +191,8 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
             )
         earlier["model"] = short
         kwargs = {**resumed["model_kwargs"], **kwargs}
-    values = {**recipe.presets({**earlier, **given}), **earlier, **given}
+    preset = recipe.presets({**earlier, **given})
+    values = {**preset, **earlier, **given}
     start = dataclasses.asdict(build(recipe.start_options, values))
     if resumed is not None:
         earlier_start = resumed.get("start", {})
@@ -200,6 +201,8 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
             raise UserError(f"--{unused[0].replace('_', '-')} is for a new run: --resume has its weights")
         start = earlier_start
     names = {f.name for f in dataclasses.fields(recipe.options)}
+    if resumed is None:
+        kwargs = {k: v for k, v in preset.items() if k in names and v is not None} | kwargs
     kwargs |= {k: v for k, v in given.items() if k in names and v is not None}
     build(recipe.options, {k: v for k, v in kwargs.items() if k in names})
     return Run(

@@ -7,7 +7,9 @@ formulas). There is no other difference, and no new parameter while the threshol
     make_selective(model, threshold=0.01)
 
     uv run selective-vit-train                                                     both micro models on the digits
-    uv run selective-vit-train --model both --dataset cifar10 --data-path DIR      claimed 85.47% and 89.11% (not run)
+    uv run selective-vit-train --model both --dataset cifar10 --data-path DIR      README: 85.47% and 89.11% (not run)
+    uv run selective-vit-train --model both --preset notebook --dataset cifar10 --data-path DIR
+                                                                                   PDF: 80.6% and 85.2% (not run)
 
 Shapes: B batch, N tokens, D embed_dim, h heads, d head_dim.
 """

@@ -26,12 +26,14 @@ Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 IMAGENET_STATS: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_STATS: Stats = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+# The mean over images of each image's own deviation, which many CIFAR-10 scripts take for that of the data set.
+CIFAR10_IMAGE_STATS: Stats = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS: Stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 DIGITS_STATS: Stats = ((0.305,) * 3, (0.376,) * 3)
 NO_STATS: Stats = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 HALF_STATS: Stats = ((0.5,) * 3, (0.5,) * 3)
 
-NORMALIZATIONS = ("dataset", "imagenet", "half", "none")
+NORMALIZATIONS = ("dataset", "imagenet", "half", "none", "cifar10_image_std")
 
 FAKE_CLASSES, FAKE_TRAIN, FAKE_VAL = 100, 10_000, 1_000
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -111,7 +113,8 @@ def load_dataset(
         img_size: side of the images of `fake`; the others are resized by the loader.
         cache: "memory", "disk", or "auto" (see `vit_core.data.sources.source_from_files`).
         eval_split: "val" or "test"; the default is the first that the data set offers.
-        normalize: whose mean and deviation: the data set's own, "imagenet"'s, "half" (0.5 for both), "none" (0 and 1).
+        normalize: whose mean and deviation: the data set's own, "imagenet"'s, "half" (0.5 for both), "none" (0 and 1),
+            "cifar10_image_std" (CIFAR-10's mean, and the mean of its images' own deviations).
         skip_broken: leave out images that cannot be read, and say so in `left_out`. To find them, each image is
             decoded once, on all cores: as long as an epoch that does nothing but read. The others keep their
             order. A collection of paths: leave out these, which another process found. Data sets that are no
@@ -127,7 +130,10 @@ def load_dataset(
     if normalize not in NORMALIZATIONS:
         raise UserError(f"unknown normalization {normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
     load, splits, own_stats = _REGISTRY[name]
-    stats = {"dataset": own_stats, "imagenet": IMAGENET_STATS, "half": HALF_STATS, "none": NO_STATS}[normalize]
+    stats = {
+        "dataset": own_stats, "imagenet": IMAGENET_STATS, "half": HALF_STATS, "none": NO_STATS,
+        "cifar10_image_std": CIFAR10_IMAGE_STATS,
+    }[normalize]  # fmt: skip
     try:
         path = None if data_path is None else Path(data_path).expanduser()
     except RuntimeError as e:
