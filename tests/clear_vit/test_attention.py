@@ -1,4 +1,4 @@
-"""The mathematics of each attention, against the formula as it stands in the seed and in the papers."""
+"""The mathematics of each attention, against the formula as it stands in the README and in the papers."""
 
 import itertools
 import math
@@ -46,7 +46,7 @@ def rope(kind="mixed", depth=2, heads=H, head_dim=D):
 
 @pytest.mark.parametrize("kind", ["mixed", "axial"])
 def test_rotating_q_and_k_apart_is_rotating_each_pair_relatively(kind):
-    """R(a)ᵀ R(b) = R(b − a): the seed's "rotates Q-K pairs relative to each other" is standard RoPE."""
+    """R(a)ᵀ R(b) = R(b − a): the README's "rotates Q-K pairs relative to each other" is standard RoPE."""
     grid, layer = (4, 3), 1
     r = rope(kind)
     q, k = (double(1, 1 + 12, H, D, seed=s) for s in (1, 2))

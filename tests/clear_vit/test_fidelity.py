@@ -35,9 +35,8 @@ def groups(model, patterns):
     """pattern -> all values of the parameters that match it first."""
     found = {pattern: [] for pattern in patterns}
     for name, parameter in model.named_parameters():
-        pattern = next((p for p in patterns if re.fullmatch(p, name)), None)
-        if pattern is not None:
-            found[pattern].append(parameter.detach().flatten())
+        pattern = next(p for p in patterns if re.fullmatch(p, name))  # every parameter has one
+        found[pattern].append(parameter.detach().flatten())
     return {p: torch.cat(values) for p, values in found.items() if values}
 
 

@@ -25,7 +25,7 @@ from model_properties import (
 from property_budget import examples
 
 OURS = (
-    "attention", "first_difference", "rope", "rope_theta", "pos_embed", "pos_dropout", "pos_embed_std",
+    "attention", "first_difference", "rope", "rope_theta", "pos_embed", "pos_dropout", "pos_embed_std", "attn_init",
     "entropy_source", "entropy_bins", "img_size", "patch_size", "embed_dim", "depth", "num_heads",
     "attn_drop_rate", "proj_drop_rate",
 )  # fmt: skip
@@ -46,7 +46,8 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
         [
             {}, {"pos_dropout": 0.3}, {"pos_embed": "none"}, {"rope": "mixed"}, {"rope": "axial"},
             {"rope": "mixed", "pos_embed": "none", "rope_theta": 1.0}, {"rope": "axial", "pos_embed": "none"},
-            {"global_pool": "avg"}, {"pos_embed_std": 0.0},
+            {"global_pool": "avg"}, {"pos_embed_std": 0.0}, {"attn_init": "uniform", "rope": "mixed"},
+            {"attn_init": "linear"},
         ]
     )  # fmt: skip
     return st.tuples(of_vit(head_dims=(4, 8, 64)), attention, places).map(lambda t: t[0] | t[1] | t[2])

@@ -1,6 +1,6 @@
 """Shannon entropy of patches, H = −Σ p log p, as a share of the largest there can be: 0 to 1.
 
-The seed says "patch-dependent Shannon entropy H(x) = −Σ p(x) log p(x)" and not what p is. Two readings:
+The README says "patch-dependent Shannon entropy H(x) = −Σ p(x) log p(x)" and not what p is. Two readings:
 `token_entropy`, of the block's normalised token, and `pixel_entropy`, of the patch's grey levels.
 """
 

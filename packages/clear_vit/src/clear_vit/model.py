@@ -29,7 +29,7 @@ from clear_vit.rope import Grid, Rope, rotate
 from clear_vit.suppression import suppressed_attention
 from vit_core.attention import attention
 
-# The seed's experiments in its order, from the worst to the best, as arguments of `ClearViT`; and a further baseline.
+# The original's experiments from the worst to the best, as arguments of `ClearViT`; and a further baseline.
 VARIANTS: dict[str, dict[str, Any]] = {
     "pos_dropout": {"pos_dropout": 0.1},
     "diff_similarity": {"attention": "diff_similarity"},
@@ -80,7 +80,7 @@ class DiffSimilarityAttention(Attention):
     """softmax(ΔQ ΔKᵀ / √d) V with ΔQ_i = Q_i − Q_{i−1}, ΔK_j = K_j − K_{j−1}, along the sequence of tokens.
 
     The first token, which is the class token, has none before it: its difference is its own Q and K ("keep"), or zero,
-    and then it looks at all alike. The seed does not say which, and its figure is lost: this is our reading.
+    and then it looks at all alike. The README does not say which, and its figure is lost: this is our reading.
     """
 
     def __init__(self, *args: Any, first_difference: str = "keep", **fields: Any) -> None:
@@ -153,7 +153,7 @@ BACKBONE: dict[str, Any] = {
 
 
 class ClearViT(VisionTransformer):
-    """timm's VisionTransformer with the seed's attentions and positions: images (B, C, H, W) -> (B, num_classes).
+    """timm's VisionTransformer with the original's attentions and positions: images (B, C, H, W) -> (B, num_classes).
 
     Any H and W that the patch divides: the position embedding is interpolated, and RoPE's grid continues.
 

@@ -1,6 +1,6 @@
 """clear-vit's models with timm: each of `VARIANTS` as `clear_vit_tiny_<variant>` and `clear_vit_micro_<variant>`.
 
-tiny is the seed's: 12 blocks, 192 wide, 3 heads, patches of 16, images of 256 × 256. micro is ours, for 32 × 32.
+tiny is the original's: 12 blocks, 192 wide, 3 heads, patches of 16, images of 256 × 256. micro is ours, for 32 × 32.
 Arguments are those of `ClearViT` and of timm's VisionTransformer.
 """
 

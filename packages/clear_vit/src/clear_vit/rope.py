@@ -1,11 +1,11 @@
-"""Rotary position embedding in two dimensions: what the seed calls its RoPE extension.
+"""Rotary position embedding in two dimensions: what the README calls its RoPE extension.
 
 A pair of channels of the query or key at place (x, y) is turned by the angle x·f_x + y·f_y. "mixed" (Heo et al., Rotary
 Position Embedding for Vision Transformer, ECCV 2024, eq. 14; code: naver-ai/rope-vit) learns the frequencies f of every
 layer, head and pair; "axial" turns one half of the pairs with x and the other with y, by fixed frequencies (eq. 12).
 
 A rotation R of the queries and one of the keys give the scores (R(a) q)ᵀ R(b) k = qᵀ R(b − a) k: they depend on the
-difference of places alone. To rotate "Q-K pairs relative to each other", as the seed has it, is the same thing.
+difference of places alone. To rotate "Q-K pairs relative to each other", as the README has it, is the same thing.
 
 Shapes: N tokens (the class token first, which stays as it is), h heads, d head_dim.
 """
