@@ -57,6 +57,8 @@ def test_the_table_mixes_two_validation_sets():
     assert rows[2:] == [[(True, False)] * 2] * 5
     assert rows[0] == [(False, False), (False, True)]
     assert rows[1] == [(False, True)] * 2
+    last = [cell for pair in list(checks.CLAIMED.values())[2:] for cell in pair]
+    assert [n for n in range(1, 5001) if all(checks.is_share(cell, n) for cell in last)] == [4864], "no other number"
 
 
 Patch = pytest.MonkeyPatch
