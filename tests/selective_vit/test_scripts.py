@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from selective_vit import explain, findings, judge, sparsity, threshold_sweep, thresholds
 from selective_vit.evaluate import main as evaluate
+from selective_vit.findings import first_step
 from selective_vit.model import make_selective
 from selective_vit.plot_logs import main as plot_logs
 from selective_vit.plot_logs import read as read_log
@@ -284,7 +285,8 @@ def test_a_sweep_over_one_trained_model(runs, tmp_path):
     zeros = [float(r["sparsity"]) for r in table]
     assert zeros == sorted(zeros)
     assert zeros[0] == 0 < zeros[2]
-    assert "| 0.01 | 0.65 |" in (tmp_path / "table.md").read_text()
+    assert "| 0.01 | 0.65 |" in (text := (tmp_path / "table.md").read_text())
+    assert text.count("(one seed: no interval)") == 2, "and of the first row no difference"
     assert width(tmp_path / "sweep.png") > 1000
 
 
@@ -296,7 +298,11 @@ def test_a_sweep_of_trainings(tmp_path, capsys):
     table = rows(tmp_path / "measurements.csv")
     assert [(r["row"], r["seed"]) for r in table] == [("0", "0"), ("0.05", "0"), ("0", "1"), ("0.05", "1")]
     assert {r["sparsity_images"] for r in table} == {"40"}
-    assert "top-1 % (seeds 0, 1)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "top-1 % (seeds 0, 1) | points to τ = 0 (95%, paired, Holm)" in said
+    accuracy = {(r["row"], r["seed"]): float(r["acc1"]) for r in table}
+    mean = sum(accuracy["0.05", seed] - accuracy["0", seed] for seed in "01") / 2
+    assert f"| {mean:+.2f} (" in said
     assert threshold_sweep.main([*argv, "--model", "vit_micro"]) == 2
     assert "a sweep trains one selective model" in capsys.readouterr().err
     assert threshold_sweep.main(["--thresholds", "1.5"]) == 2
@@ -394,7 +400,7 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
 
 
 # What a training of the notebook begins with anew, at its width of 768, measured on its own modules at commit
-# 73eab5592e45: uniform within ±1/√768 = 0.0361, which is torch's nn.Linear as it comes (timm's: normal, 0.02, biases 0).
+# 73eab5592e45: uniform within ±1/√768 = 0.0361, torch's nn.Linear as it comes (timm: normal, 0.02, biases 0).
 FRESH = {
     # parameter group     std of 5 draws     largest absolute value
     "attn.qkv.weight": (0.0208, 0.0361),
@@ -441,13 +447,36 @@ def test_the_original_lost_its_pretrained_attention():
 
 @pytest.mark.slow
 def test_nearly_all_weights_are_removed_at_the_first_step():
-    """98.6 to 99.0%, and 10 to 20% empty rows, were read off the original."""
+    """With random parts all around. The original's others are pretrained: its own figure is not known."""
     torch.manual_seed(0)
-    layers = findings.first_step(images=2).layers.values()
-    assert [layer.keys for layer in layers] == [197] * 12
-    for layer in layers:
+    layers = findings.first_step(timm.create_model("vit_base_patch16_224"), [torch.randn(2, 3, 224, 224)]).layers
+    assert [layer.keys for layer in layers.values()] == [197] * 12
+    for layer in layers.values():
         assert 0.983 < float(layer.sparsity.mean()) < 0.994
         assert 0.08 < float(layer.empty_rows.mean()) < 0.25
+
+
+def test_findings_at_the_first_step_of_a_trained_model(runs, capsys, monkeypatch):
+    """The attention is exchanged and new; what is around it is the checkpoint's."""
+    _, dense, _ = runs
+    monkeypatch.setattr(findings, "lost_weights", lambda: findings.Lost(1, 2, 3, True, 0))
+    seen = []
+    monkeypatch.setattr(
+        findings, "first_step", lambda vit, batches: seen.append((vit, first_step(vit, batches))) or seen[0][1]
+    )
+    argv = ["--checkpoint", str(dense / "best.pth"), "--images", "40", "--device", "cpu"]
+    assert findings.main(argv) == 0
+    said = capsys.readouterr().out
+    assert f"those of {dense / 'best.pth'}, epoch" in said
+    assert "a uniform weight is 1/65" in said
+    trained = torch.load(dense / "best.pth", weights_only=True)["model_state_dict"]
+    ((vit, tracker),) = seen
+    assert {k for k, v in vit.state_dict().items() if not torch.equal(v, trained[k])} == {
+        k for k in trained if ".attn." in k
+    }
+    assert {layer.rows for layer in tracker.layers.values()} == {40 * 65}
+    assert findings.main(["--images", "0"]) == 2
+    assert "--images must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_captums_map_is_over_channels():

@@ -1,45 +1,68 @@
 """What is wrong in the original, measured: `uv run selective-vit-findings` (a minute; no training, no download).
 
 1. Its attention modules were new ones, so that the pretrained projections were lost.
-2. With 197 tokens a weight without preference is 1/197, below τ = 0.01: at the first step nearly all are removed.
+2. With 197 tokens a weight without preference is 1/197, below τ = 0.01: how many are removed before the first step.
 3. Its Captum picture is a map over channels.
+
+For the second, the original's norms, MLPs and positions are pretrained. Without weights they are random here, and so
+are the images; `--checkpoint FILE` takes a trained dense ViT, and the images that it was evaluated on.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.explain import raw_captum_map
 from selective_vit.model import make_selective
+from selective_vit.recipe import RECIPE
 from vit_core.cli import ArgumentParser, command
+from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import SparsityTracker, captum_grad_cam, default_layer
 from vit_core.timm_weights import BACKBONE
+from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="selective-vit-findings", description="Measure what is wrong in the original.")
-    parser.add_argument("--images", type=int, default=4, help="random images at the first step (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and images (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=4, help="images at the first step (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and random images (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="a trained dense ViT that gets new attention (default: a random one)")
+    add_data_flags(parser, amp=False)
     args = parser.parse_args(argv)
+    check_data_flags(args)
     if args.images < 1:
-        raise UserError("--images must be at least 1")
+        raise UserError(f"--images must be at least 1, got {args.images}")
     torch.manual_seed(args.seed)
     lost = lost_weights()
     print(
         f"1. {lost.names} tensors with {lost.parameters:,} weights of {lost.of:,} differ after the exchange of modules,"
     )
     print(f"   all of them in attention layers: {lost.all_in_attention}; with make_selective: {lost.with_ours}")
-    print("2. weights under τ = 0.01 at the first step, and rows in which nothing passes, by block:")
-    tracker = first_step(args.images)
+    vit: nn.Module = timm.create_model(BACKBONE)
+    batches: Iterable[Tensor] = [torch.randn(args.images, 3, 224, 224)]
+    others = "random, and so are the images (the original's are pretrained)"
+    if args.checkpoint:
+        world = World(0, 1, pick_device(args.device))
+        trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
+        vit, others = trained.model, f"those of {args.checkpoint}, epoch {trained.epoch}, on its evaluation images"
+        size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+        loader = trained.loader(trained.dataset(args, world)[0], world, limit=args.images, **size)
+        batches = (images for images, _ in loader.epoch())
+        torch.manual_seed(args.seed)
+    print("2. with new attention modules, weights under τ = 0.01, and rows in which nothing passes, by block;")
+    print(f"   the other parts are {others}:")
+    tracker = first_step(vit, batches)
     for name, layer in tracker.layers.items():
         print(f"   {name:<15} {100 * layer.sparsity.mean():6.2f}%  {100 * layer.empty_rows.mean():6.2f}%")
+    print(f"   {'mean':<15} {100 * tracker.mean('sparsity'):6.2f}%  {100 * tracker.mean('empty_rows'):6.2f}%")
     print(f"   a uniform weight is 1/{layer.keys} = {1 / layer.keys:.4f}")
     raw, grid, tokens = captum_shapes()
     print(f"3. Captum on tokens {tokens}: {raw}, a value a channel; presented as a grid: {grid}")
@@ -71,12 +94,12 @@ def lost_weights(name: str = BACKBONE) -> Lost:
     return Lost(len(names), *counts, all(".attn." in k for k in names), ours)
 
 
-def first_step(images: int, threshold: float = 0.01) -> SparsityTracker:
-    """The original's model before its first step, on random images: ViT-B/16 with new attention modules, hard gate."""
-    vit = timm.create_model(BACKBONE)
+def first_step(vit: nn.Module, batches: Iterable[Tensor], threshold: float = 0.01) -> SparsityTracker:
+    """The notebook's model before its first step: a ViT whose attention modules are exchanged for new ones."""
     make_selective(vit, threshold, "hard", "zero", reinit_attention=True)
     tracker = SparsityTracker()
-    tracker.update(vit, torch.randn(images, 3, 224, 224))
+    for images in batches:
+        tracker.update(vit, images)
     return tracker
 
 

@@ -49,7 +49,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
             f"{means[LABELS[1]]:.1f}% of SelectiveViT's weights are zero (claimed: about 70%, with 197 tokens). Of the "
             f"dense model's {means[LABELS[0]]:.1f}% lie under the same threshold without any selection.",
             "Both are trained from random weights here, not from a pretrained ViT as in the paper, and one seed of few "
-            "epochs does not say which is better: results/README.md has two seeds and seven thresholds on CIFAR-10.",
+            "epochs does not say which is better. Nor do two seeds of seven thresholds (results/README.md).",
         ],
         pictures=[
             Picture(
@@ -102,7 +102,7 @@ PAPER = Paper(
     idea="In a ViT every patch attends to every other, if only a little, and pictures of its attention are diffuse. "
     "SelectiveViT removes each attention weight under a threshold τ after the softmax and scales the rest up to sum to "
     "one again. Nothing is added to the model, and the claim is that it becomes both clearer and more accurate.",
-    source="README of the original repository, whose notebook fine-tunes ViT-Base on CIFAR-10.",
+    source="README, PDF and notebook of the original repository; the notebook fine-tunes ViT-Base on CIFAR-10.",
     citation="""@misc{selectivevit,
   title = {SelectiveViT: Improving Vision Transformer Interpretability via Sparse Attention},
   note  = {public repository}

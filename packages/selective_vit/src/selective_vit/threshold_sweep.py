@@ -24,6 +24,7 @@ from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.evaluation import evaluate
 from vit_core.explain import measure_sparsity
+from vit_core.ledger.statistics import differences_to_baseline
 from vit_core.precision import choose_precision
 from vit_core.study import (
     Measurement,
@@ -120,14 +121,25 @@ def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple
 
 
 def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
-    """Markdown: a line a τ."""
-    seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
-    heads = ["τ", "τ N", f"top-1 % (seeds {seeds})", "weights that are zero, %", "rows of one token or none, %"]
+    """Markdown: a line a τ, each against the first, which is dense attention where it is 0.
+
+    Differences are paired by seed, with a 95% interval that is corrected for the number of rows (Holm).
+    """
+    seeds = sorted({int(m["seed"]) for m in measurements})
+    accuracies = {
+        row: {int(m["seed"]): float(m["acc1"]) for m in measurements if str(m["row"]) == row} for row in rows
+    }  # fmt: skip
+    differences = differences_to_baseline(accuracies, rows[0])
+    heads = [
+        "τ", "τ N", f"top-1 % (seeds {', '.join(map(str, seeds))})", f"points to τ = {rows[0]} (95%, paired, Holm)",
+        "weights that are zero, %", "rows of one token or none, %",
+    ]  # fmt: skip
     lines = []
     for row in rows:
         relative = float(row) * column(measurements, row, "keys")[0]
         shown = (mean_and_spread(column(measurements, row, name)) for name in ("sparsity", "single_rows"))
-        lines.append([row, f"{relative:.2f}", mean_and_spread(column(measurements, row, "acc1"), 2), *shown])
+        accuracy = mean_and_spread(column(measurements, row, "acc1"), 2)
+        lines.append([row, f"{relative:.2f}", accuracy, str(differences.get(row, "—")), *shown])
     return markdown_table(heads, lines)
 
 
