@@ -1,156 +1,144 @@
-"""The claims of SelectiveViT: their verdicts are pinned, and a wrong implementation turns its claim to "fails"."""
+"""SelectiveViT's claims: the verdicts as they were found, and that a wrong figure or a wrong attention turns them."""
 
 import dataclasses
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from selective_vit import checks, findings
+from selective_vit import checks
 from selective_vit.attention import selective_attention
-from selective_vit.model import make_selective
-from vit_core.claims import judge, load_claims
-from vit_core.explain import SparsityTracker, captum_grad_cam
+from vit_core.ledger.claims import load_claims
+from vit_core.ledger.verdicts import judge
 
 CLAIMS = {c.id: c for c in load_claims(Path(str(files("selective_vit"))) / "claims.yaml")}
-
-# The findings. Every instant claim that is in neither list holds.
-FAILS = {
-    "selective-formula-is-notebook", "selective-sparsity-first-step", "selective-empty-rows-first-step",
-    "selective-renormalised", "selective-pretrained-kept", "selective-captum-places",
+HOLD = {
+    "selective-gain", "selective-method", "selective-pdf-formula", "selective-no-parameters", "selective-every-block",
+    "selective-dataset", "selective-recipe", "selective-pdf-recipe", "selective-threshold", "selective-compatible",
 }  # fmt: skip
-# Of these our own repair would hold.
-MENDED = {
-    "selective-renormalised": "a row in which nothing passes keeps its strongest key (empty_row=argmax, our default)",
-    "selective-pretrained-kept": "the layers' own modules are taken over (make_selective, without --reinit-attention)",
-    "selective-captum-places": "the tokens are presented to Captum as a grid",
-}
+CONTRADICTED = {
+    "selective-accuracy-by-epoch", "selective-object-focused", "selective-background", "selective-formula",
+    "selective-tracker", "selective-grad-cam-places", "selective-two-methods", "selective-two-maps",
+    "selective-comparison-saved", "selective-overlays", "selective-epochs", "selective-pdf-threshold",
+    "selective-pretrained",
+}  # fmt: skip
+NOT_RUN = {
+    "selective-gain-trained", "selective-best-threshold", "selective-large-threshold-harms", "selective-sparsity",
+    "selective-pdf-accuracy", "selective-no-loss",
+}  # fmt: skip
+OVERHEAD = {"selective-overhead"}
+Patch = pytest.MonkeyPatch
 
 
-@pytest.fixture(autouse=True)
-def built_anew():
-    """The first step's model is kept between checks: a planted mistake must not meet, nor leave, an earlier one."""
-    checks._first_step.cache_clear()
+def verdict(claim: str) -> Any:
+    return judge([CLAIMS[claim]], checks.CHECKS)[0]
 
 
 def test_verdicts_are_the_findings():
+    found = {v.claim.id: v for v in judge(list(CLAIMS.values()), checks.CHECKS)}
+    assert {i: v.error for i, v in found.items() if v.error} == {}
+    expected = [dict.fromkeys(ids, word) for ids, word in (
+        (HOLD, "holds"), (CONTRADICTED, "contradicted"), (NOT_RUN, "not run"), (OVERHEAD, "holds")
+    )]  # fmt: skip
+    assert {i: v.verdict for i, v in found.items()} == {i: word for part in expected for i, word in part.items()}
     assert all(i.startswith("selective-") for i in CLAIMS)
-    verdicts = {v.claim.id: v for v in judge(list(CLAIMS.values()), checks.CHECKS)}
-    assert {i: v.error for i, v in verdicts.items() if v.error} == {}
-    instant = {i: v for i, v in verdicts.items() if v.claim.cost == "instant"}
-    failed = {i: v.measured.value for i, v in instant.items() if v.verdict == "fails"}
-    assert failed.keys() == FAILS
-    assert failed["selective-formula-is-notebook"] == pytest.approx(17.4, abs=3)  # of random tensors
-    assert {v.verdict for i, v in instant.items() if i not in FAILS} == {"holds"}
-    assert {v.verdict for i, v in verdicts.items() if i not in instant} == {"not run"}
-
-
-def repaired(claim):
-    """Its value under our repair."""
-    (reading,) = (r for r in CLAIMS[claim].readings if r.repair)
-    (found,) = judge([dataclasses.replace(CLAIMS[claim], check=reading.check, readings=())], checks.CHECKS)
-    return reading.when, found.verdict
-
-
-def test_our_repairs_are_named_and_mend_what_the_original_does():
-    assert {c.id for c in CLAIMS.values() if any(r.repair for r in c.readings)} == set(MENDED)
-    assert {i: repaired(i) for i in MENDED} == {i: (when, "holds") for i, when in MENDED.items()}
-
-
-@pytest.mark.parametrize("claim", ["selective-sparsity-first-step", "selective-empty-rows-first-step"])
-def test_the_ranges_of_the_first_step_hold_for_the_mean_of_the_blocks(claim):
-    values = checks.CHECKS[CLAIMS[claim].check]()
-    low, high = CLAIMS[claim].claimed
-    assert len(values) == 12
-    assert low <= sum(values) / 12 <= high < max(values)
+    table = {(c.row, c.column): c.verdict for c in found["selective-accuracy-by-epoch"].cells}
+    assert table == {("epoch 10", "ViT-Base"): "holds", ("epoch 10", "SelectiveViT"): "fails"}
 
 
 def test_every_check_is_used_and_says_how_it_measures():
-    readings = [r.check for c in CLAIMS.values() for r in c.readings if r.check]
-    assert {c.check for c in CLAIMS.values() if c.cost == "instant"} | set(readings) == set(checks.CHECKS)
+    used = {c.check for c in CLAIMS.values() if c.cost == "instant"} | {
+        e.check for c in CLAIMS.values() for e in c.evidence
+    }
+    assert checks.CHECKS.keys() <= used
     assert all(check.__doc__ for check in checks.CHECKS.values())
+
+
+def test_what_was_measured_near_a_setting_gives_no_verdict():
+    """The micro models and the small trained ViT: another size and start than either training of the paper."""
+    runs = {m.run.name: set(m.run.meets) for c in CLAIMS.values() for m in c.measured}
+    assert runs.pop("timed-original") == {"one-attention-beside-the-other"}
+    assert runs == {"micro-sweep": set(), "first-step": set()}
 
 
 # ── planted mistakes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def attention(wrong):
+def attention(wrong: Callable[..., Tensor]) -> Callable[[Patch], None]:
     """Another attention in the place of ours."""
     return lambda patch: patch.setattr(checks, "selective_attention", wrong)
 
 
-def default(name, value):
-    """Another default of make_selective."""
-    return lambda patch: patch.setitem(make_selective.__kwdefaults__, name, value)
+def softmax(q, k):
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
-def preset(**values):
-    """Another hyperparameter of the recipe."""
-    presets = checks.RECIPE.presets
-    wrong = dataclasses.replace(checks.RECIPE, presets=lambda given: {**presets(given), **values})
-    return lambda patch: patch.setattr(checks, "RECIPE", wrong)
-
-
-def not_renormalised(q, k, v, tau, selection):
-    P = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    return (P - tau).relu() @ v
+def not_normalized(q, k, v, tau, selection):
+    weights = softmax(q, k)
+    return (weights * (weights > tau)) @ v
 
 
 def leaky(q, k, v, tau, selection):
-    P = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    w = (P - tau).relu() + 0.01 * P
+    weights = softmax(q, k)
+    w = weights * (weights > tau) + 0.01 * weights
     return w / w.sum(-1, keepdim=True) @ v
-
-
-def without_scale(q, k, v, tau, selection):
-    return selective_attention(q * q.shape[-1] ** 0.5, k, v, tau, selection)
 
 
 def twice_the_threshold(q, k, v, tau, selection):
     return selective_attention(q, k, v, 2 * tau, selection)
 
 
-def always_new_layers(patch):
-    """make_selective loses the weights, as the original did."""
+def without_scale(q, k, v, tau, selection):
+    return selective_attention(q * q.shape[-1] ** 0.5, k, v, tau, selection)
 
-    def lost(vit, *args, **fields):
-        return make_selective(vit, *args, **{**fields, "reinit_attention": True})
 
-    patch.setattr(findings, "make_selective", lost)
+def figure(name: str, value: object) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(checks, name, value)
 
 
 @pytest.mark.parametrize(
-    ("claim", "plant"),
+    ("claim", "plant", "expected"),
     [
-        ("selective-formula", attention(not_renormalised)),
-        ("selective-formula", attention(without_scale)),
-        ("selective-notebook-form", attention(twice_the_threshold)),
-        ("selective-zero-under-threshold", attention(leaky)),
-        ("selective-keeps-over-threshold", attention(twice_the_threshold)),
-        ("selective-zero-threshold", attention(without_scale)),
-        ("selective-no-parameters", default("learned_threshold", "head")),
-        ("selective-all-layers", default("blocks", range(6))),
-        ("selective-threshold", lambda patch: patch.setattr(make_selective, "__defaults__", (0.012, "relu", "argmax"))),
-        ("selective-tracker", lambda patch: patch.setattr(checks, "SparsityTracker", lambda: SparsityTracker(0.1))),
-        ("selective-captum-is-grad-cam",
-         lambda patch: patch.setattr(checks, "captum_grad_cam", lambda *a: captum_grad_cam(*a).mT)),
-        ("selective-lr", preset(lr=3e-5)),
-        ("selective-pretrained", preset(pretrained=False)),
-        ("selective-loss", preset(label_smoothing=0.1)),
-        ("selective-gain", lambda patch: patch.setitem(checks.RESULTS, 70, (85.47, 88.11))),
+        ("selective-method", attention(not_normalized), "fails"),
+        ("selective-method", attention(leaky), "fails"),
+        ("selective-method", attention(twice_the_threshold), "fails"),
+        ("selective-method", attention(without_scale), "fails"),
+        ("selective-gain", figure("README", {**checks.README, 70: (85.47, 88.11)}), "contradicted"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_a_wrong_implementation_fails(claim, plant, monkeypatch):
-    def verdict():
-        (found,) = judge([CLAIMS[claim]], checks.CHECKS)
-        return found.verdict
-
-    assert verdict() == "holds"
+)
+def test_a_wrong_attention_or_figure_turns_the_verdict(claim, plant, expected, monkeypatch):
     plant(monkeypatch)
-    assert verdict() == "fails"
+    found = verdict(claim)
+    assert (found.verdict, found.error) == (expected, "")
 
 
-def test_a_repair_that_loses_the_weights_after_all_mends_nothing(monkeypatch):
-    always_new_layers(monkeypatch)
-    assert repaired("selective-pretrained-kept")[1] == "fails"
+def test_documents_that_agree_contradict_nothing(monkeypatch):
+    """If PDF and curve had the README's figure of epoch 10, its table would be a claim that nobody has checked."""
+    monkeypatch.setattr(checks, "PDF", (80.6, 81.8))
+    claim = CLAIMS["selective-accuracy-by-epoch"]
+    agreeing = [e for e in claim.evidence if e.value is None]
+    (found,) = judge([dataclasses.replace(claim, evidence=agreeing)], checks.CHECKS)
+    assert found.verdict == "not run"
+
+
+@pytest.mark.parametrize(("claim", "value", "expected"), [
+    ("selective-epochs", 70, "holds"),
+    ("selective-formula", 0.0, "holds"),
+    ("selective-tracker", 12, "holds"),
+    ("selective-pretrained", 0, "holds"),
+    ("selective-overlays", True, "holds"),
+    ("selective-object-focused", True, "not run"),
+    ("selective-no-parameters", 48, "contradicted"),
+    ("selective-every-block", 6, "contradicted"),
+    ("selective-recipe", {"training": {"learning rate": 3e-5}}, "contradicted"),
+    ("selective-pdf-recipe", {"training": {"early stopping": False}}, "contradicted"),
+    ("selective-pdf-formula", 0.01, "contradicted"),
+])  # fmt: skip
+def test_another_artefact_turns_the_verdict(claim, value, expected):
+    changed = [dataclasses.replace(e, value=value) for e in CLAIMS[claim].evidence if e.value is not None]
+    (found,) = judge([dataclasses.replace(CLAIMS[claim], evidence=changed)], checks.CHECKS)
+    assert (found.verdict, found.error) == (expected, "")
