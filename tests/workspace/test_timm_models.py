@@ -1,4 +1,4 @@
-"""What timm's users do with a model, for every micro model that the papers register; the papers' tests have the others."""
+"""What timm's users do with a model, for every micro model that is registered; each paper's tests have the others."""
 
 import importlib
 

@@ -45,8 +45,8 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     jitter 0.2, hue 0.1). train.py: the same as its code trains: no warm-up, float32, the cosine once an epoch.
     notebook: as its notebooks train their own model: lr 3e-5, weight decay 1e-4, 5 epochs of a cosine, no augmentation,
     no normalization; on Intel with mixup 1.0 and label smoothing 0.1 (there with --frozen-blocks 1, too). All decay
-    every parameter. configs/cifar100.yaml of the original, which its train.py cannot read, is --config cifar100. The micro
-    model's values are ours.
+    every parameter. configs/cifar100.yaml of the original, which its train.py cannot read, is --config cifar100. The
+    micro model's values are ours.
     """
     model, dataset = given.get("model"), given.get("dataset")
     preset = given.get("preset")
