@@ -65,7 +65,7 @@ class HTHTANotebookViT(VisionTransformer):
         """A new head, in place, with torch's initial values as in the notebooks; none for num_classes 0."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = global_pool
+            self.global_pool = global_pool  # type: ignore[assignment]
         device = self.cls_token.device if self.cls_token is not None else None
         self.head = nn.Linear(self.head_hidden_size, num_classes, device=device) if num_classes else nn.Identity()
 

@@ -24,7 +24,7 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
         key = key.removeprefix("module.").removeprefix("_orig_mod.")
         if not (key.startswith("blocks.") and ".global_bank." in key):
             theirs[key.replace(".dwconv.dwconv.", ".dwconv.")] = value
-    published = {"bank_update": "inplace", "msda_truncate": True}
+    published: dict[str, Any] = {"bank_update": "inplace", "msda_truncate": True}
     try:
         model = QAViT(QAViTConfig(**(published | model_arguments(config, theirs))))
     except TypeError as e:
