@@ -188,12 +188,12 @@ def test_learned_thresholds_start_where_they_should_and_move(scope, count, mode)
     model = make_selective(vit(), threshold=0.055, mode=mode, learned_threshold=scope)
     assert_close(model(images()), fixed(images()), rtol=1e-4, atol=1e-5)
     added = set(model.state_dict()) - set(fixed.state_dict())
-    assert added == {f"blocks.{i}.attn.threshold.raw" for i in (0, 1)}
+    assert added == {f"blocks.{i}.attn.threshold.raw_tau" for i in (0, 1)}
     assert all(model.state_dict()[k].shape == (count,) for k in added)
     model(images()).square().sum().backward()
     for t in thresholds(model).values():
-        assert t.raw.grad.isfinite().all()
-        assert t.raw.grad.any()
+        assert t.raw_tau.grad.isfinite().all()
+        assert t.raw_tau.grad.any()
         assert (t(17) > 0).all(), "softplus keeps it positive"
     with pytest.raises(ValueError, match="learned"):
         set_threshold(model, 0.1)
@@ -215,7 +215,7 @@ def test_learned_thresholds_start_where_every_one_gets_a_gradient(name, fields, 
     optimizer = build_optimizer(model, TrainConfig(lr=2e-3))
     F.cross_entropy(model(x), torch.arange(4)).backward()
     for t in thresholds(model).values():
-        assert (t.raw.grad.abs() > 1e-6).all()
+        assert (t.raw_tau.grad.abs() > 1e-6).all()
     optimizer.step()
     for layer, values in threshold_values(model, tokens).items():
         assert all(abs(v / s - 1) > 5e-4 for v, s in zip(values, start[layer], strict=True)), "Adam's first step"
@@ -228,7 +228,7 @@ def test_where_a_learned_threshold_has_no_gradient(mode, tau):
         "selective_vit_micro", threshold=tau, relative_threshold=True, learned_threshold="layer", mode=mode
     ).train()
     model(images()).square().sum().backward()
-    assert all(t.raw.grad.abs() < 1e-8 for t in thresholds(model).values())
+    assert all(t.raw_tau.grad.abs() < 1e-8 for t in thresholds(model).values())
 
 
 def test_the_default_thresholds():
@@ -241,7 +241,7 @@ def test_the_default_thresholds():
 def test_the_training_log_says_where_learned_thresholds_are():
     assert describe_thresholds(make_selective(vit())) == describe_thresholds(vit()) == ""
     model = make_selective(vit(), learned_threshold="head")
-    thresholds(model)["blocks.1.attn"].raw.data += torch.tensor([0.0, 0.2])
+    thresholds(model)["blocks.1.attn"].raw_tau.data += torch.tensor([0.0, 0.2])
     assert describe_thresholds(model) == "learned thresholds × N by block 1 1.065  lowest 1 highest 1.131"
     model = make_selective(vit(), threshold=0.02, learned_threshold="layer")
     assert describe_thresholds(model) == "learned thresholds by block 0.02 0.02  lowest 0.02 highest 0.02"
@@ -318,7 +318,7 @@ def test_the_sparsity_term_compiled_and_checkpointed(way):
 def test_weight_decay_leaves_thresholds_alone():
     """Decay would pull softplus towards 0.69."""
     model = make_selective(vit(), learned_threshold="head")
-    raw = {id(t.raw) for t in thresholds(model).values()}
+    raw = {id(t.raw_tau) for t in thresholds(model).values()}
     for group in build_optimizer(model, TrainConfig(weight_decay=0.05)).param_groups:
         if group["weight_decay"]:
             assert not raw & {id(p) for p in group["params"]}
@@ -422,7 +422,7 @@ def test_features_only_with_learned_thresholds_train_and_grow():
     ).train()
     grow_threshold(model, 0.5)
     (sum(m.square().mean() for m in model(images())) + sparsity_penalty(model)).backward()
-    assert all(t.raw.grad.any() for t in thresholds(model).values())
+    assert all(t.raw_tau.grad.any() for t in thresholds(model).values())
     assert describe_thresholds(model).startswith("learned thresholds")
 
 

@@ -165,10 +165,10 @@ def test_the_originals_own_code_decides_before_ours():
 
 
 def test_what_this_run_trained_replaces_what_is_recorded():
-    entry = result(tolerance=1.0, outcome=Outcome(training="c", row="r", column="acc1"),
+    entry = result(tolerance=1.0, outcomes=[Outcome(training="c", row="r", column="acc1")],
                    measured=[measured([53.1, 53.2, 53.3], seed=[0, 1, 2])])  # fmt: skip
     reached = measured([40.1, 40.2, 40.3], seed=[3, 4, 5])
-    (verdict,) = judge([entry], {}, trained=lambda outcome: reached)
+    (verdict,) = judge([entry], {}, trained=lambda outcomes: reached)
     assert (verdict.verdict, verdict.found[0].measured.seed) == ("fails", [3, 4, 5])
 
 

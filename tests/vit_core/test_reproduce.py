@@ -15,9 +15,11 @@ from PIL import Image
 
 import toy_paper
 from vit_core.bench import Figures as BenchFigures
+from vit_core.ledger.claims import Claim, Outcome, Setting
+from vit_core.ledger.verdicts import judge
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training, load_papers
 from vit_core.papers import Figure as PaperFigure
-from vit_core.reproduce import bench, command, comparison, plan, run
+from vit_core.reproduce import bench, command, comparison, plan, run, steps
 from vit_core.reproduce.progress import Display, Part, clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.trainer import Stopped
@@ -185,7 +187,7 @@ def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers
 
 def test_a_training_without_its_images_does_not_stop_the_papers_others(papers, tmp_path, monkeypatch):
     (tmp_path / "claims.yaml").write_text(CLAIMS.replace(
-        "command: toy-train", "command: toy-train, outcome: {training: far, row: first, column: acc1}"
+        "command: toy-train", "command: toy-train, outcomes: [{training: far, row: first, column: acc1}]"
     ))  # fmt: skip
     good = papers.found["toy"].micro[0]
     images = tmp_path / "images"
@@ -438,7 +440,9 @@ class _Terminal(io.StringIO):
 
 
 def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(papers, tmp_path, monkeypatch):
-    far = CLAIMS.replace("command: toy-train", "command: toy-train, outcome: {training: own, row: first, column: acc1}")
+    far = CLAIMS.replace(
+        "command: toy-train", "command: toy-train, outcomes: [{training: own, row: first, column: acc1}]"
+    )
     (tmp_path / "claims.yaml").write_text(far.replace("99.0", "10.0").replace("Much", "A guess"))
     published = dataclasses.replace(papers.found["toy"].micro[0], name="own")
     papers.replace("toy", published=[published])
@@ -456,6 +460,36 @@ def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(paper
     assert command.main([*words, "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 0
     (other,) = (tmp_path / "other").iterdir()
     assert results_of(other)["papers"][0]["claims"][2]["verdict"] == "not run", "with other epochs it is no such run"
+
+
+def test_a_table_is_judged_by_the_seeds_that_reached_all_of_its_cells():
+    def trained(label, *seeds):
+        where = {"commit": "abc", "date": "2026-11-26", "machine": "m"}
+        rows = [{"seed": s, "acc1": acc1, "curve": [{"epoch": e, "val_acc1": v} for e, v in curve.items()],
+                 "where": where} for s, acc1, curve in seeds]  # fmt: skip
+        return {"label": label, "seeds": rows}
+
+    outcomes = [
+        Outcome(training="c", row=label, column="acc1", epoch=epoch, cell=(f"epoch {epoch}", label))
+        for epoch in (1, 2) for label in ("dense", "sparse")
+    ]  # fmt: skip
+    dense = trained("dense", (0, 80, {1: 70, 2: 80}), (1, 81, {1: 71, 2: 81}), (2, 72, {1: 72}))  # 2 stopped early
+    sparse = trained("sparse", (0, 80, {1: 70.5, 2: 90}), (1, 81, {1: 71.5, 2: 91}), (2, 82, {1: 72, 2: 92}))
+    claimed = {"epoch 1": {"dense": 70.5, "sparse": 71.0}, "epoch 2": {"dense": 80.5, "sparse": 80.5}}
+    measured = steps.reached([{"name": "c", "rows": [dense, sparse]}], outcomes)
+    assert measured.seed == [0, 1]
+    assert measured.value["epoch 2"] == {"dense": [80, 81], "sparse": [90, 91]}
+    claim = Claim(
+        id="table", source="s", statement="s", claimed=claimed, kind="result", cost="gpu-hours", check="c",
+        command="x", setting=Setting(name="s", what="w", counts="c"), tolerance=7.0, outcomes=outcomes,
+    )  # fmt: skip
+    (verdict,) = judge([claim], {}, trained=lambda outcomes: measured)
+    assert {(c.row, c.column): c.verdict for c in verdict.cells} == {
+        ("epoch 1", "dense"): "holds", ("epoch 1", "sparse"): "holds", ("epoch 2", "dense"): "holds",
+        ("epoch 2", "sparse"): "undecided",
+    }  # fmt: skip
+    assert verdict.verdict == "undecided"
+    assert steps.reached([{"name": "c", "rows": [dense]}], outcomes) is None, "a row was not trained"
 
 
 def test_the_estimate_counts_rows_seeds_epochs_and_images(papers, tmp_path, monkeypatch):

@@ -114,7 +114,10 @@ class DataConfig:
         None, "images to evaluate on (default: the dataset's usual ones)", choices=("val", "test")
     )
     normalize: str = flag(
-        "dataset", "mean and deviation of the colours: the dataset's own, ImageNet's, or 0.5", choices=NORMALIZATIONS
+        "dataset",
+        "mean and deviation of the colours: the dataset's own, ImageNet's, 0.5 for both (half), 0 and 1 (none), or "
+        "CIFAR-10's mean with the mean deviation within an image (cifar10_image_std)",
+        choices=NORMALIZATIONS,
     )
     num_workers: int = flag(4, "processes that decode images read from the disk")
     cache: Literal["auto", "memory", "disk"] = flag(

@@ -90,13 +90,13 @@ class Threshold(nn.Module):
         self.passing: Tensor | None = None  # of the last forward pass in training, where there is a sparsity term
         if form.learned:
             raw = form.tau + math.log(-math.expm1(-form.tau))  # softplus(raw) = threshold
-            self.raw = nn.Parameter(torch.full((num_heads if form.learned == "head" else 1,), raw))
+            self.raw_tau = nn.Parameter(torch.full((num_heads if form.learned == "head" else 1,), raw))
         if form.growth:
             self.register_buffer("share", torch.zeros(()))  # of the threshold, from 0 to 1
             self.share: Tensor
 
     def forward(self, keys: int) -> float | Tensor:
-        tau: float | Tensor = F.softplus(self.raw)[:, None, None] if self.form.learned else self.form.tau
+        tau: float | Tensor = F.softplus(self.raw_tau)[:, None, None] if self.form.learned else self.form.tau
         if self.form.relative:
             tau = tau / keys
         if not self.form.growth:
@@ -279,7 +279,7 @@ def describe_thresholds(model: nn.Module) -> str:
     learned = [t for t in thresholds(model).values() if t.form.learned]
     if not learned:
         return ""
-    values = [F.softplus(t.raw.detach()) for t in learned]
+    values = [F.softplus(t.raw_tau.detach()) for t in learned]
     unit = " × N" if learned[0].form.relative else ""
     lowest, highest = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
     means = " ".join(f"{float(v.mean()):.4g}" for v in values)

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 Scalar = float | int | bool | str
-Table = Mapping[str, Mapping[str, Scalar]]  # row -> column -> value
+Table = Mapping[str, Mapping[str, Scalar | Sequence[float]]]  # row -> column -> value, or one value a seed
 Value = Scalar | Sequence[float] | Table
 Checks = Mapping[str, Callable[[], Value]]
 
@@ -141,12 +141,13 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where a run of the paper's own recipe (`reproduce --preset paper`) has the value that is claimed."""
+    """Where a run of the paper's own recipe (`reproduce --preset paper`) has a value that is claimed."""
 
     training: str  # name of a `Training`
     row: str
     column: str  # acc1 or acc5, in percent of the evaluation images
     epoch: int | None = None  # of the validation curve (acc1 alone); None: after the last
+    cell: Sequence[str] = ("", "")  # row and column of the claim where it is a table
 
     def __post_init__(self) -> None:
         if self.column not in ("acc1", "acc5") or (self.epoch is not None and self.column != "acc1"):
@@ -175,7 +176,7 @@ class Claim:
     readings: Sequence[Reading] = ()
     measured: Sequence[Measured] = ()
     scaled: Sequence[Scaled] = ()
-    outcome: Outcome | None = None
+    outcomes: Sequence[Outcome] = ()  # of a table one for each cell
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -195,6 +196,9 @@ class Claim:
             self.comparison in COMPARISONS[1:5] and not numbers
         ):
             raise ValueError(f"{self.comparison!r} does not compare with {self.claimed!r}")
+        places = sorted((row, column) for row, column, _ in cells(self.claimed))
+        if self.outcomes and sorted(tuple(outcome.cell) for outcome in self.outcomes) != places:
+            raise ValueError("there is one outcome for each cell of what is claimed")
 
     def _check_cost(self) -> None:
         if (self.cost == "impossible") != bool(self.why):

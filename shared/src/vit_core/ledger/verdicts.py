@@ -85,14 +85,14 @@ class Verdict:
     error: str = ""
 
 
-Trained = Callable[[Outcome], Measured | None]  # what this run's own training reached
+Trained = Callable[[Sequence[Outcome]], Measured | None]  # what this run's own trainings reached
 
 
 def judge(
     claims: Sequence[Claim],
     checks: Checks,
     on_claim: Callable[[Claim], None] | None = None,
-    trained: Trained = lambda outcome: None,
+    trained: Trained = lambda outcomes: None,
 ) -> list[Verdict]:
     """The verdict of each claim, the instant ones measured now.
 
@@ -104,7 +104,7 @@ def judge(
     for claim in claims:
         if on_claim is not None:
             on_claim(claim)
-        reached = trained(claim.outcome) if claim.outcome else None
+        reached = trained(claim.outcomes) if claim.outcomes else None
         try:
             verdicts.append(_judge(claim, checks, now, reached))
         except (Exception, SystemExit) as e:  # a broken check is a result, too: the other claims are still to be judged

@@ -13,7 +13,7 @@ from torch import nn
 
 from vit_core.curves import read_metrics
 from vit_core.errors import UserError
-from vit_core.ledger.claims import Claim, Measured, Outcome, Run, cells, load_claims
+from vit_core.ledger.claims import Claim, Measured, Outcome, Run, Value, cells, load_claims
 from vit_core.ledger.verdicts import Cell, Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
@@ -165,32 +165,37 @@ def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict
     file = folder / "evaluate.json"
     recipes = options.preset == "paper" and options.dataset is None and options.epochs is None
     trainings = json.loads(file.read_text(encoding="utf-8"))["trainings"] if recipes and file.is_file() else []
-    verdicts = verdicts_of(paper, report, lambda outcome: reached(trainings, outcome))
+    verdicts = verdicts_of(paper, report, lambda outcomes: reached(trainings, outcomes))
     return {"claims": [as_record(v) for v in verdicts]}
 
 
-def reached(trainings: Sequence[Mapping[str, Any]], outcome: Outcome) -> Measured | None:
-    """An outcome's values in what `evaluate` gave, one a seed; None where no seed has it."""
-    found: dict[int, float] = {}
+def reached(trainings: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> Measured | None:
+    """A claim's outcomes in what `evaluate` gave, of the seeds that have all of them; None where there is none."""
+    rows = {(t["name"], row["label"]): row["seeds"] for t in trainings for row in t["rows"]}
+    found: dict[int, dict[tuple[str, str], float]] = {}  # by seed and cell
     where: dict[str, Any] = {}
-    for training in trainings:
-        for row in training["rows"]:
-            if (training["name"], row["label"]) != (outcome.training, outcome.row):
-                continue
-            for seed in row["seeds"]:
-                values = {point["epoch"]: point["val_acc1"] for point in seed["curve"]}
-                value = seed[outcome.column] if outcome.epoch is None else values.get(outcome.epoch)
-                if value is not None:
-                    found[seed["seed"]], where = value, seed["where"]
-    if not found:
+    for outcome in outcomes:
+        for seed in rows.get((outcome.training, outcome.row), ()):
+            values = {point["epoch"]: point["val_acc1"] for point in seed["curve"]}
+            value = seed[outcome.column] if outcome.epoch is None else values.get(outcome.epoch)
+            if value is not None:
+                row, column = outcome.cell
+                found.setdefault(seed["seed"], {})[row, column] = value
+                where = seed["where"]
+    seeds = [seed for seed, values in found.items() if len(values) == len(outcomes)]
+    if not seeds:
         return None
     run = Run(
         name="trained", what="trained by this run", by="ours", meets=(), command="reproduce --preset paper", **where
     )
-    return Measured(run=run, value=list(found.values()), seed=list(found), results="trained by this run")
+    table: dict[str, dict[str, list[float]]] = {}
+    for row, column in found[seeds[0]]:
+        table.setdefault(row, {})[column] = [found[seed][row, column] for seed in seeds]
+    value: Value = table[""][""] if "" in table else table
+    return Measured(run=run, value=value, seed=seeds, results="trained by this run")
 
 
-def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome: None) -> list[Verdict]:
+def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcomes: None) -> list[Verdict]:
     """Each claim of the paper with its verdict."""
     entries = load_claims(paper.claims_file)
     instant = [c.id for c in entries if c.cost == "instant"]
@@ -202,7 +207,7 @@ def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcome:
     return judge(entries, paper.checks, tell, trained)
 
 
-NESTED = {"setting", "tolerance", "evidence", "readings", "measured", "scaled", "outcome"}  # fields of a claim
+NESTED = {"setting", "tolerance", "evidence", "readings", "measured", "scaled", "outcomes"}  # fields of a claim
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
