@@ -191,8 +191,8 @@ def reached(trainings: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome])
     table: dict[str, dict[str, list[float]]] = {}
     for row, column in found[seeds[0]]:
         table.setdefault(row, {})[column] = [found[seed][row, column] for seed in seeds]
-    value: Value = table[""][""] if "" in table else table
-    return Measured(run=run, value=value, seed=seeds, results="trained by this run")
+    whole: Value = table[""][""] if "" in table else table
+    return Measured(run=run, value=whole, seed=seeds, results="trained by this run")
 
 
 def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcomes: None) -> list[Verdict]:
