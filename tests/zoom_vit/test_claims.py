@@ -52,8 +52,8 @@ def test_verdicts_of_what_is_checked_anew():
 
 def test_verdicts_of_what_was_run():
     found = {v.claim.id: v.verdict for v in judge([c for c in CLAIMS if c.cost != "instant"], {})}
-    assert found.pop("zoom-three-images") == "cannot be run"
-    assert found.pop("zoom-own-good-is-correct") == "contradicted"
+    for out_of_reach in ("zoom-three-images", "zoom-own-good-is-correct", "zoom-paper-accuracy"):
+        assert found.pop(out_of_reach) == "cannot be run"
     at_their_setting = {"zoom-cifar10-accuracy", "zoom-cifar10-loss", "zoom-prune-speed-up"}
     assert {i: found.pop(i) for i in at_their_setting} == AT_THEIR_SETTING
     assert set(found.values()) == {"not run"}
