@@ -6,15 +6,13 @@ Formulas and behavior are measured on small parts with random weights; counts, o
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hthta_vit.ablation_study import CLAIMED
 from hthta_vit.count_checks import COUNTS
-from hthta_vit.model import AttentionPooling, ClassTokenFusion, HTHTAViT, SequenceModel
+from hthta_vit.model import AttentionPooling, ClassTokenFusion, SequenceModel
 from vit_core.ledger.claims import Value
 
 # README, performance results, and paper, Table II: accuracies in percent.
@@ -71,12 +69,6 @@ def fusion_difference() -> Value:
 # ── behavior ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _micro(**fields: Any) -> HTHTAViT:
-    model = timm.create_model("hthta_vit_micro", num_classes=10, **fields).eval()
-    assert isinstance(model, HTHTAViT)
-    return model
-
-
 def token_pairs_that_interact() -> Value:
     """Percent of the ordered pairs of patch tokens (i, j) in which the sequence model's output i depends on input j."""
     part, x = SequenceModel(8, 1).double(), torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
@@ -84,22 +76,6 @@ def token_pairs_that_interact() -> Value:
     grads = [torch.autograd.grad(out[0, i].sum(), x, retain_graph=True)[0][0] for i in range(6)]
     depends = torch.stack([g.abs().sum(-1) > 0 for g in grads])
     return 100 * float(depends.double().mean())
-
-
-def attention_map_by_class() -> Value:
-    """Percent by which the pooling's map for class 1 differs from that for class 0: the classifier's two rows are
-    exchanged, and the map taken again.
-    """
-    model, images = _micro(), torch.randn(2, 3, 32, 32)
-    head = model.get_classifier()
-    assert isinstance(head, nn.Linear)
-    with torch.no_grad():
-        first = model.attention_map(images)
-        head.weight[[0, 1]] = head.weight[[1, 0]].clone()
-        second = model.attention_map(images)
-    assert first is not None
-    assert second is not None
-    return 100 * float((first - second).abs().sum() / first.abs().sum())
 
 
 # ── sums of published figures ─────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +142,7 @@ def ablation_steps() -> Value:
 CHECKS: dict[str, Callable[[], Value]] = COUNTS | {
     check.__name__: check
     for check in (
-        pooling_difference, fusion_difference, token_pairs_that_interact, attention_map_by_class, mean_recall,
+        pooling_difference, fusion_difference, token_pairs_that_interact, mean_recall,
         mean_recall_value, confusion_accuracy, macro_averages, improvements, largest_lead, table_flops_saved,
         latency_overhead, ablation_steps,
     )

@@ -91,20 +91,6 @@ def count_of(name: str) -> Callable[[], Value]:
     return described(how, lambda: gmacs(name))
 
 
-def specification() -> Value:
-    """Sizes of the two-layer model's parts, read from its weights' shapes; the backbone without the classifier."""
-    model = base_model(2)
-    guided = model.guided
-    score, state = guided.get_parameter("attention_pooling.score"), guided.get_parameter("bigru.bigru.weight_hh_l1")
-    layers = sum(name.startswith("bigru.bigru.weight_hh") for name, _ in guided.named_parameters()) // 2
-    backbone = parameters(model) - parameters(guided) - parameters(model.get_classifier())
-    return {
-        "BiGRU": {"layers": layers, "units": state.shape[1]},
-        "pooling": {"heads": score.shape[0], "context width": score.shape[1]},
-        "backbone": {"million parameters": backbone / 1e6},
-    }
-
-
 def baselines() -> Value:
     """Parameters with 100 classes, and multiply-adds of a 224 x 224 image, of timm's two models."""
     names = {"ViT-B/16": VIT, "ConvNeXt-B": CONVNEXT}
@@ -115,7 +101,6 @@ def baselines() -> Value:
 
 
 COUNTS: dict[str, Callable[[], Value]] = {
-    "specification": specification,
     "baselines": baselines,
     "parameters_two_layers": millions(TWO, 100),
     "parameters_one_layer": millions(ONE, 100),
