@@ -49,15 +49,22 @@ def test_verdicts():
     assert all(v.how for v in found.values() if v.claim.cost == "instant" and v.claim.check)
 
 
+def is_share(cell: float, images: int) -> bool:
+    """Whether a percentage is a whole number of images, to three decimals; to two where the third is zero."""
+    decimals = 2 if round(1000 * cell) % 10 == 0 else 3
+    nearest = round(cell / 100 * images)
+    return abs(100 * nearest / images - cell) < 0.51 * 10**-decimals
+
+
 def test_rows_1_and_2_were_not_evaluated_as_the_others():
     """Rows 3 to 7 are shares of 4,864 images and of no other number; three cells of rows 1 and 2 are not."""
-    cells = {variant: [checks.is_share(c, 4864) for c in pair] for variant, pair in checks.CLAIMED.items()}
+    cells = {variant: [is_share(c, 4864) for c in pair] for variant, pair in checks.CLAIMED.items()}
     rows = list(cells.values())
     assert rows[2:] == [[True, True]] * 5
     assert rows[:2] == [[False, False], [True, False]]
     last = [cell for pair in list(checks.CLAIMED.values())[2:] for cell in pair]
-    assert [n for n in range(1, 5001) if all(checks.is_share(cell, n) for cell in last)] == [4864]
-    assert not checks.is_share(44.97, 5000)
+    assert [n for n in range(1, 5001) if all(is_share(cell, n) for cell in last)] == [4864]
+    assert not is_share(44.97, 5000)
 
 
 Patch = pytest.MonkeyPatch
@@ -77,12 +84,6 @@ def wrap(patch: Patch, module: Any, name: str, wrong: Callable[..., Any]) -> Non
 def keys_turned_backwards(right, qk, table, **kwargs):
     back = torch.stack([table[0], -table[1]])
     return torch.stack([right(qk, table)[:, :, 0], right(qk, back)[:, :, 1]], 2)
-
-
-def one_set(patch: Patch) -> None:
-    """A table whose cells are all shares of 4,864 images."""
-    patch.setattr(checks, "CLAIMED", {v: tuple(round(100 * round(c / 100 * 4864) / 4864, 3) for c in pair)
-                                      for v, pair in checks.CLAIMED.items()})  # fmt: skip
 
 
 WRONG: dict[str, tuple[str, Callable[[Patch], None], str]] = {
@@ -134,13 +135,3 @@ def test_rotation_is_no_other_than_independent_even_without_the_originals_code()
     found = judge([alone], checks.CHECKS)[0]
     assert found.verdict == FAILS
     assert 0 < found.found[0].measured.value < 1e-13
-
-
-def test_evaluated_alike_leaves_the_unequal_initial_values(monkeypatch):
-    assert "Results" in verdict("identical-settings").reason
-    one_set(monkeypatch)
-    found = verdict("identical-settings")
-    assert (found.verdict, found.reason) == (
-        CONTRADICTED,
-        "models/vit_base.py, spatial_supression_attn.py and vit_rope.py",
-    )

@@ -70,7 +70,7 @@ A, C = ("groups", 0, "entries", 0), ("groups", 1, "entries", 0)
     [
         (A, {"verdict": "holds"}, "claims.yaml, a: has no field verdict"),  # never typed in
         (A, {"cost": "cheap"}, "cost is one of instant, cpu-minutes, gpu-minutes, gpu-hours, impossible"),
-        (A, {"kind": "specification"}, "kind is one of result, property, size, recipe, arithmetic"),
+        (A, {"kind": "specification"}, "kind is one of result, forecast, property, size, recipe, arithmetic"),
         (A, {"comparison": "near"}, "comparison is one of"),
         (A, {"comparison": "between"}, "does not compare with"),
         (A, {"comparison": "above", "claimed": {"T": {"d": "x"}}}, "does not compare with"),

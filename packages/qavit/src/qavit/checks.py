@@ -132,19 +132,6 @@ def outputs() -> Value:
 # ── sums of published figures ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def schedule_difference() -> Value:
-    """Largest difference between the README's formula and train.py's lr_lambda from the warm-up on, over lr_max."""
-    epochs, warmup, peak, floor = 300, 20, 1e-3, 1e-6
-    worst = 0.0
-    for epoch in range(epochs):
-        progress = max(epoch - warmup, 0) / (epochs - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        formula = peak * epoch / warmup if epoch < warmup else floor + (peak - floor) * cosine
-        code = peak * (epoch / warmup if epoch < warmup else max(floor / peak, cosine))
-        worst = max(worst, abs(formula - code) / peak)
-    return worst
-
-
 def batches_per_second() -> Value:
     """390 batches of 128 images over the 30 and the 25 seconds that train_configs.md gives an epoch."""
     return [50_000 // 128 / seconds for seconds in (30, 25)]
@@ -174,7 +161,7 @@ CHECKS: dict[str, Callable[[], Value]] = PROPERTIES | {
     check.__name__: check
     for check in (
         parameters, parameters_of_two_blocks, widths, constraints, structure, linformer_reduction,
-        landmarks_compressed, outputs, schedule_difference, batches_per_second, hours_tiny, hours_of_both,
+        landmarks_compressed, outputs, batches_per_second, hours_tiny, hours_of_both,
         images_per_second, example_throughput,
     )
 }  # fmt: skip

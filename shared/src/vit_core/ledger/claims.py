@@ -29,12 +29,14 @@ Checks = Mapping[str, Callable[[], Value]]
 
 COSTS = ("instant", "cpu-minutes", "gpu-minutes", "gpu-hours", "impossible")
 KINDS = {
-    "result": "What a training or a timing gives: accuracy, speed, memory.",
+    "result": "What a training or a timing gave: accuracy, speed, memory.",
+    "forecast": "What a training or a timing is expected to give: forecasts, goals, hypotheses.",
     "property": "Formulas, invariances and behaviors of the model or method.",
     "size": "Parameters, multiply-adds, widths, depths.",
     "recipe": "What the paper says it does, held against what its code does.",
     "arithmetic": "Computed from figures that the paper itself gives; nothing is measured.",
 }
+OF_A_RUN = ("result", "forecast")  # a training or a timing decides about these
 OF_THE_CODE = ("property", "size", "recipe")  # the original's code decides about these
 COMPARISONS = ("about", "at least", "at most", "above", "below", "between")
 
@@ -184,8 +186,8 @@ class Claim:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         self._check_cost()
-        if self.kind == "result" and self.setting is None:
-            raise ValueError("a result names its setting")
+        if self.kind in OF_A_RUN and self.setting is None:
+            raise ValueError(f"a {self.kind} names its setting")
         if isinstance(self.tolerance, str) and not re.fullmatch(r"\d+(\.\d+)?%", self.tolerance):
             raise ValueError(f"tolerance is a number (1.0e-9, not 1e-9, to YAML) or like '5%', not {self.tolerance!r}")
         if isinstance(self.claimed, Mapping):
@@ -213,8 +215,8 @@ class Claim:
                 raise ValueError("an instant claim has a check, or evidence that decides")
             if self.check and self.kind in OF_THE_CODE and not self.parity:
                 raise ValueError("a check of our own model names the test of its parity with the original's (parity)")
-            if self.check and self.kind == "result":
-                raise ValueError("a result is measured by a run, not by an instant check")
+            if self.check and self.kind in OF_A_RUN:
+                raise ValueError(f"a {self.kind} is measured by a run, not by an instant check")
         elif self.cost != "impossible" and not (self.check and self.command):
             raise ValueError("a claim that is not instant says how it is measured (check) and by which command")
 

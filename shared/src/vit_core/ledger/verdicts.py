@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from vit_core.ledger.claims import (
+    OF_A_RUN,
     OF_THE_CODE,
     Checks,
     Claim,
@@ -258,7 +259,7 @@ def _decide(
     if band is None or isinstance(found, str | bool):
         agree = [found] if isinstance(found, Scalar) else list(found)
         return HOLDS if agree and all(type(f) is type(claimed) and f == claimed for f in agree) else FAILS
-    if measured is not None and claim.kind == "result":
+    if measured is not None and claim.kind in OF_A_RUN:
         if interval is None and isinstance(found, Sequence) and len(found) > 1 and isinstance(measured.seed, Sequence):
             interval = mean_interval([float(f) for f in found])  # of one cell of a table
         if interval is None:
