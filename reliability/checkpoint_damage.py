@@ -25,10 +25,10 @@ from typing import Any
 import torch
 
 from reliability.small_images import small_images
-from vit_core.checkpoint import FORMAT, load_checkpoint, save_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from vit_core.training.run_folder import environment
 from zoom_vit import cifar_evaluate, cifar_train
 
 

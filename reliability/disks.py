@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reliability.small_images import small_images
-from vit_core.checkpoint import load_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.checkpoint import load_checkpoint
+from vit_core.training.run_folder import environment
 
 TRAIN = (
     "-m", "zoom_vit.cifar_train", "--model", "micro", "--dataset", "imagefolder", "--device", "cpu", "--epochs", "2",

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.data import DiskSource, load_dataset
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.run_folder import environment
 
 _STATUS = Path("/proc/self/status")
 

@@ -5,8 +5,9 @@
 
 The training keeps an EMA, mixes images, accumulates gradients and runs under bf16 autocast. A third of the kills wait
 until a checkpoint is being written; the others come at any instant. Compared are last.pth and best.pth, every bit of
-them (weights, optimiser, EMA, generators, best accuracy: see `vit_core.checkpoint.digest`), the rows of metrics.csv but
-for their clock times, TensorBoard's curves, and that no temporary file is left. Exit code 1 where anything differs.
+them (weights, optimiser, EMA, generators, best accuracy: see `vit_core.training.checkpoint.digest`), the rows of
+metrics.csv but for their clock times, TensorBoard's curves, and that no temporary file is left. Exit code 1 where
+anything differs.
 """
 
 import csv
@@ -29,10 +30,10 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reliability.small_images import small_images
-from vit_core.checkpoint import digest, load_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.checkpoint import digest, load_checkpoint
+from vit_core.training.run_folder import environment
 
 EPOCHS = 3
 FLAGS = (

@@ -22,9 +22,9 @@ import numpy as np
 
 from reliability.kill_study import Victim
 from reliability.small_images import small_images
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.run_folder import environment
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

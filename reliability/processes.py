@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from reliability.small_images import small_images
-from vit_core.checkpoint import load_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.checkpoint import load_checkpoint
+from vit_core.training.run_folder import environment
 
 GLOBAL_BATCH, EVALUATED = 16, 97  # a number of images that neither 2 nor 4 divides
 TRAIN = (

@@ -52,7 +52,7 @@ def start_processes() -> Callable[..., list[int]]:
     """start_processes(function, arguments per process) -> exit codes. Forked from one that has imported the core."""
     context = multiprocessing.get_context("forkserver")
     # Installed ones: what lies in tests/ is not on the path of the process that they are forked from.
-    context.set_forkserver_preload(["vit_core.train_command", "vit_core.evaluate_command", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["vit_core.commands.train", "vit_core.commands.evaluate", "torch.utils.tensorboard"])
 
     def start(function: Callable[..., Any], arguments: list[tuple[Any, ...]], timeout: float = 240) -> list[int]:
         processes = [context.Process(target=function, args=a) for a in arguments]

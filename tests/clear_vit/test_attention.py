@@ -17,8 +17,8 @@ from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.model import Attention, DiffEntropyAttention, DiffSimilarityAttention, SuppressionAttention
 from clear_vit.rope import Rope, rotate
 from clear_vit.suppression import as_wide_heads, suppressed_attention
-from vit_core import cpu_kernel
-from vit_core.attention import attention
+from vit_core.models import cpu_kernel
+from vit_core.models.attention import attention
 
 B, H, N, D = 3, 2, 17, 8
 

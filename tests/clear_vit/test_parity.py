@@ -8,7 +8,7 @@ from clear_vit import convert_checkpoint
 from clear_vit.convert import config_of, model_from_original, variant_of
 from clear_vit.evaluate import main as evaluate
 from clear_vit.recipe import RECIPE
-from vit_core.trained_model import load_trained
+from vit_core.commands.trained_model import load_trained
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 VARIANT = {

@@ -15,9 +15,9 @@ from hthta_vit.focus import attention_map
 from hthta_vit.model import COMPONENTS
 from hthta_vit.registry import hthta_vit_micro
 from hthta_vit.train import main as train
+from vit_core.commands.trained_model import TrainedModel
 from vit_core.explain import class_token_attention, default_layer, grad_cam
-from vit_core.precision import choose_precision
-from vit_core.trained_model import TrainedModel
+from vit_core.training.precision import choose_precision
 
 TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "1", "--model-kwargs", "depth=1")
 

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from hthta_vit import hthta_vit_micro
 from hthta_vit.convert import head_from_original, model_from_original
 from hthta_vit.recipe import OWN, initialise
-from vit_core import timm_weights
 from vit_core.errors import UserError
-from vit_core.timm_weights import StartOptions, load_backbone
+from vit_core.models import timm_weights
+from vit_core.models.timm_weights import StartOptions, load_backbone
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 

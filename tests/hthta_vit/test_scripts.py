@@ -5,7 +5,7 @@ import torch
 from hthta_vit.evaluate import main as evaluate
 from hthta_vit.recipe import RECIPE
 from hthta_vit.train import main as train
-from vit_core import timm_weights
+from vit_core.models import timm_weights
 from vit_core.recipe import settle
 
 

@@ -11,8 +11,8 @@ from reliability.disks import mount, small_disk
 from reliability.small_images import small_images
 
 import toy_paper
-from vit_core.checkpoint import load_checkpoint, read_safely, save_checkpoint
 from vit_core.errors import UserError
+from vit_core.training.checkpoint import load_checkpoint, read_safely, save_checkpoint
 
 
 @pytest.mark.slow

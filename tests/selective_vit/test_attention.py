@@ -14,8 +14,8 @@ from selective_vit.attention import EMPTY_ROWS, MODES, Selection, select, select
 from selective_vit.convert import attention_from_original
 from selective_vit.flex import flex_selective_attention
 from selective_vit.model import make_selective
-from vit_core.dropout import fill_keep_mask, keep_probability
 from vit_core.explain import SparsityTracker, capture_attention
+from vit_core.models.dropout import fill_keep_mask, keep_probability
 
 FORMS = [(mode, empty) for mode in MODES for empty in EMPTY_ROWS]
 

@@ -19,11 +19,11 @@ from selective_vit.plot_logs import main as plot_logs
 from selective_vit.plot_logs import read as read_log
 from selective_vit.recipe import RECIPE, initialise, presets
 from selective_vit.train import main as train
-from vit_core.curves import read_metrics
+from vit_core.commands.curves import read_metrics
+from vit_core.commands.trained_model import load_trained
 from vit_core.explain import SparsityTracker, figure_of_maps
+from vit_core.models.timm_weights import StartOptions
 from vit_core.recipe import create_model, input_size, settle
-from vit_core.timm_weights import StartOptions
-from vit_core.trained_model import load_trained
 
 TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "2", "--model-kwargs", "depth=2")
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from property_budget import tried
-from vit_core import run_folder
-from vit_core.checkpoint import load_checkpoint
 from vit_core.recipe import Recipe
+from vit_core.training import run_folder
+from vit_core.training.checkpoint import load_checkpoint
 
 NUMBERS = (
     "0", "1", "-1", "2", "0.5", "1.0", "-0.0", "1e-8", "nan", "inf", "-inf", "1e308", "-1e308", "1e-308", "1e39",

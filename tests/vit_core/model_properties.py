@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from property_budget import tried
-from vit_core.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
 from vit_core.errors import UserError
 from vit_core.recipe import create_model, input_size
+from vit_core.training.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
 
 NONSENSE: tuple[Any, ...] = (
     0, -1, 1, 3, 7, 1.5, 1e-3, float("nan"), float("inf"), 1e308, -0.5, None, "", "none", "é", [],

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from vit_core import attention as module
-from vit_core.attention import _ChunkedAttention, attention, choose_backend
-from vit_core.dropout import Dropout, dropout, fill_keep_mask, keep_probability
+from vit_core.models import attention as module
+from vit_core.models.attention import _ChunkedAttention, attention, choose_backend
+from vit_core.models.dropout import Dropout, dropout, fill_keep_mask, keep_probability
 
 
 def qkv(B=2, h=3, N=7, M=11, d=4, dtype=torch.float32):

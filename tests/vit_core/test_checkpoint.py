@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vit_core.checkpoint import FORMAT, KEYS, digest, load_checkpoint, load_weights, save_checkpoint
 from vit_core.errors import UserError
+from vit_core.training.checkpoint import FORMAT, KEYS, digest, load_checkpoint, load_weights, save_checkpoint
 
 
 def checkpoint(**extra):

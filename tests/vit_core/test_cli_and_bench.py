@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from vit_core import bench
-from vit_core.cli import ArgumentParser, add_flags, build, command, flag
+from vit_core.bench.pair import pair as bench
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, add_flags, build, command, flag
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -115,7 +115,7 @@ def test_bench_counts_and_times_two_models(tmp_path, capsys):
 def test_multiply_adds_include_attention():
     import torch
 
-    from vit_core.precision import choose_precision
+    from vit_core.training.precision import choose_precision
 
     cpu = torch.device("cpu")
     contestant = bench.Contestant("vit_tiny_patch16_224", {"num_classes": 1000}, 1, cpu, choose_precision("off", cpu))

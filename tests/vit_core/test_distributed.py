@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import toy_paper
-from vit_core import distributed
-from vit_core.checkpoint import digest, load_checkpoint
 from vit_core.data import BatchLoader, EvalTransform
 from vit_core.data.sources import MemorySource
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
-from vit_core.evaluation import evaluate
-from vit_core.precision import choose_precision
-from vit_core.run_folder import RunFolder
+from vit_core.training import distributed
+from vit_core.training.checkpoint import digest, load_checkpoint
+from vit_core.training.distributed import pick_device
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
+from vit_core.training.run_folder import RunFolder
 
 
 def free_port() -> str:

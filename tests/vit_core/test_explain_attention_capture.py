@@ -8,8 +8,8 @@ from timm.layers import set_fused_attn
 from torch import nn
 from torch.testing import assert_close
 
-from vit_core.attention import attention, choose_backend, observed
 from vit_core.explain import capture_attention
+from vit_core.models.attention import attention, choose_backend, observed
 
 
 def images(B=2, size=32):

@@ -8,9 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.testing import assert_close
 
-from vit_core.attention import attention
 from vit_core.explain import AttentionStatistics, capture_attention, draw_heads
 from vit_core.explain.attention_statistics import place_distances
+from vit_core.models.attention import attention
 
 
 def test_distances_between_places():

@@ -6,7 +6,6 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from vit_core.attention import attention
 from vit_core.explain import (
     class_token_attention,
     default_layer,
@@ -16,6 +15,7 @@ from vit_core.explain import (
     measure_focus,
     overlay,
 )
+from vit_core.models.attention import attention
 
 PATCH, ROWS, COLUMNS = 8, 4, 6
 

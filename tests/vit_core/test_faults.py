@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import toy_paper
-from vit_core.checkpoint import KEYS, load_checkpoint, save_checkpoint
 from vit_core.errors import UserError
+from vit_core.training.checkpoint import KEYS, load_checkpoint, save_checkpoint
 
 
 def one_line(capsys) -> str:
@@ -170,7 +170,7 @@ def test_read_only_output_folder(capsys):
 def test_a_full_disk_in_mid_run_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     import errno
 
-    from vit_core import run_folder
+    from vit_core.training import run_folder
 
     real, saves = run_folder.save_checkpoint, []
 

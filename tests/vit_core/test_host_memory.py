@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from vit_core import host_memory
+from vit_core.training import host_memory
 
 COUNT = """
 import resource, sys, torch
-from vit_core.host_memory import keep_freed_memory
+from vit_core.training.host_memory import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -18,14 +18,14 @@ from reliability import folder_index, image_damage
 
 import toy_paper
 from vit_core import recipe
-from vit_core.classification import confusion_picture
-from vit_core.config import DataConfig
 from vit_core.data import BatchLoader, DiskSource, EvalTransform, load_dataset, tiny_imagenet
 from vit_core.data.folder import find_images, scan_classes
 from vit_core.data.images import UnreadableImageError, common_size, decode_all, open_image, read_pixels, shown
-from vit_core.distributed import World
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps
+from vit_core.tasks.classification import confusion_picture
+from vit_core.training.config import DataConfig
+from vit_core.training.distributed import World
 
 RAMP = (np.arange(256, dtype=np.uint8)[None] * np.ones((3, 1), np.uint8)).astype(np.uint8)  # (3, 256)
 

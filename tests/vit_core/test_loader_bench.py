@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_core.bench_loader import main, make_folder
+from vit_core.bench.loader import main, make_folder
 
 
 def test_measures_three_loaders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import toy_paper
-from vit_core.cli import flag
 from vit_core.errors import UserError
+from vit_core.flags import flag
 from vit_core.recipe import settle
 
 RECIPE = toy_paper.RECIPE

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import toy_paper
-from vit_core.bench import Figures as BenchFigures
+from vit_core.bench.pair import Figures as BenchFigures
+from vit_core.files import FolderLock
 from vit_core.ledger.claims import Claim, Outcome, Setting
 from vit_core.ledger.verdicts import judge
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training, load_papers
@@ -22,8 +23,7 @@ from vit_core.papers import Figure as PaperFigure
 from vit_core.reproduce import bench, command, comparison, plan, run, steps
 from vit_core.reproduce.progress import Display, Part, clock
 from vit_core.reproduce.steps import Options, studies
-from vit_core.trainer import Stopped
-from vit_core.whole_files import FolderLock
+from vit_core.training.trainer import Stopped
 
 CLAIMS = """
 settings: {far: {what: many epochs, counts: the recipe}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import toy_paper
-from vit_core import train_command
-from vit_core.checkpoint import save_checkpoint
+from vit_core.commands import train as train_command
+from vit_core.training.checkpoint import save_checkpoint
 
 # 1,437 digits in batches of 256: five batches an epoch, fifteen in three epochs.
 

@@ -8,10 +8,10 @@ import torch
 from matplotlib.figure import Figure
 
 import toy_paper
-from vit_core import train_command
+from vit_core.commands import train as train_command
+from vit_core.commands.study import Study, bars, column, markdown_table, mean_and_spread
 from vit_core.errors import UserError
-from vit_core.study import Study, bars, column, markdown_table, mean_and_spread
-from vit_core.trainer import Stopped
+from vit_core.training.trainer import Stopped
 
 FLAGS = ["--device", "cpu", *toy_paper.SMALL, "drop_path_rate=0"]
 

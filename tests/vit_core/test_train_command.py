@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import toy_paper
-from vit_core.checkpoint import KEYS
-from vit_core.run_folder import METRICS
+from vit_core.training.checkpoint import KEYS
+from vit_core.training.run_folder import METRICS
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 import toy_paper
 from vit_core.errors import UserError
-from vit_core.run_folder import RunFolder
-from vit_core.whole_files import FolderLock, remove_leftovers, replacing, second_name, write_whole
+from vit_core.files import FolderLock, remove_leftovers, replacing, second_name, write_whole
+from vit_core.training.run_folder import RunFolder
 
 
 def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):

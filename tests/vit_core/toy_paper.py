@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_core import evaluate_command, train_command
-from vit_core.cli import command
-from vit_core.loss import classification_loss
+from vit_core.commands import evaluate as evaluate_command
+from vit_core.commands import train as train_command
+from vit_core.flags import command
 from vit_core.recipe import Recipe
+from vit_core.training.loss import classification_loss
 
 
 class Faults:

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
+from vit_core.models.sizes import MICRO_POS_EMBED_STD
 from vit_core.papers import load_papers
-from vit_core.sizes import MICRO_POS_EMBED_STD
 
 PAPERS, _ = load_papers()  # registers the models
 PUBLISHED_STD = 0.02

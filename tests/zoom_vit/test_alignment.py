@@ -20,6 +20,7 @@ from zoom_vit.alignment import (
     summarise,
     verdict,
 )
+from zoom_vit.importance import see
 
 from .test_model import images, vit
 
@@ -54,7 +55,7 @@ def test_groups_are_what_they_are_said_to_be(judged_by, judged_at):
     columns = judge(model, x, targets, by)
     maps = importance_map(model, x, "cls_attention")
     if judged_at == "pruned":
-        maps = IMPORTANCES["cls_attention"](model.see(x, 1)).view(12, 4, 4)
+        maps = IMPORTANCES["cls_attention"](see(model, x, 1)).view(12, 4, 4)
     for i in range(12):
         kept = []
         for heat in (maps[i], -maps[i]):

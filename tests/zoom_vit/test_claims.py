@@ -10,7 +10,7 @@ import pytest
 from vit_core.ledger.claims import load_claims
 from vit_core.ledger.verdicts import Verdict, judge
 from zoom_vit import checks
-from zoom_vit.importance import token_norm
+from zoom_vit.importance import see, token_norm
 from zoom_vit.model import PrunedOutput, ZoomViT
 
 CLAIMS = load_claims(Path(str(importlib.resources.files("zoom_vit"))) / "claims.yaml")
@@ -99,7 +99,7 @@ def removed_at_the_end(patch: Patch) -> None:
 
     def wrong(self, images, keep, *args, **kw):
         tokens = self.forward_features(images)
-        kept = token_norm(self.see(images, 6)).topk(58).indices
+        kept = token_norm(see(self, images, 6)).topk(58).indices
         return PrunedOutput(self.forward_head(tokens), kept, 58, 196)
 
     patch.setattr(ZoomViT, "forward_pruned", wrong)

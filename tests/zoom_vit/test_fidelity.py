@@ -19,7 +19,7 @@ from vit_core.data.augment import Augment
 from vit_core.recipe import settle
 from zoom_vit import examples
 from zoom_vit.alignment import Judgement
-from zoom_vit.importance import importance_map
+from zoom_vit.importance import importance_map, see
 from zoom_vit.recipe import CIFAR, FLOWERS
 from zoom_vit.zoom import attenuate_background, crop_zoom, zoom_mask
 
@@ -214,7 +214,7 @@ def test_features_only(name):
         whole = timm.create_model(name).eval()
         with torch.no_grad():
             maps = backbone(image)
-            states = whole.see(image).states[1:]
+            states = see(whole, image).states[1:]
         assert len(maps) == len(backbone.feature_info.channels()) == count
         indices = wanted.get("out_indices", tuple(range(len(states) - 3, len(states))))
         for found, index, width in zip(maps, indices, backbone.feature_info.channels(), strict=True):

@@ -15,7 +15,7 @@ from vit_core.explain import (
     pointing_game,
 )
 from zoom_vit import IMPORTANCES, Random, ZoomViT, importance_map
-from zoom_vit.importance import as_map
+from zoom_vit.importance import as_map, see
 from zoom_vit.zoom import crop_zoom, zoom_boxes
 
 from .test_model import images, vit
@@ -28,7 +28,7 @@ def test_token_norm_is_the_studys():
         model(images())
     handle.remove()
     assert_close(importance_map(model, images()), outputs[0][:, 1:].norm(dim=-1).unflatten(1, (4, 4)))
-    seen = model.see(images(), 2)
+    seen = see(model, images(), 2)
     assert_close(IMPORTANCES["token_norm"](seen), seen.tokens[:, 1:].norm(dim=-1))
 
 
@@ -39,7 +39,7 @@ def test_attention_is_what_the_model_computes(fields):
     assert_close(importance_map(model, images(), "rollout"), attention_rollout(model, images()))
     with torch.no_grad(), capture_attention(model) as captured:
         model(images())
-    seen = model.see(images(), 2)
+    seen = see(model, images(), 2)
     second = captured["blocks.1.attn"][0][:, :, 0, seen.patches].mean(1)
     assert_close(IMPORTANCES["cls_attention"](seen), second)
 
@@ -79,7 +79,7 @@ def test_random_values_are_uniform_and_unrelated():
     model = vit(img_size=64, patch_size=4, depth=1, embed_dim=8)
     torch.manual_seed(0)
     pictures = torch.randn(200, 3, 64, 64)
-    values = torch.cat([Random(5)(model.see(p, 0)) for p in pictures.split(50)])  # (200, 256)
+    values = torch.cat([Random(5)(see(model, p, 0)) for p in pictures.split(50)])  # (200, 256)
     counts = torch.histc(values.float(), 20, 0, 1)
     assert values.min() >= 0
     assert values.max() < 1
@@ -90,9 +90,9 @@ def test_random_values_are_uniform_and_unrelated():
     assert torch.corrcoef(values.T).fill_diagonal_(0).abs().max() < 5.5 / 200**0.5, "between places"
     changed = pictures[:1].clone()
     changed[0, 1, 7] += 1e-3
-    assert abs(torch.corrcoef(torch.cat([Random(5)(model.see(changed, 0)), values[:1]]))[0, 1]) < 0.25
+    assert abs(torch.corrcoef(torch.cat([Random(5)(see(model, changed, 0)), values[:1]]))[0, 1]) < 0.25
     swapped = pictures[:1].flip(3)
-    assert abs(torch.corrcoef(torch.cat([Random(5)(model.see(swapped, 0)), values[:1]]))[0, 1]) < 0.25
+    assert abs(torch.corrcoef(torch.cat([Random(5)(see(model, swapped, 0)), values[:1]]))[0, 1]) < 0.25
 
 
 # ── a planted patch ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def test_how_many_blocks_a_map_reads(importance, layers):
     torch.manual_seed(0)
     model, images = timm.create_model("zoom_vit_tiny_patch8_32", num_classes=10).eval(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        seen = model.see(images)
+        seen = see(model, images)
         before = as_map(seen, importance)
         read = 0
         for layer in range(12):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from vit_core.bench import multiply_adds
+from vit_core.bench.pair import multiply_adds
 from zoom_vit import IMPORTANCES, Random, ZoomViT, importance_map
+from zoom_vit.importance import see
 from zoom_vit.zoom import zoom_mask
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -115,7 +116,7 @@ def test_the_other_blocks_see_the_prefix_and_the_top_k(fields):
     out = model.forward_pruned(images(), 0.4, 2, values)
     assert (out.num_kept, out.num_patches) == (6, 16)
     assert torch.equal(out.kept, values.topk(6).indices)
-    x = model.see(images(), 2).tokens
+    x = see(model, images(), 2).tokens
     for b in range(3):
         stay = [*range(prefix), *(prefix + i for i in sorted(out.kept[b].tolist()))]
         tokens = model.norm(model.blocks[2](x[b : b + 1, stay]))
@@ -127,7 +128,7 @@ def test_kept_are_the_top_k_of_the_importance_and_the_batch_does_not_matter(impo
     model = vit()
     with torch.no_grad():
         out = model.forward_pruned(images(4), 0.3, 2, importance)
-        seen = model.see(images(4), 2)
+        seen = see(model, images(4), 2)
         assert torch.equal(out.kept, IMPORTANCES[importance](seen).topk(4).indices)
         order = torch.tensor([2, 0, 3, 1])
         shuffled = model.forward_pruned(images(4)[order], 0.3, 2, importance)

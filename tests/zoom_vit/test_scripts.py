@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_core.cli import ArgumentParser
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser
 from vit_core.recipe import create_model, settle
 from zoom_vit import (
     bench_pruning,
@@ -82,7 +82,7 @@ def test_pretrained_weights_of_another_size_are_refused():
 
 
 def test_pretrained_weights_are_those_of_the_tiny_vit(monkeypatch):
-    from vit_core import timm_weights
+    from vit_core.models import timm_weights
 
     asked = []
     theirs = create_model("vit_tiny_patch16_224", {}, 7, None)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vit_core.commands.study import Measurement, Subject
     from vit_core.ledger.claims import Value
-    from vit_core.study import Measurement, Subject
 
 GROUP = "vit_core.papers"
 

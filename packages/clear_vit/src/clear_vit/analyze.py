@@ -26,13 +26,19 @@ from clear_vit.entropy import pixel_entropy, token_entropy
 from clear_vit.model import ClearViT, DiffEntropyAttention, SuppressionAttention
 from clear_vit.recipe import RECIPE
 from clear_vit.rope import Grid
-from vit_core.cli import ArgumentParser, command
+from vit_core.commands.trained_model import (
+    TrainedModel,
+    add_checkpoint_flag,
+    add_data_flags,
+    check_data_flags,
+    load_trained,
+)
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
-from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import AttentionStatistics, denormalise, draw_heads, figure_of_maps
-from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import World, pick_device
 
 CENTRED = "RdBu_r"  # colours of what has a sign
 

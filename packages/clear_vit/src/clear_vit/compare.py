@@ -19,12 +19,20 @@ import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.model import VARIANTS, SuppressionAttention
 from clear_vit.recipe import RECIPE, of_variant
 from clear_vit.registry import SIZES
-from vit_core.bench import Contestant, in_turn
-from vit_core.cli import ArgumentParser, command
+from vit_core.bench.pair import Contestant, in_turn
+from vit_core.commands.study import (
+    Measurement,
+    Study,
+    Subject,
+    add_study_flags,
+    column,
+    markdown_table,
+    mean_and_spread,
+)
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, command
 from vit_core.ledger.statistics import corrected_differences, differences_to_baseline
-from vit_core.precision import choose_precision
-from vit_core.study import Measurement, Study, Subject, add_study_flags, column, markdown_table, mean_and_spread
+from vit_core.training.precision import choose_precision
 
 # The README's table, ImageNet-100 after 90 epochs: acc@1 and acc@5.
 CLAIMED = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clear_vit.model import VARIANTS, ClearViT
-from vit_core.conversion import load_original, not_of, timm_name
+from vit_core.models.conversion import load_original, not_of, timm_name
 
 PAPER = "clear-vit"
 FIELDS = ("image_size", "patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim", "num_classes", "rope_theta")

@@ -19,11 +19,11 @@ from torch import Tensor
 import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.convert import config_of, model_arguments, model_from_original, variant_of
 from clear_vit.recipe import RECIPE
-from vit_core.checkpoint import read_safely, save_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.config import DataConfig
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, command, output_file
 from vit_core.recipe import settle
+from vit_core.training.checkpoint import read_safely, save_checkpoint
+from vit_core.training.config import DataConfig
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # where trainers put the weights
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vit_core import cpu_kernel
-from vit_core.attention import attention
-from vit_core.cpu_kernel import scaled_product
+from vit_core.models import cpu_kernel
+from vit_core.models.attention import attention
+from vit_core.models.cpu_kernel import scaled_product
 
 # Scores of one map in one chunk: two images of ViT-Tiny at 256 × 256.
 _CHUNK_SCORES = 400_000

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, to_2tuple
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from clear_vit.differential import differential_attention
 from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.rope import Grid, Rope, rotate
 from clear_vit.suppression import suppressed_attention
-from vit_core.attention import attention
+from vit_core.models.attention import attention
 
 # The original's experiments from the worst to the best, as arguments of `ClearViT`; and a further baseline.
 VARIANTS: dict[str, dict[str, Any]] = {

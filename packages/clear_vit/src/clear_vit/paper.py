@@ -9,9 +9,9 @@ import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.checks import CHECKS
 from clear_vit.compare import CLAIMED, draw, pairs_in_order, ranked
 from clear_vit.recipe import RECIPE
+from vit_core.commands.study import Measurement, Subject, column
 from vit_core.explain import class_token_attention, draw_heads, measure_attention
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
-from vit_core.study import Measurement, Subject, column
 
 IMAGES = 100
 BASELINE, BEST = "baseline", "rope_mixed_ape"

@@ -6,8 +6,8 @@ uv run clear-vit-plot-logs checkpoints/RUN_A checkpoints/RUN_B --output curves.p
 import sys
 from collections.abc import Sequence
 
-from vit_core import curves
-from vit_core.cli import command
+from vit_core.commands import curves
+from vit_core.flags import command
 
 
 @command

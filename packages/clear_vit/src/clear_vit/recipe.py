@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from clear_vit.model import VARIANTS
-from vit_core.cli import flag
+from vit_core.flags import flag
+from vit_core.models.sizes import MICRO_POS_EMBED_STD
 from vit_core.recipe import Recipe
-from vit_core.sizes import MICRO_POS_EMBED_STD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from clear_vit.model import VARIANTS, ClearViT
-from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
+from vit_core.models.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"img_size": 256}, "micro": {**MICRO, "pos_embed_std": MICRO_POS_EMBED_STD}

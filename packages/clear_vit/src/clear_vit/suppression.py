@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vit_core import cpu_kernel
-from vit_core.attention import attention
-from vit_core.cpu_kernel import scaled_product
+from vit_core.models import cpu_kernel
+from vit_core.models.attention import attention
+from vit_core.models.cpu_kernel import scaled_product
 
 # Scores of one chunk: four images of ViT-Tiny at 256 × 256, passes that are long enough to be worth several cores.
 _CHUNK_SCORES = 800_000

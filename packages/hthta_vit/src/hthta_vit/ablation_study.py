@@ -14,8 +14,8 @@ from hthta_vit.focus import attention_map
 from hthta_vit.model import COMPONENTS
 from hthta_vit.recipe import RECIPE
 from hthta_vit.study import run_study, study_parser
-from vit_core.cli import command
 from vit_core.errors import UserError
+from vit_core.flags import command
 
 # Table I of the paper: accuracy and FAP of ViT-B/16 at 224 x 224 after 30 epochs.
 CLAIMED = {

@@ -20,13 +20,13 @@ from hthta_vit.focus import attention_map
 from hthta_vit.model import HTHTAViT
 from hthta_vit.recipe import RECIPE, ModelOptions
 from hthta_vit.study import AttentionMaps, run_study, study_parser
-from vit_core.checkpoint import load_weights
-from vit_core.cli import command
 from vit_core.errors import UserError
 from vit_core.explain import capture_attention
 from vit_core.explain.evaluation_mode import evaluation_mode
+from vit_core.flags import command
+from vit_core.models.timm_weights import TAGS, StartOptions
 from vit_core.recipe import create_model, input_size
-from vit_core.timm_weights import TAGS, StartOptions
+from vit_core.training.checkpoint import load_weights
 
 # The original's names -> timm's. Any other name is timm's own.
 MODELS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hthta_vit.model import GuidedTokenAttention, HTHTAViT
-from vit_core.conversion import load_original, not_of, timm_name
+from vit_core.models.conversion import load_original, not_of, timm_name
 
 PAPER = "HTHTA-ViT"
 _HEAD_FIELDS = ("dim", "heads", "head_dim", "gru_layers")

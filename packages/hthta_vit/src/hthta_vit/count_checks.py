@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hthta_vit.model import HTHTAViT
-from vit_core.bench import multiply_adds
+from vit_core.bench.pair import multiply_adds
 from vit_core.ledger.claims import Value
 
 VIT, CONVNEXT = "vit_base_patch16_224", "convnext_base"

@@ -20,13 +20,19 @@ import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
 from hthta_vit.robustness import disturbances, disturbed
-from vit_core.classification import confusion_picture, summarise
-from vit_core.cli import ArgumentParser, command
-from vit_core.distributed import World, pick_device
+from vit_core.commands.trained_model import (
+    TrainedModel,
+    add_checkpoint_flag,
+    add_data_flags,
+    check_data_flags,
+    load_trained,
+)
 from vit_core.explain import measure_focus
-from vit_core.precision import Precision, choose_precision
-from vit_core.run_folder import environment
-from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.tasks.classification import confusion_picture, summarise
+from vit_core.training.distributed import World, pick_device
+from vit_core.training.precision import Precision, choose_precision
+from vit_core.training.run_folder import environment
 
 
 @command

@@ -10,9 +10,9 @@ from hthta_vit.focus import attention_map
 from hthta_vit.model import COMPONENTS
 from hthta_vit.recipe import RECIPE
 from hthta_vit.visualize_attention import draw
+from vit_core.commands.study import Measurement, Subject
 from vit_core.explain import measure_focus
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
-from vit_core.study import Measurement, Subject
 
 PICTURES = 2
 FAP_IMAGES = 200

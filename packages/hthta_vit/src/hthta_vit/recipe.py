@@ -9,10 +9,10 @@ from torch import nn
 
 from hthta_vit.model import COMPONENTS
 from hthta_vit.original_config import flags_of
-from vit_core import timm_weights
-from vit_core.cli import flag
+from vit_core.flags import flag
+from vit_core.models import timm_weights
+from vit_core.models.timm_weights import OWN_HEAD, StartOptions
 from vit_core.recipe import Recipe
-from vit_core.timm_weights import OWN_HEAD, StartOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from hthta_vit.model import HTHTAViT
 from hthta_vit.notebook import HTHTANotebookViT
-from vit_core.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
-from vit_core.timm_weights import backbone_cfgs
+from vit_core.models.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
+from vit_core.models.timm_weights import backbone_cfgs
 
 _CFGS: dict[str, Any] = {
     **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2"),

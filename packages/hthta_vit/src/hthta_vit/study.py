@@ -7,11 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hthta_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser
-from vit_core.errors import UserError
-from vit_core.explain import measure_focus
-from vit_core.recipe import Recipe
-from vit_core.study import (
+from vit_core.commands.study import (
     Measurement,
     Study,
     Subject,
@@ -21,6 +17,10 @@ from vit_core.study import (
     markdown_table,
     mean_and_spread,
 )
+from vit_core.errors import UserError
+from vit_core.explain import measure_focus
+from vit_core.flags import ArgumentParser
+from vit_core.recipe import Recipe
 
 AttentionMaps = Callable[[nn.Module, Tensor], Tensor]
 Claimed = Mapping[str, tuple[str, str]]  # row -> accuracy and FAP, as the paper has them

@@ -15,13 +15,13 @@ from torch import Tensor
 import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser, command
+from vit_core.commands.trained_model import TrainedModel, add_checkpoint_flag, add_loading_flags, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
-from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_loading_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import pick_device
 
 
 @command

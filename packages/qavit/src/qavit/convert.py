@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qavit.config import SIZES, QAViTConfig
 from qavit.model import QAViT
-from vit_core.conversion import load_original
+from vit_core.models.conversion import load_original
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> QAViT:

@@ -15,11 +15,11 @@ from torch import Tensor
 from qavit.convert import model_from_original
 from qavit.model import QAViT
 from qavit.recipe import RECIPE
-from vit_core.checkpoint import read_safely, save_checkpoint
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.config import DataConfig
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, command, output_file
 from vit_core.recipe import settle
+from vit_core.training.checkpoint import read_safely, save_checkpoint
+from vit_core.training.config import DataConfig
 
 # Mean and deviation of the pixels by which the original normalizes each of its datasets (QAViT.py, DATASET_CONFIGS).
 STATISTICS = {

@@ -28,8 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from qavit.bank import Bank, GlobalTokenBank
 from qavit.config import QAViTConfig
 from qavit.timm_api import TimmApi, own_names
-from vit_core.attention import attention
-from vit_core.dropout import Dropout, dropout
+from vit_core.models.attention import attention
+from vit_core.models.dropout import Dropout, dropout
 
 
 class Linformer(nn.Module):

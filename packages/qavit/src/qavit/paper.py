@@ -12,10 +12,10 @@ from torch import Tensor
 from qavit.checks import CHECKS
 from qavit.model import QAViT, QuadAttentionBlock
 from qavit.recipe import RECIPE
-from vit_core.evaluation import evaluate
+from vit_core.commands.study import Measurement, Subject
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
-from vit_core.precision import choose_precision
-from vit_core.study import Measurement, Subject
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
 
 BRANCHES = ("windows (SWA)", "dilated scales (MSDA)", "channel groups (CGA)", "bank (cross-attention)")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit_core.cli import flag
+from vit_core.flags import flag
 from vit_core.recipe import Recipe
 
 

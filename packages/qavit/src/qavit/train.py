@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import qavit  # noqa: F401 -- registers the models with timm
 from qavit.recipe import RECIPE
-from vit_core import train_command
-from vit_core.cli import command
+from vit_core.commands import train as train_command
+from vit_core.flags import command
 
 
 @command

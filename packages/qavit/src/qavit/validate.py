@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from qavit.config import QAViTConfig
 from qavit.model import QAViT, QuadAttentionBlock
 from qavit.registry import qavit_micro, qavit_small, qavit_tiny
-from vit_core.cli import ArgumentParser, command
 from vit_core.data import BatchLoader, EvalTransform, load_dataset
-from vit_core.distributed import pick_device, seed_everything
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import pick_device, seed_everything
 
 MODELS: dict[str, Callable[..., QAViT]] = {"micro": qavit_micro, "tiny": qavit_tiny, "small": qavit_small}
 PUBLISHED_SIZES = {  # training and validation images

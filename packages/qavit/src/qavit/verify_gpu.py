@@ -13,11 +13,11 @@ import torch
 
 from qavit.config import QAViTConfig
 from qavit.registry import qavit_small, qavit_tiny
-from vit_core.attention import choose_backend, flash_attn_installed
-from vit_core.cli import ArgumentParser, command
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
-from vit_core.precision import choose_precision
+from vit_core.flags import ArgumentParser, command
+from vit_core.models.attention import choose_backend, flash_attn_installed
+from vit_core.training.distributed import pick_device
+from vit_core.training.precision import choose_precision
 
 _HEAD_DIM = 64  # of the window and dilated attentions in both sizes, and
 _GROUP_HEAD_DIM = 4  # of the channel-group attention

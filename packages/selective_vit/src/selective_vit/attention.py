@@ -27,8 +27,8 @@ from torch.overrides import has_torch_function_variadic
 
 from selective_vit.chunked import ChunkedSelectiveAttention
 from selective_vit.flex import flex_selective_attention
-from vit_core import cpu_kernel
-from vit_core.attention import masked_softmax, observed
+from vit_core.models import cpu_kernel
+from vit_core.models.attention import masked_softmax, observed
 
 MODES = ("relu", "hard")
 EMPTY_ROWS = ("argmax", "zero")

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES, Selection, selective_attention
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
-from vit_core.evaluation import now
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.distributed import pick_device
+from vit_core.training.evaluation import now
+from vit_core.training.run_folder import environment
 
 
 @command

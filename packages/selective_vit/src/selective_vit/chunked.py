@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vit_core.cpu_kernel import scaled_product
-from vit_core.dropout import fill_keep_mask, keep_probability
+from vit_core.models.cpu_kernel import scaled_product
+from vit_core.models.dropout import fill_keep_mask, keep_probability
 
 # Weights of one chunk: an image of ViT-B/16, 12 × 197 × 197, and so a chunk whose heads need no copy.
 _CHUNK_WEIGHTS = 480_000

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selective_vit.attention import Selection
 from selective_vit.model import SelectiveAttention, ThresholdForm, make_selective
-from vit_core.conversion import load_original, vit_arguments
+from vit_core.models.conversion import load_original, vit_arguments
 
 PAPER = "SelectiveViT"
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
-from vit_core import evaluate_command
-from vit_core.cli import command
+from vit_core.commands import evaluate as evaluate_command
+from vit_core.flags import command
 
 
 @command

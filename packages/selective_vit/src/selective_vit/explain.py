@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser, command
+from vit_core.commands.trained_model import TrainedModel, add_loading_flags, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.explain import (
     attention_rollout,
@@ -29,7 +28,8 @@ from vit_core.explain import (
     grad_cam,
 )
 from vit_core.explain.grad_cam import EmptyMapError
-from vit_core.trained_model import TrainedModel, add_loading_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import pick_device
 
 
 @command

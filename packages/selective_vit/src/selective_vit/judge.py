@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser, command
+from vit_core.commands.study import markdown_table
+from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
 from vit_core.data import BatchLoader
-from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import Curves, attention_rollout, deletion_insertion, grad_cam
 from vit_core.explain.deletion import BASELINES
-from vit_core.study import markdown_table
-from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import World, pick_device
 
 METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "Grad-CAM": lambda model, images, targets: grad_cam(model, images, targets),

@@ -10,9 +10,9 @@ from selective_vit.checks import CHECKS
 from selective_vit.explain import draw
 from selective_vit.model import thresholds
 from selective_vit.recipe import NOTEBOOK_MODEL, PAIRS, RECIPE
+from vit_core.commands.study import Measurement, Subject
 from vit_core.explain import class_token_attention, denormalise, draw_heads, measure_sparsity
 from vit_core.papers import Analysis, Benchmark, Figure, Paper, Picture, Table, Training
-from vit_core.study import Measurement, Subject
 
 IMAGES = 200
 THRESHOLD = 0.01  # the paper's

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit_core import curves
-from vit_core.cli import command
+from vit_core.commands import curves
 from vit_core.errors import UserError
+from vit_core.flags import command
 
 # Columns of the notebook's log (cell 11), accuracies as shares of one, and ours, in percent.
 COLUMNS = {

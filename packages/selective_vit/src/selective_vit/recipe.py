@@ -9,10 +9,10 @@ from torch import nn
 
 from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES
 from selective_vit.model import LEARNED, describe_thresholds, grow_threshold, sparse_loss
-from vit_core import timm_weights
-from vit_core.cli import flag
+from vit_core.flags import flag
+from vit_core.models import timm_weights
+from vit_core.models.timm_weights import OWN_HEAD, StartOptions
 from vit_core.recipe import Recipe
-from vit_core.timm_weights import OWN_HEAD, StartOptions
 
 # What --model says for two models in a row: the plain one, then the selective one.
 PAIRS = {"both": ("vit", "selective"), "both_micro": ("vit_micro", "selective_micro")}

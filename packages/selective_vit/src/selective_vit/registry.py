@@ -11,8 +11,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from selective_vit.model import block_indices, make_selective
-from vit_core.sizes import MICRO, spread_pos_embed, unpublished_cfg
-from vit_core.timm_weights import backbone_cfgs
+from vit_core.models.sizes import MICRO, spread_pos_embed, unpublished_cfg
+from vit_core.models.timm_weights import backbone_cfgs
 
 default_cfgs = generate_default_cfgs(
     backbone_cfgs("selective_vit_base_patch16_224")

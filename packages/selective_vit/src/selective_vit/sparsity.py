@@ -18,11 +18,11 @@ from typing import Any
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.model import threshold_values, thresholds
 from selective_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser, command
-from vit_core.distributed import World, pick_device
+from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
 from vit_core.errors import UserError
 from vit_core.explain import SparsityTracker, draw_heads, measure_sparsity
-from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.distributed import World, pick_device
 
 FIELDS = ("checkpoint", "epoch", "block", "head", "threshold", "active_tokens", "keys", "sparsity", "empty_rows",
           "single_rows")  # fmt: skip

@@ -18,15 +18,7 @@ import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.attention import EMPTY_ROWS, MODES
 from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
-from vit_core.cli import ArgumentParser, command
-from vit_core.data import BatchLoader
-from vit_core.distributed import World, pick_device
-from vit_core.errors import UserError
-from vit_core.evaluation import evaluate
-from vit_core.explain import measure_sparsity
-from vit_core.ledger.statistics import differences_to_baseline
-from vit_core.precision import choose_precision
-from vit_core.study import (
+from vit_core.commands.study import (
     Measurement,
     Study,
     add_study_flags,
@@ -35,7 +27,15 @@ from vit_core.study import (
     mean_and_spread,
     write_measurements,
 )
-from vit_core.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.data import BatchLoader
+from vit_core.errors import UserError
+from vit_core.explain import measure_sparsity
+from vit_core.flags import ArgumentParser, command
+from vit_core.ledger.statistics import differences_to_baseline
+from vit_core.training.distributed import World, pick_device
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
 
 THRESHOLDS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 

@@ -15,10 +15,10 @@ import torch
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import PAIRS, RECIPE, for_plain
-from vit_core import train_command
-from vit_core.cli import command
-from vit_core.curves import draw
+from vit_core.commands import train as train_command
+from vit_core.commands.curves import draw
 from vit_core.errors import UserError
+from vit_core.flags import command
 from vit_core.recipe import create_model, settle
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_core.ledger.statistics import holm
-from zoom_vit.importance import Random, as_map
+from zoom_vit.importance import Random, as_map, see
 from zoom_vit.model import ZoomViT
 
 GROUPS = ("good", "inverted", "diffuse")
@@ -81,7 +81,7 @@ def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dic
     same for the random map; `overlap`, the percentage of the map's top k that pruning keeps. And what the model says:
     `dense_…`, `pruned_…` and `random_…` for each of `MEASURES`, with `…_class` the predicted class.
     """
-    seen = model.see(images)
+    seen = see(model, images)
     judged = seen if by.judged_at == "last" else seen._replace(states=seen.states[: by.prune_layer + 1])
     maps, noise = as_map(judged, by.importance), as_map(seen, Random(by.seed))
     ranks, noise_ranks = ranked(maps, noise), ranked(noise, noise)

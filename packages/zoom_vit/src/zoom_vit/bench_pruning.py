@@ -17,11 +17,11 @@ import numpy as np
 import timm
 import torch
 
-from vit_core.bench import in_turn, multiply_adds
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.distributed import pick_device, seed_everything
+from vit_core.bench.pair import in_turn, multiply_adds
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.distributed import pick_device, seed_everything
+from vit_core.training.run_folder import environment
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.registry import BACKBONE, zoom_vit_tiny_patch16_224
 

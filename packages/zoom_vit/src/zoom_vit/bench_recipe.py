@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.data import Augment, AugmentConfig, BatchLoader, load_dataset
-from vit_core.distributed import seed_everything, start
 from vit_core.errors import UserError
-from vit_core.run_folder import environment
+from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.training.distributed import seed_everything, start
+from vit_core.training.run_folder import environment
 from zoom_vit.recipe import CIFAR10, PUBLISHED
 from zoom_vit.registry import zoom_vit_tiny_patch8_32
 

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.bench import multiply_adds
+from vit_core.bench.pair import multiply_adds
 from vit_core.ledger.claims import Value
 from zoom_vit.model import ZoomViT
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.cli import ArgumentParser, command
+from vit_core.commands.study import markdown_table
 from vit_core.errors import UserError
 from vit_core.explain import chance_level, top_places
-from vit_core.study import markdown_table
+from vit_core.flags import ArgumentParser, command
 from zoom_vit.alignment import noise_entropy, normalised_entropy
 from zoom_vit.examples import draw_importance
 from zoom_vit.experiment import CIFAR_FOLDER, Experiment, add_experiment_flags, add_keep_ratio, begin

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core import train_command
-from vit_core.cli import command
+from vit_core.commands import train as train_command
+from vit_core.flags import command
 from zoom_vit.recipe import CIFAR
 
 

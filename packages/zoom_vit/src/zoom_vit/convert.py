@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vit_core.conversion import load_original, vit_arguments
+from vit_core.models.conversion import load_original, vit_arguments
 from zoom_vit.model import ZoomViT
 
 PAPER = "ZoomViT study"

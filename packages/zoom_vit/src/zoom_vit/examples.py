@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vit_core.cli import ArgumentParser
+from vit_core.commands.study import markdown_table
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps, overlay
-from vit_core.figure_text import figure_text
+from vit_core.explain.figure_text import figure_text
+from vit_core.flags import ArgumentParser
 from vit_core.recipe import Recipe
-from vit_core.study import markdown_table
 from zoom_vit.alignment import GROUPS, Judgement, groups, judge
 from zoom_vit.experiment import (
     Experiment,

@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_core.cli import ArgumentParser, build
+from vit_core.commands.trained_model import (
+    TrainedModel,
+    add_checkpoint_flag,
+    add_data_flags,
+    check_data_flags,
+    load_trained,
+)
 from vit_core.data import BatchLoader, Dataset
-from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
 from vit_core.explain import denormalise
+from vit_core.flags import ArgumentParser, build
 from vit_core.recipe import Recipe
-from vit_core.run_folder import environment
-from vit_core.trained_model import TrainedModel, add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from vit_core.training.distributed import World, pick_device
+from vit_core.training.run_folder import environment
 from zoom_vit.alignment import JUDGES, LAYERS, Judgement, noise_entropy
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.model import ZoomViT

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.cli import ArgumentParser, command
+from vit_core.flags import ArgumentParser, command
 from zoom_vit.alignment import GROUPS
 from zoom_vit.examples import Example, add_example_flags, begin_examples, draw_importance, write_examples
 from zoom_vit.experiment import FLOWERS_FOLDER

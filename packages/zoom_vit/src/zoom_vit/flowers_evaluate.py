@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core import evaluate_command
-from vit_core.cli import command
+from vit_core.commands import evaluate as evaluate_command
+from vit_core.flags import command
 from zoom_vit.experiment import FLOWERS_FOLDER
 from zoom_vit.recipe import FLOWERS
 

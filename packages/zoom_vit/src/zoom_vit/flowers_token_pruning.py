@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.cli import ArgumentParser, command
-from vit_core.study import markdown_table
+from vit_core.commands.study import markdown_table
+from vit_core.flags import ArgumentParser, command
 from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgement, groups, judge, summarise, verdict
 from zoom_vit.experiment import (
     FLOWERS_FOLDER,

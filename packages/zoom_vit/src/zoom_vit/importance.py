@@ -19,24 +19,22 @@ Shapes: B images, N patches, P prefix tokens, D embed_dim, h heads.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
 
 from vit_core.explain import attention_relevance, grad_cam, token_grid
 from vit_core.explain.evaluation_mode import evaluation_mode
 from vit_core.explain.rollout import reading_of_patches, rolled_out
 
-if TYPE_CHECKING:
-    from zoom_vit.model import ZoomViT
-
 
 class Seen(NamedTuple):
     """What an importance may look at."""
 
-    model: "ZoomViT"
+    model: VisionTransformer
     images: Tensor  # (B, 3, H, W)
     states: tuple[Tensor, ...]  # tokens (B, P + N, D): the input of each block so far, and the output of the last
     targets: Tensor | None = None  # (B,) classes to explain. Default: the predicted ones
@@ -57,6 +55,20 @@ class Seen(NamedTuple):
 
 
 Importance = Callable[[Seen], Tensor]
+
+
+def see(model: VisionTransformer, images: Tensor, layers: int | None = None) -> Seen:
+    """What the first `layers` blocks compute, by default all: the embedded tokens, and those behind each block."""
+    states = [model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))]
+    for block in list(model.blocks)[:layers]:
+        states.append(through(model, block, states[-1]))
+    return Seen(model, images, tuple(states))
+
+
+def through(model: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:
+    """The output of one of the model's blocks, checkpointed where the model is set so."""
+    out: Tensor = checkpoint(block, x) if model.grad_checkpointing else block(x)
+    return out
 
 
 def token_norm(seen: Seen) -> Tensor:
@@ -130,7 +142,10 @@ def named(name: str) -> Importance:
 
 
 def importance_map(
-    model: "ZoomViT", images: Tensor, importance: str | Importance = "token_norm", targets: Tensor | None = None
+    model: VisionTransformer,
+    images: Tensor,
+    importance: str | Importance = "token_norm",
+    targets: Tensor | None = None,
 ) -> Tensor:
     """The importance of each patch behind the last block: (B, rows, columns).
 
@@ -138,7 +153,7 @@ def importance_map(
     targets: classes (B,) that grad_rollout and gradcam explain. Default: the predicted ones.
     """
     with torch.no_grad(), evaluation_mode(model):
-        return as_map(model.see(images)._replace(targets=targets), importance)
+        return as_map(see(model, images)._replace(targets=targets), importance)
 
 
 def as_map(seen: Seen, importance: str | Importance) -> Tensor:

@@ -14,11 +14,10 @@ patches, D embed_dim. Tokens are P + N, the prefix first.
 from typing import Any, NamedTuple
 
 import torch
-from timm.models._manipulate import checkpoint
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from timm.models import VisionTransformer
+from torch import Tensor
 
-from zoom_vit.importance import Importance, Seen, named
+from zoom_vit.importance import Importance, Seen, named, see, through
 
 
 class PrunedOutput(NamedTuple):
@@ -81,24 +80,13 @@ class ZoomViT(VisionTransformer):
     def _features(self, images: Tensor, pruning: Pruning | None) -> tuple[Tensor, Tensor | None]:
         """The one path of both: normalised tokens, and where some were pruned (B, k) those that stayed."""
         layer, kept = (0 if pruning is None else pruning.layer), None
-        seen = self.see(images, layer)
+        seen = see(self, images, layer)
         x = seen.tokens
         if pruning is not None:
             x, kept = self._prune(seen, pruning)
         for block in list(self.blocks)[layer:]:
-            x = self._through(block, x)
+            x = through(self, block, x)
         return self.norm(x), kept
-
-    def see(self, images: Tensor, layers: int | None = None) -> Seen:
-        """What the first `layers` blocks compute, by default all: the embedded tokens, and those behind each block."""
-        states = [self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))]
-        for block in list(self.blocks)[:layers]:
-            states.append(self._through(block, states[-1]))
-        return Seen(self, images, tuple(states))
-
-    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
-        out: Tensor = checkpoint(block, x) if self.grad_checkpointing else block(x)
-        return out
 
     def _prune(self, seen: Seen, pruning: Pruning) -> tuple[Tensor, Tensor]:
         """The prefix and the kept patches (B, P + k, D), in the order of their importance; and which they are."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.commands.study import Measurement, Subject
 from vit_core.explain import class_token_attention
 from vit_core.papers import Analysis, Benchmark, Figure, Paper, Picture, Table, Training
-from vit_core.study import Measurement, Subject
 from zoom_vit import bench_pruning, cifar_analysis_attention, pruning_curve, zoom_curve
 from zoom_vit.alignment import Judgement, groups, noise_entropy, summarise, verdict
 from zoom_vit.checks import CHECKS

@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.bench import multiply_adds
-from vit_core.cli import ArgumentParser, command
+from vit_core.bench.pair import multiply_adds
 from vit_core.errors import UserError
-from vit_core.evaluation import now
+from vit_core.flags import ArgumentParser, command
+from vit_core.training.evaluation import now
 from zoom_vit.experiment import (
     FLOWERS_FOLDER,
     Experiment,

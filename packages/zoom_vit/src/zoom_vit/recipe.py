@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vit_core import timm_weights
-from vit_core.cli import flag
+from vit_core.flags import flag
+from vit_core.models import timm_weights
 from vit_core.recipe import Recipe
 from zoom_vit.registry import BACKBONE, TAGS
 

@@ -9,8 +9,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from vit_core.sizes import MICRO, spread_pos_embed, unpublished_cfg
-from vit_core.timm_weights import backbone_cfgs
+from vit_core.models.sizes import MICRO, spread_pos_embed, unpublished_cfg
+from vit_core.models.timm_weights import backbone_cfgs
 from zoom_vit.model import ZoomViT
 
 BACKBONE = "vit_tiny_patch16_224"

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.cli import ArgumentParser, command
+from vit_core.flags import ArgumentParser, command
 from zoom_vit.alignment import interval
 from zoom_vit.experiment import (
     FLOWERS_FOLDER,

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vit_core.cli import flag
 from vit_core.data import colour, randaugment
 from vit_core.data.crops import CROPS, CropRule, Crops, centre_crops
 from vit_core.data.parallel import for_each_part
 from vit_core.data.resample import resample
+from vit_core.flags import flag
 
 _ERASE_LEAST = 0.02  # share of the image, and
 _ERASE_ASPECT = 10 / 3  # aspect 1/a … a, as torchvision's RandomErasing has them

@@ -1,9 +1,9 @@
 """The attention weights of a model, as it runs: `with capture_attention(model) as captured: model(images)`.
 
 Seen are: `F.scaled_dot_product_attention` (timm's fused attention, Swin's windows, `nn.MultiheadAttention`),
-`vit_core.attention.attention` whatever its backend, weights that a model hands to `vit_core.attention.observed`, and
-the input of each dropout called `attn_drop` (timm's attention when it is not fused). Unseen is a softmax that meets
-none of these, and a model under `torch.compile`.
+`vit_core.models.attention.attention` whatever its backend, weights that a model hands to
+`vit_core.models.attention.observed`, and the input of each dropout called `attn_drop` (timm's attention when it is not
+fused). Unseen is a softmax that meets none of these, and a model under `torch.compile`.
 
 Shapes: B batch (for Swin: images × windows), h heads, N queries, M keys, d head_dim.
 """
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vit_core.attention import attention, masked_softmax, observed
+from vit_core.models.attention import attention, masked_softmax, observed
 
 Where = Callable[[str], bool] | Iterable[str]
 

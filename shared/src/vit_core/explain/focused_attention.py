@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_core.data import BatchLoader
-from vit_core.distributed import all_sum
 from vit_core.explain.class_token import class_token_attention
 from vit_core.explain.grad_cam import grad_cam
 from vit_core.explain.grids import Grid
+from vit_core.training.distributed import all_sum
 
 AttentionMaps = Callable[[nn.Module, Tensor], Tensor]
 SHARE = 0.15

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_core.figure_text import figure_text
+from vit_core.explain.figure_text import figure_text
 
 COLOURS = "inferno"
 

@@ -39,7 +39,7 @@ from vit_core.ledger.claims import (
     cells,
 )
 from vit_core.ledger.statistics import Difference, differences_to_baseline, mean_interval
-from vit_core.run_folder import environment
+from vit_core.training.run_folder import environment
 
 HOLDS, HOLDS_IF, UNDECIDED, FAILS, CONTRADICTED = "holds", "holds if", "undecided", "fails", "contradicted"
 AGREES, DISAGREES, OPEN = "scaled: agrees", "scaled: disagrees", "scaled: undecided"

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from vit_core.bench import compare
+from vit_core.bench.pair import compare
 from vit_core.papers import Benchmark, Paper
-from vit_core.run_folder import environment
+from vit_core.training.run_folder import environment
 
 
 def bench(

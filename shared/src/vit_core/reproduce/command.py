@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_core.cli import ArgumentParser, command, output_file
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, command, output_file
 
 if TYPE_CHECKING:  # torch takes seconds: Ctrl-C meanwhile ends in one line, and mistakes in flags are said at once
     from vit_core.ledger.claims import Claim
@@ -147,8 +147,8 @@ def _carry_out(run: Any) -> int:
 def _check(papers: Mapping[str, "Paper"], options: Any) -> None:
     """What no paper can do is said before the work: flags that do not fit, images that are not there."""
     from vit_core.data import load_dataset
-    from vit_core.distributed import pick_device
     from vit_core.reproduce.steps import studies
+    from vit_core.training.distributed import pick_device
 
     pick_device(options.device)
     for name, paper in papers.items():
@@ -161,8 +161,8 @@ def _check(papers: Mapping[str, "Paper"], options: Any) -> None:
 
 def _agreed(papers: Mapping[str, "Paper"], options: Any, place: Path, *, yes: bool) -> bool:
     """Say what the papers' recipes need; on a terminal ask whether to go on."""
-    from vit_core.distributed import pick_device
     from vit_core.reproduce.plan import announce, needs
+    from vit_core.training.distributed import pick_device
 
     announce(needs(papers, options, place, sys.stderr), pick_device(options.device), sys.stdout)
     if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -207,7 +207,7 @@ def _claims(words: Sequence[str]) -> int:
     from vit_core.ledger.verdicts import VERDICTS, count
     from vit_core.reproduce.run import write_json
     from vit_core.reproduce.steps import as_record, verdicts_of
-    from vit_core.run_folder import environment
+    from vit_core.training.run_folder import environment
 
     unknown = set(args.verdict or ()) - set(VERDICTS)
     if unknown:
@@ -258,7 +258,7 @@ def _found(verdict: "Verdict") -> str:
 
 def _bench(words: Sequence[str]) -> int:
     """Every model beside its baseline."""
-    from vit_core.precision import MODES
+    from vit_core.training.precision import MODES
 
     parser = _parser("bench", "Time every paper's models beside their baselines, and judge the targets.")
     _add_paper_flag(parser)
@@ -271,9 +271,9 @@ def _bench(words: Sequence[str]) -> int:
     args = parser.parse_args(words)
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")
-    from vit_core.distributed import pick_device
     from vit_core.reproduce.bench import bench
     from vit_core.reproduce.run import write_json
+    from vit_core.training.distributed import pick_device
 
     papers, _ = _papers(args.paper)
     found = bench(papers, pick_device(args.device), args.amp, args.rounds, lambda line: print(line, flush=True))

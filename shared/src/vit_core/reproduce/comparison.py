@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_core.bench import in_turn, multiply_adds
-from vit_core.evaluation import evaluate
+from vit_core.bench.pair import in_turn, multiply_adds
+from vit_core.commands.study import Subject
 from vit_core.explain import deletion_insertion, grad_cam, measure_focus
 from vit_core.explain.grad_cam import EmptyMapError
 from vit_core.papers import Paper
-from vit_core.precision import choose_precision
 from vit_core.reproduce.steps import Options, studies
-from vit_core.study import Subject
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
 
 IMAGES = 40  # for the explanations
 BATCH, ROUNDS = 64, 5  # of the timing

@@ -4,14 +4,14 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from vit_core.distributed import World, pick_device
+from vit_core.commands.trained_model import load_trained
 from vit_core.errors import UserError
-from vit_core.evaluation import evaluate
-from vit_core.precision import choose_precision
 from vit_core.reproduce.run import Reproduction, write_json
 from vit_core.reproduce.steps import studies
-from vit_core.run_folder import environment
-from vit_core.trained_model import load_trained
+from vit_core.training.distributed import World, pick_device
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
+from vit_core.training.run_folder import environment
 
 
 def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, download: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vit_core.files import write_whole
 from vit_core.ledger.claims import KINDS
 from vit_core.ledger.statistics import Difference, differences_to_baseline
 from vit_core.ledger.verdicts import (
@@ -35,7 +36,6 @@ from vit_core.ledger.verdicts import (
 )
 from vit_core.reproduce import number_format
 from vit_core.reproduce.curve_chart import curve_chart
-from vit_core.whole_files import write_whole
 
 HERE = Path(__file__).parent
 MEANINGS = {

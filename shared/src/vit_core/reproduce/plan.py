@@ -8,16 +8,16 @@ from typing import TextIO
 
 import torch
 
-from vit_core.bench import Contestant
+from vit_core.bench.pair import Contestant
+from vit_core.commands.study import Study
 from vit_core.data import load_dataset
-from vit_core.distributed import pick_device
 from vit_core.errors import UserError
 from vit_core.papers import Paper, Training
-from vit_core.precision import choose_precision
 from vit_core.recipe import Run
 from vit_core.reproduce.progress import clock
 from vit_core.reproduce.steps import Options, studies
-from vit_core.study import Study
+from vit_core.training.distributed import pick_device
+from vit_core.training.precision import choose_precision
 
 TIMED_IMAGES = 8  # a step of so many, at most, is timed: enough for a CPU, and within any GPU's memory
 

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.errors import UserError
+from vit_core.files import FolderLock, write_whole
 from vit_core.papers import Paper
 from vit_core.reproduce import steps
 from vit_core.reproduce.comparison import compare
 from vit_core.reproduce.page import write_page
 from vit_core.reproduce.progress import Display, Part
 from vit_core.reproduce.steps import STEPS, Options
-from vit_core.run_folder import environment
-from vit_core.whole_files import FolderLock, write_whole
+from vit_core.training.run_folder import environment
 
 FORMAT = 1
 TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}

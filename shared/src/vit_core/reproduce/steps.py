@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from vit_core.curves import read_metrics
+from vit_core.commands.curves import read_metrics
+from vit_core.commands.study import Study
 from vit_core.errors import UserError
 from vit_core.ledger.claims import Claim, Measured, Outcome, Run, Value, cells, load_claims
 from vit_core.ledger.verdicts import Cell, Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
-from vit_core.study import Study
 
 Report = Callable[[float, str], None]  # share of the step that is done, what it is at
 STEPS = ("train", "evaluate", "analyse", "claims")

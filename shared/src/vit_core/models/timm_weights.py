@@ -14,9 +14,9 @@ from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vit_core.checkpoint import load_checkpoint, mismatches
-from vit_core.cli import flag
 from vit_core.errors import UserError
+from vit_core.flags import flag
+from vit_core.training.checkpoint import load_checkpoint, mismatches
 
 BACKBONE = "vit_base_patch16_224"
 TAGS = ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in21k", "augreg_in1k", "orig_in21k_ft_in1k", "dino",

@@ -1,6 +1,6 @@
 """How fast the data loader is, beside torchvision's way with PIL in worker processes.
 
-    uv run python -m vit_core.bench_loader --data-path CIFAR_FOLDER
+    uv run python -m vit_core.bench.loader --data-path CIFAR_FOLDER
 
 Three loaders of small images at --img-size take turns in one run, so that a change of the machine's speed
 hits all: ours as in evaluation (resize, normalise), ours as in training (padded crop and flip too), and the
@@ -26,8 +26,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from vit_core.cli import ArgumentParser, add_flags, build, command, flag, output_file
 from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
+from vit_core.flags import ArgumentParser, add_flags, build, command, flag, output_file
 
 _PAUSE = 0.5  # seconds before a turn: the workers of the turn before fill their queue first
 Measure = Callable[[float], float]  # seconds to spend -> images a second
@@ -146,7 +146,7 @@ class _Timer:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --json FILE write the figures too."""
-    parser = ArgumentParser(prog="python -m vit_core.bench_loader", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m vit_core.bench.loader", description=__doc__.split("\n")[0])
     add_flags(parser, BenchConfig, "measurement")
     config = build(BenchConfig, vars(parser.parse_args(argv)))
     json_file = output_file(config.json) if config.json else None

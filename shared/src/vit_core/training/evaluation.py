@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.data import BatchLoader
-from vit_core.distributed import all_sum
-from vit_core.precision import Precision
+from vit_core.training.distributed import all_sum
+from vit_core.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

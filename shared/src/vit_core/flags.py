@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vit_core.errors import UserError
-from vit_core.whole_files import full_disk, is_full
+from vit_core.files import full_disk, is_full
 
 _OS_ADVICE = {
     errno.ENOENT: "no such file or folder",

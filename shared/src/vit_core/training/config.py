@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vit_core.cli import flag
 from vit_core.data.datasets import NORMALIZATIONS
-from vit_core.precision import MODES
+from vit_core.flags import flag
+from vit_core.training.precision import MODES
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -6,8 +6,8 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from vit_core.config import TrainConfig
 from vit_core.errors import UserError
+from vit_core.training.config import TrainConfig
 
 
 class LossFunction(Protocol):

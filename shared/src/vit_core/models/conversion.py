@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vit_core.checkpoint import mismatches
+from vit_core.training.checkpoint import mismatches
 
 # torchvision's names in an encoder layer -> timm's in a block; mlp.linear_1 and mlp.linear_2 are its older ones.
 _LAYER = {

@@ -23,14 +23,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_core.cli import ArgumentParser, command, output_file
-from vit_core.distributed import pick_device, seed_everything
 from vit_core.errors import UserError
-from vit_core.evaluation import now
+from vit_core.flags import ArgumentParser, command, output_file
 from vit_core.papers import load_papers
-from vit_core.precision import MODES, Precision, choose_precision
 from vit_core.recipe import create_model, input_size, parse_model_kwargs
-from vit_core.run_folder import environment
+from vit_core.training.distributed import pick_device, seed_everything
+from vit_core.training.evaluation import now
+from vit_core.training.precision import MODES, Precision, choose_precision
+from vit_core.training.run_folder import environment
 
 
 @dataclass

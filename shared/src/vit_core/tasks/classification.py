@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
-from vit_core.evaluation import count_hits
-from vit_core.figure_text import figure_text
+from vit_core.explain.figure_text import figure_text
+from vit_core.training.evaluation import count_hits
 
 ANNOTATED_CLASSES = 20  # more cells than this squared have no room for their numbers
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_core.checkpoint import load_checkpoint, load_weights
-from vit_core.cli import ArgumentParser
-from vit_core.config import DataConfig
 from vit_core.data import AugmentConfig, BatchLoader, Dataset, EvalTransform
-from vit_core.distributed import World
 from vit_core.errors import UserError
-from vit_core.precision import MODES
+from vit_core.flags import ArgumentParser
 from vit_core.recipe import Recipe, check_classes, create_model, load_images, run_settings
+from vit_core.training.checkpoint import load_checkpoint, load_weights
+from vit_core.training.config import DataConfig
+from vit_core.training.distributed import World
+from vit_core.training.precision import MODES
 
 
 @dataclass(frozen=True, kw_only=True)

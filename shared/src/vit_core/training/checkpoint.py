@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.errors import UserError
-from vit_core.whole_files import replacing
+from vit_core.files import replacing
 
 FORMAT = 1  # of what a checkpoint holds; a version that writes another one reads no other
 KEYS = ("epoch", "model_state_dict", "optimizer_state_dict", "scaler_state_dict", "best_acc1", "config")

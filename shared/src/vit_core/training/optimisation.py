@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vit_core.config import TrainConfig
+from vit_core.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from vit_core.checkpoint import save_checkpoint
 from vit_core.errors import UserError
-from vit_core.whole_files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
+from vit_core.files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
+from vit_core.training.checkpoint import save_checkpoint
 
 METRICS = (
     "epoch", "step", "lr", "train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5", "grad_norm",

@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_core.cli import ArgumentParser, output_file
 from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, output_file
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from vit_core.config import TrainConfig
 from vit_core.data import BatchLoader
-from vit_core.distributed import World, all_sum, together
 from vit_core.errors import UserError
-from vit_core.evaluation import EvalResult, StopEvaluation, count_hits, evaluate
-from vit_core.loss import LossFunction, build_criterion, classification_loss
-from vit_core.optimisation import Schedule, build_optimizer
-from vit_core.precision import choose_precision
-from vit_core.run_folder import RunFolder
-from vit_core.signals import StopRequest
-from vit_core.training_state import Progress, TrainingState
+from vit_core.training.config import TrainConfig
+from vit_core.training.distributed import World, all_sum, together
+from vit_core.training.evaluation import EvalResult, StopEvaluation, count_hits, evaluate
+from vit_core.training.loss import LossFunction, build_criterion, classification_loss
+from vit_core.training.optimisation import Schedule, build_optimizer
+from vit_core.training.precision import choose_precision
+from vit_core.training.run_folder import RunFolder
+from vit_core.training.signals import StopRequest
+from vit_core.training.state import Progress, TrainingState
 
 
 class Stopped(Exception):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from vit_core.dropout import fill_keep_mask, keep_probability
+from vit_core.models.dropout import fill_keep_mask, keep_probability
 
 log = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()

@@ -9,12 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from vit_core import distributed
-from vit_core.checkpoint import load_checkpoint
-from vit_core.cli import build
-from vit_core.config import OutputConfig
 from vit_core.data import Augment, BatchLoader, EvalTransform
 from vit_core.errors import UserError
+from vit_core.files import second_name
+from vit_core.flags import build
 from vit_core.recipe import (
     Recipe,
     Run,
@@ -25,10 +23,12 @@ from vit_core.recipe import (
     run_settings,
     settle,
 )
-from vit_core.run_folder import RunFolder
-from vit_core.trainer import Stopped, Trainer
-from vit_core.training_state import check_resumable
-from vit_core.whole_files import second_name
+from vit_core.training import distributed
+from vit_core.training.checkpoint import load_checkpoint
+from vit_core.training.config import OutputConfig
+from vit_core.training.run_folder import RunFolder
+from vit_core.training.state import check_resumable
+from vit_core.training.trainer import Stopped, Trainer
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:

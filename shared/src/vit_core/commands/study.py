@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_core import train_command
-from vit_core.checkpoint import load_checkpoint
-from vit_core.cli import ArgumentParser
-from vit_core.config import DataConfig, TrainConfig
+from vit_core.commands import train as train_command
+from vit_core.commands.trained_model import TrainedModel, load_trained
 from vit_core.data import AugmentConfig, BatchLoader, Dataset
-from vit_core.distributed import World, pick_device
 from vit_core.errors import UserError
-from vit_core.evaluation import evaluate
-from vit_core.precision import choose_precision
+from vit_core.files import FolderLock, replacing, write_whole
+from vit_core.flags import ArgumentParser
 from vit_core.recipe import Recipe, Run, check_classes, load_images, settle
-from vit_core.run_folder import git_commit
-from vit_core.trained_model import TrainedModel, load_trained
-from vit_core.trainer import Stopped
-from vit_core.whole_files import FolderLock, replacing, write_whole
+from vit_core.training.checkpoint import load_checkpoint
+from vit_core.training.config import DataConfig, TrainConfig
+from vit_core.training.distributed import World, pick_device
+from vit_core.training.evaluation import evaluate
+from vit_core.training.precision import choose_precision
+from vit_core.training.run_folder import git_commit
+from vit_core.training.trainer import Stopped
 
 Measurement = dict[str, Any]
 

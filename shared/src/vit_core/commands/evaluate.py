@@ -8,15 +8,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vit_core import distributed
-from vit_core.cli import ArgumentParser, output_file
+from vit_core.commands.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
 from vit_core.errors import UserError
-from vit_core.evaluation import evaluate, format_result
-from vit_core.precision import choose_precision
+from vit_core.files import write_whole
+from vit_core.flags import ArgumentParser, output_file
 from vit_core.recipe import Recipe
-from vit_core.run_folder import environment
-from vit_core.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
-from vit_core.whole_files import write_whole
+from vit_core.training import distributed
+from vit_core.training.evaluation import evaluate, format_result
+from vit_core.training.precision import choose_precision
+from vit_core.training.run_folder import environment
 
 
 def parser(recipe: Recipe, folder: str | None = None) -> ArgumentParser:

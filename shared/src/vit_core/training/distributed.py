@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from vit_core.errors import UserError
-from vit_core.host_memory import keep_freed_memory
+from vit_core.training.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

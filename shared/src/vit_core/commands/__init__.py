@@ -1,0 +1,1 @@
+"""What users run: train, evaluate, curves, studies."""
