@@ -9,7 +9,10 @@ from torch.testing import assert_close
 
 from hthta_vit import hthta_vit_micro
 from hthta_vit.convert import head_from_original, model_from_original
-from hthta_vit.recipe import OWN, initialise
+from hthta_vit.convert_checkpoint import main as convert
+from hthta_vit.evaluate import main as evaluate
+from hthta_vit.recipe import OWN, RECIPE, initialise
+from vit_core.commands.trained_model import load_trained
 from vit_core.errors import UserError
 from vit_core.models import timm_weights
 from vit_core.models.timm_weights import StartOptions, load_backbone
@@ -186,3 +189,20 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
         model = timm.create_model("hthta_vit_base_patch16_224")
     with pytest.raises(UserError, match=r"no route to host\); give --weights FILE.safetensors, or --no-pretrained"):
         initialise(model, StartOptions(pretrained=True))
+
+
+def test_a_checkpoint_of_the_original_is_converted_and_read(tmp_path, capsys):
+    original, _ = small()
+    theirs, ours = tmp_path / "theirs.pth", tmp_path / "ours.pth"
+    torch.save({"epoch": 1, "model_state_dict": original.state_dict(), "config": "anything"}, theirs)
+    assert evaluate(["--model_path", str(theirs)]) == 2
+    assert "the paper's convert command" in capsys.readouterr().err
+    assert convert(["--checkpoint", str(theirs), "--output", str(ours), "--vit-heads", "4"]) == 0
+    assert "base_gru2" in capsys.readouterr().out
+    trained = load_trained(RECIPE, ours, torch.device("cpu"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(trained.model(images), original.eval()(images)[0], **TOLERANCE)
+    torch.save({k: v for k, v in original.state_dict().items() if "bigru" not in k}, theirs)
+    assert convert(["--checkpoint", str(theirs), "--output", str(ours)]) == 2
+    assert "missing bigru.bigru.weight_ih_l0" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vit_core.bench.pair import pair as bench
+from vit_core.bench import pair as bench
 from vit_core.errors import UserError
 from vit_core.flags import ArgumentParser, add_flags, build, command, flag
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zoom_vit import importance_map
+import zoom_vit.recipe
+from vit_core.commands.trained_model import load_trained
+from zoom_vit import ZoomViT, importance_map
 from zoom_vit.convert import model_from_original
+from zoom_vit.convert_checkpoint import main as convert
 from zoom_vit.zoom import crop_zoom, zoom_mask
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -61,3 +64,18 @@ def test_checkpoints_as_they_are_saved(original):
         model_from_original(weights, {**config, "img_size": 64})
     with pytest.raises(ValueError, match=r"missing patch_embed\.proj\.weight"):
         model_from_original({}, {})
+
+
+@pytest.mark.parametrize(("size", "patch", "recipe", "classes"), [(32, 8, "CIFAR", 10), (64, 16, "FLOWERS", 102)])
+def test_a_checkpoint_of_the_study_is_converted_and_read(size, patch, recipe, classes, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = ZoomViT(size, patch, num_classes=classes, embed_dim=48, depth=2, num_heads=3).eval()
+    theirs, ours = tmp_path / "theirs.pth", tmp_path / "ours.pth"
+    torch.save({f"model.{k}": v for k, v in model.state_dict().items()}, theirs)
+    assert convert(["--checkpoint", str(theirs), "--output", str(ours), "--num-heads", "3"]) == 0
+    assert f"zoom-vit-{recipe.lower()}-evaluate" in capsys.readouterr().out
+    trained = load_trained(getattr(zoom_vit.recipe, recipe), ours, torch.device("cpu"))
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(trained.model(images), model(images))
+    assert trained.settings["mean"][0] == (0.5 if recipe == "CIFAR" else 0.485)

@@ -313,7 +313,10 @@ def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str,
         or (len(settings["class_names"]), len(settings["mean"]), len(settings["std"]))
         != (settings["num_classes"], 3, 3)
     ):
-        raise UserError(f"{source}: its config is not one of this project's runs; see the package's convert module")
+        raise UserError(
+            f"{source}: its config is not one of this project's runs; of a checkpoint of the original's code the "
+            "paper's convert command makes one that is"
+        )
     return settings
 
 

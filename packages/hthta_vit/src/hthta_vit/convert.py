@@ -59,6 +59,23 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     return model.eval()
 
 
+def head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """heads, head_dim and gru_layers of `model_from_original`'s config, and dim, read off a checkpoint's keys.
+
+    Raises ValueError that lists what is missing.
+    """
+    theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    first = "attention_pooling.attention_heads.0.0.weight"
+    layers = sum(bool(re.fullmatch(r"bigru\.bigru\.weight_ih_l\d+", k)) for k in theirs)
+    needed = {first: first in theirs, "bigru.bigru.weight_ih_l0": layers}
+    wrong = [f"missing {k}" for k, is_there in needed.items() if not is_there]
+    if wrong or theirs[first].ndim != 2:
+        raise not_of(PAPER, wrong or [f"{first} is {tuple(theirs[first].shape)}, expected two dimensions"])
+    numbers = {m[1] for k in theirs if (m := re.match(r"attention_pooling\.attention_heads\.(\d+)\.", k))}
+    head_dim, dim = theirs[first].shape
+    return {"dim": dim, "heads": len(numbers), "head_dim": head_dim, "gru_layers": layers}
+
+
 def _head_fields(config: Mapping[str, Any]) -> dict[str, int]:
     wrong = [f"missing {k}" for k in _HEAD_FIELDS if k not in config]
     wrong += [f"unexpected {k}" for k in config if k not in _HEAD_FIELDS]

@@ -40,17 +40,29 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     Raises ValueError that lists missing, unexpected and wrongly shaped keys.
     """
     config = dict(config)
+    theirs, model = _vit(state_dict, config)
+    form, selection = _selection({"threshold": 0.01, "eps": 1e-6, **config})
+    make_selective(model, form.threshold, selection.mode, selection.empty_row, eps=selection.eps)
+    load_original(model, theirs, PAPER)
+    return model.eval()
+
+
+def dense_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> VisionTransformer:
+    """The same of the notebook's dense ViT, with timm's attention. config: `heads` alone."""
+    theirs, model = _vit(state_dict, dict(config))
+    load_original(model, theirs, PAPER)
+    return model.eval()
+
+
+def _vit(state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], VisionTransformer]:
+    """Weights under timm's names, and a ViT of their sizes; `heads` is taken out of the config."""
     theirs = {k.removeprefix("module.").removeprefix("model."): v for k, v in state_dict.items()}
     sizes = vit_arguments(theirs, PAPER)
     if "heads" in config:
         sizes["num_heads"] = _read_count(config, "heads")
     if sizes["num_heads"] < 1 or sizes["embed_dim"] % sizes["num_heads"]:
         raise ValueError(f"config: heads must divide the width of {sizes['embed_dim']}, got {sizes['num_heads']}")
-    model = VisionTransformer(**sizes)
-    form, selection = _selection({"threshold": 0.01, "eps": 1e-6, **config})
-    make_selective(model, form.threshold, selection.mode, selection.empty_row, eps=selection.eps)
-    load_original(model, theirs, PAPER)
-    return model.eval()
+    return theirs, VisionTransformer(**sizes)
 
 
 def _selection(config: dict[str, Any]) -> tuple[ThresholdForm, Selection]:

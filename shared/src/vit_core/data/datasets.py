@@ -123,17 +123,10 @@ def load_dataset(
     Raises: UserError for an unknown name or split, for missing, damaged or unreadable files, and where
     `skip_broken` leaves a class without images.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
     if cache not in CACHES:
         raise UserError(f"unknown cache {cache!r}; choose from {', '.join(CACHES)}")
-    if normalize not in NORMALIZATIONS:
-        raise UserError(f"unknown normalization {normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
-    load, splits, own_stats = _REGISTRY[name]
-    stats = {
-        "dataset": own_stats, "imagenet": IMAGENET_STATS, "half": HALF_STATS, "none": NO_STATS,
-        "cifar10_image_std": CIFAR10_IMAGE_STATS,
-    }[normalize]  # fmt: skip
+    stats = statistics(name, normalize)
+    load, splits, _ = _REGISTRY[name]
     try:
         path = None if data_path is None else Path(data_path).expanduser()
     except RuntimeError as e:
@@ -158,6 +151,21 @@ def load_dataset(
         std=stats[1],
         left_out=loaded.left_out,
     )
+
+
+def statistics(name: str, normalize: str) -> Stats:
+    """Mean and deviation of the channels by which the images of data set `name` are normalized.
+
+    Raises: UserError for an unknown data set or normalization.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
+    if normalize not in NORMALIZATIONS:
+        raise UserError(f"unknown normalization {normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
+    return {
+        "dataset": _REGISTRY[name][2], "imagenet": IMAGENET_STATS, "half": HALF_STATS, "none": NO_STATS,
+        "cifar10_image_std": CIFAR10_IMAGE_STATS,
+    }[normalize]  # fmt: skip
 
 
 class Loaded(NamedTuple):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vit_core.training.checkpoint import mismatches
@@ -44,6 +45,16 @@ def vit_arguments(state_dict: Mapping[str, Tensor], paper: str) -> dict[str, Any
         "embed_dim": dim, "depth": len({m[1] for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))}),
         "num_heads": max(dim // 64, 1), "mlp_ratio": len(state_dict["blocks.0.mlp.fc1.weight"]) / dim,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict, "num_classes": len(state_dict["head.weight"]),
+    }  # fmt: skip
+
+
+def sizes_of(vit: VisionTransformer) -> dict[str, Any]:
+    """What timm's `create_model` needs beside image size and classes to make a ViT of the same sizes."""
+    block: Any = vit.blocks[0]
+    return {
+        "patch_size": vit.patch_embed.patch_size[0], "embed_dim": vit.embed_dim, "depth": len(vit.blocks),
+        "num_heads": block.attn.num_heads, "qkv_bias": block.attn.qkv.bias is not None,
+        "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
     }  # fmt: skip
 
 

@@ -66,7 +66,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read_safely(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in KEYS):
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{path} is not a checkpoint of this project: needs {', '.join(KEYS)}; holds {found[:200]}")
+        raise UserError(
+            f"{path} is not a checkpoint of this project: needs {', '.join(KEYS)}; holds {found[:200]}; of one of the "
+            "original's code the paper's convert command makes one that is"
+        )
     theirs = checkpoint.get("format", "none")
     if type(theirs) is not int or theirs != FORMAT:
         what = theirs if isinstance(theirs, str | int | float) else type(theirs).__name__

@@ -1,0 +1,128 @@
+"""The `convert` command of every paper: a checkpoint of the original as one of this project, which evaluate reads.
+
+The file is read as tensors and plain values only: nothing in it is run.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vit_core.data.datasets import Stats, statistics
+from vit_core.errors import UserError
+from vit_core.flags import ArgumentParser, output_file
+from vit_core.recipe import Recipe, settle
+from vit_core.training.checkpoint import read_safely, save_checkpoint
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model")  # where trainers put the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A model with the original's weights, and what its checkpoint is to say of it."""
+
+    model: nn.Module
+    recipe: Recipe
+    name: str  # one of the recipe's models
+    arguments: Mapping[str, Any]  # which make the model anew, beside num_classes and img_size
+    num_classes: int
+    img_size: int
+    dataset: str  # that it was trained on; its preset gives the rest of the settings
+    stats: Stats | None = None  # mean and deviation of its images, where they are not the preset's
+
+
+# (weights, what the file holds under "config", flags) -> the model; ValueError for weights of another model
+Convert = Callable[[Mapping[str, Tensor], Mapping[str, Any], argparse.Namespace], Converted]
+
+
+def parser(name: str, paper: str) -> ArgumentParser:
+    """A parser with the flags that all papers share."""
+    p = ArgumentParser(prog=name, description=f"Make a checkpoint of this project of one of {paper}'s original code.")
+    p.add_argument("--checkpoint", "--model-path", dest="checkpoint", required=True, help="the original's file")
+    p.add_argument("--output", type=output_file, required=True, help="file to write")
+    p.add_argument("--class-names", help="text file, a name a line, in the order of the classifier")
+    return p
+
+
+def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Read, convert and write, as the flags say; returns the exit code."""
+    args = parser.parse_args(argv)
+    weights, config = read_original(args.checkpoint)
+    try:
+        converted = convert(weights, config, args)
+    except ValueError as e:
+        raise UserError(f"{args.checkpoint}: {str(e)[:300]}") from e
+    count = converted.num_classes
+    names = _class_names(args.class_names) if args.class_names else [f"class {i}" for i in range(count)]
+    if len(names) != count:
+        raise UserError(f"--class-names {args.class_names}: {len(names)} names for {count} classes")
+    save_checkpoint(
+        args.output,
+        {
+            "epoch": 0,
+            "model_state_dict": converted.model.state_dict(),
+            "optimizer_state_dict": {},
+            "scaler_state_dict": {},
+            "best_acc1": 0.0,
+            "config": _settings(converted, names),
+        },
+    )
+    recipe, parameters = converted.recipe, sum(p.numel() for p in converted.model.parameters())
+    print(f"{recipe.paper}, {converted.name}, {parameters:,} parameters, {count} classes: {args.output}")
+    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {args.output} --data-path DATA")
+    return 0
+
+
+def _settings(converted: Converted, class_names: Sequence[str]) -> dict[str, Any]:
+    """What our checkpoints say of their run: the published recipe's, for this model."""
+    run = settle(converted.recipe, {"model": converted.name, "dataset": converted.dataset}, None)
+    mean, std = converted.stats or statistics(run.data.dataset, run.data.normalize)
+    return {
+        "model": run.model,
+        "model_kwargs": dict(converted.arguments),
+        "num_classes": converted.num_classes,
+        "img_size": converted.img_size,
+        "class_names": list(class_names),
+        "mean": list(mean),
+        "std": list(std),
+        "start": run.start,
+        "data": dataclasses.asdict(run.data),
+        "train": dataclasses.asdict(run.train),
+        "augment": dataclasses.asdict(run.augment),
+    }
+
+
+def read_original(file: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, without what a trainer put around them, and what it has under "config".
+
+    UserError for a file that holds no weights, and for one that is damaged or hostile.
+    """
+    if Path(file).suffix == ".safetensors":
+        try:
+            return dict(load_file(file)), {}
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{file} is not a safetensors file, or is damaged ({e})") from e
+    found: Any = read_safely(file)
+    config = found.get("config") if isinstance(found, Mapping) else None
+    for name in _WRAPPERS:
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+    if not isinstance(found, Mapping):
+        raise UserError(f"{file} holds a {type(found).__name__}, not the weights of a model")
+    weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if any(v.is_complex() for v in weights.values()):
+        raise UserError(f"{file} holds complex numbers: it is none of the original's checkpoints")
+    return weights, dict(config) if isinstance(config, Mapping) else {}
+
+
+def _class_names(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f"--class-names {file} is no text file") from e
