@@ -1,15 +1,11 @@
-"""Augmentation: the draws have torchvision's distribution, and each image has its own."""
-
-import math
+"""Augmentation: torchvision's, and each image has its own draws."""
 
 import pytest
 import torch
 import torchvision.transforms as T
-import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 
 from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
-from vit_core.data.crops import CropRule, crop_image
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 ALL = AugmentConfig(crop="resized", rotation=15, color_jitter=0.4, hue_jitter=0.1, randaugment_ops=3, erasing=0.5)
@@ -23,15 +19,9 @@ def _images(count: int, size: int = 32) -> torch.Tensor:
     return torch.randint(256, (count, 3, size, size), generator=_generator(), dtype=torch.uint8)
 
 
-def _same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Kolmogorov-Smirnov at the 0.1% level: the largest gap between the two empirical distributions."""
-    points = torch.cat([ours, theirs]).unique()
-    gap = (
-        torch.searchsorted(ours.sort().values, points, right=True) / len(ours)
-        - torch.searchsorted(theirs.sort().values, points, right=True) / len(theirs)
-    ).abs()
-    limit = 1.95 * math.sqrt((len(ours) + len(theirs)) / (len(ours) * len(theirs)))
-    assert gap.max() < limit
+def _rand(count: int, seed: int = 0):
+    generator = _generator(seed)
+    return lambda *shape: torch.rand(count, *shape, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -51,163 +41,145 @@ def _same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_copies_of_one_image_are_augmented_differently(config: AugmentConfig) -> None:
     images = _images(1).expand(16, 3, 32, 32)
     augment = Augment(config, 48, MEAN, STD)
-    out = augment.apply(images, augment.draw(16, _generator(), (32, 32)))
-    assert out.shape == (16, 3, 48, 48)
-    assert out.isfinite().all()
-    distinct = {tuple(o.flatten().tolist()[::7]) for o in out}
-    assert len(distinct) >= (2 if config == AugmentConfig() else 8)
+    by_image = augment.finish(torch.stack([augment.image(x, seed) for seed, x in enumerate(images)]), _rand(16))
+    outs = [by_image]
+    if augment.takes_batches:
+        outs.append(augment.finish(augment.batch(images, _rand(16)), _rand(16, 1)))
+    for out in outs:
+        assert out.shape == (16, 3, 48, 48)
+        assert out.isfinite().all()
+        distinct = {tuple(o.flatten().tolist()[::7]) for o in out}
+        assert len(distinct) >= (2 if config == AugmentConfig() else 8)
 
 
-def test_resized_crop_boxes_have_torchvisions_distribution() -> None:
-    torch.manual_seed(0)
-    count, height, width = 3000, 60, 90
-    image = torch.empty(3, height, width)
-    theirs = torch.tensor([T.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
-    ours = CropRule("resized").draw(count, (height, width), 32, _generator()).boxes
-    for column in range(4):
-        _same_distribution(ours[:, column], theirs[:, column].float())
-    _same_distribution(ours[:, 2] * ours[:, 3], (theirs[:, 2] * theirs[:, 3]).float())
-    assert ours[:, 0].min() >= 0
-    assert (ours[:, 0] + ours[:, 2]).max() <= height
-    assert (ours[:, 1] + ours[:, 3]).max() <= width
+@pytest.mark.parametrize("config", [ALL, AugmentConfig(crop="random"), AugmentConfig(crop="pad")])
+def test_an_image_depends_on_its_seed_alone_and_the_global_generator_on_nothing(config: AugmentConfig) -> None:
+    augment, image = Augment(config, 24, MEAN, STD), _images(1)[0]
+    first, state = augment.image(image, 5), torch.get_rng_state()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(augment.image(image, 5), first)
+    assert not torch.equal(augment.image(image, 6), first)
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10)])
-def test_resized_crop_falls_back_to_the_centre_like_torchvision(height: int, width: int) -> None:
-    rule = CropRule("resized", scale=(0.9, 1.0))
-    theirs = T.RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3])
-    assert rule.draw(1, (height, width), 8, _generator()).boxes[0].tolist() == list(theirs)
+def _seen(config: AugmentConfig, image: torch.Tensor, by: str, count: int) -> torch.Tensor:
+    """`count` draws for one image whose pixels tell where they came from."""
+    augment = Augment(config, image.shape[-1], (0, 0, 0), (1, 1, 1))
+    if by == "batch":
+        return augment.batch(image.expand(count, -1, -1, -1), _rand(count))
+    return torch.stack([augment.image(image, seed) for seed in range(count)])
 
 
-def test_pad_and_random_crops_are_uniform() -> None:
-    pad = CropRule("pad").draw(9000, (32, 32), 224, _generator()).boxes
-    counts = (pad[:, 0] + 4).long().bincount()
-    assert len(counts) == 9  # offsets −4 … 4
-    assert counts.min() > 850
-    assert (pad[:, 2:] == 32).all()
-    random = CropRule("random").draw(9000, (32, 32), 224, _generator())
-    assert random.grid == (256, 256)
-    assert random.offsets.min() == 0
-    assert random.offsets.max() == 32
+@pytest.mark.parametrize("by", ["image", "batch"])
+def test_padded_crops_are_uniform(by: str) -> None:
+    place = torch.arange(1, 33, dtype=torch.uint8)
+    image = torch.stack([place[:, None].expand(32, 32), place.expand(32, 32), torch.full((32, 32), 9)])
+    found = _seen(AugmentConfig(crop="pad", hflip=0), image, by, 1800)
+    for channel, centre in ((0, found[:, 0, 16, 16]), (1, found[:, 1, 16, 16])):
+        counts = (centre.long() - 17 + 4).bincount()
+        assert len(counts) == 9  # offsets -4 … 4
+        assert counts.min() > 130, channel
+    black = found[found[:, 0, 16, 16] == 17 + 4][0]  # four rows of the border came in
+    assert (black[:, -4:] == 0).all()
 
 
-def test_flip_jitter_rotation_and_erasing_have_torchvisions_distribution() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("by", ["image", "batch"])
+def test_random_crops_lie_anywhere_in_the_resized_image(by: str) -> None:
+    config, place = AugmentConfig(crop="random", hflip=0), torch.arange(224, dtype=torch.uint8)
+    image = torch.stack([place[:, None].expand(224, 224), place.expand(224, 224), place.expand(224, 224)])
+    tops = _seen(config, image, by, 300)[:, 0, 0, 100].float() * 256 / 224  # in pixels of the resized image
+    assert tops.min() < 2
+    assert tops.max() > 30
+    assert tops.mean().item() == pytest.approx(16, abs=2)
+
+
+@pytest.mark.parametrize("by", ["image", "batch"])
+def test_as_many_are_mirrored_as_asked_for(by: str) -> None:
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[:, :, 0] = 255
+    found = _seen(AugmentConfig(hflip=0.3), image, by, 3000)
+    mirrored = found[:, 0, 0, 7] == 255
+    assert torch.equal(mirrored, found[:, 0, 0, 0] == 0)
+    assert mirrored.float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_transforms_are_torchvisions_with_the_settings_given() -> None:
+    config = AugmentConfig(crop="resized", crop_scale_min=0.2, hflip=0.1, rotation=20, color_jitter=0.4, hue_jitter=0.1)
+    steps = {type(s).__name__: s for s in Augment(config, 24, MEAN, STD)._steps.transforms}
+    crop, jitter = steps["RandomResizedCrop"], steps["ColorJitter"]
+    assert (list(crop.size), tuple(crop.scale), tuple(crop.ratio)) == ([24, 24], (0.2, 1.0), (3 / 4, 4 / 3))
+    assert steps["RandomHorizontalFlip"].p == 0.1
+    assert list(steps["RandomRotation"].degrees) == [-20, 20]
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4)
+    assert jitter.hue == (-0.1, 0.1)
+
+
+def test_erased_rectangles_are_torchvisions_and_the_mean_colour() -> None:
     count = 3000
-    config = AugmentConfig(hflip=0.3, rotation=20, color_jitter=0.4, hue_jitter=0.1, erasing=0.25)
-    drawn = Augment(config, 64, MEAN, STD).draw(count, _generator())
-    assert drawn.flip is not None
-    assert drawn.flip.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert drawn.degrees is not None
-    _same_distribution(drawn.degrees, torch.tensor([T.RandomRotation.get_params([-20, 20]) for _ in range(count)]))
-    jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
-    theirs = [T.ColorJitter.get_params(*_ranges(jitter)) for _ in range(count)]
-    assert drawn.jitter is not None
-    for i in range(4):
-        _same_distribution(drawn.jitter[0][:, i], torch.tensor([t[1 + i] for t in theirs]))
-    orders = {tuple(o) for o in drawn.jitter[1].tolist()}
-    assert len(orders) == 24
-    assert drawn.erase is not None
-    erased = drawn.erase[drawn.erase[:, 2] > 0]
-    assert len(erased) / count == pytest.approx(0.25, abs=0.03)
-    image = torch.empty(3, 64, 64)
-    boxes = torch.tensor(
-        [T.RandomErasing.get_params(image, (0.02, 1 / 3), (0.3, 10 / 3), [0.0])[:4] for _ in range(800)]
-    ).float()
-    for column in range(4):
-        _same_distribution(erased[:, column].float(), boxes[:, column])
-
-
-def _ranges(jitter: T.ColorJitter) -> tuple[list[float], ...]:
-    return jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
-
-
-def test_jitter_equals_torchvision_with_the_same_factors_and_order() -> None:
-    config = AugmentConfig(hflip=0, color_jitter=0.6, hue_jitter=0.4)
-    augment = Augment(config, 32, (0, 0, 0), (1, 1, 1))
-    images, params = _images(12), augment.draw(12, _generator())
-    ours = augment.apply(images, params)
-    assert params.jitter is not None
-    ops = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue)
-    for image, factors, order, result in zip(images, *params.jitter, ours, strict=True):
-        theirs = image.float() / 255
-        for op in order.tolist():
-            theirs = ops[op](theirs, factors[op].item())
-        torch.testing.assert_close(result, theirs, rtol=0, atol=2e-5)
-
-
-def test_erased_rectangle_is_the_mean_colour_and_the_rest_untouched() -> None:
-    images = _images(8)
-    plain = EvalTransform(32, MEAN, STD)(images)
-    augment = Augment(AugmentConfig(hflip=0, erasing=1.0), 32, MEAN, STD)
-    params = augment.draw(8, _generator())
-    ours = augment.apply(images, params)
-    assert params.erase is not None
-    for before, after, (top, left, height, width) in zip(plain, ours, params.erase.tolist(), strict=True):
-        assert height * width > 0
-        expected = before.clone()
-        expected[:, top : top + height, left : left + width] = 0
-        assert torch.equal(after, expected)
+    x = torch.full((count, 3, 64, 64), 7.0)
+    ours = Augment(AugmentConfig(hflip=0, erasing=0.25), 64, MEAN, STD)._erase(x, _rand(count))
+    torch.manual_seed(0)
+    theirs = torch.stack([T.RandomErasing(0.25)(t) for t in x])
+    assert set(ours.unique().tolist()) == {0.0, 7.0}
+    statistics = []
+    for out in (ours, theirs):
+        hole = out[:, 0] == 0
+        assert torch.equal(hole, out[:, 1] == 0)
+        some = hole[hole.any(2).any(1)]
+        rows, columns = some.any(2), some.any(1)
+        assert (rows.sum(1) * columns.sum(1) == some.sum((1, 2))).all()  # a rectangle
+        statistics.append(
+            [
+                len(some) / count, some.float().mean(), rows.sum(1).float().log().std(), columns.float().sum(1).mean(),
+                rows.int().argmax(1).float().mean(), columns.int().argmax(1).float().std(),
+            ]
+        )  # fmt: skip
+    assert [float(v) for v in statistics[0]] == pytest.approx([float(v) for v in statistics[1]], rel=0.12)
 
 
 def test_random_fill_and_a_larger_area() -> None:
     """Each channel of a rectangle one value from 0 to 1, after normalization; aspect even from 0.3 to 10/3."""
-    images, config = _images(1).expand(400, -1, -1, -1), AugmentConfig(
-        hflip=0, erasing=1.0, erasing_area=0.4, erasing_fill="random"
-    )  # fmt: skip
-    augment = Augment(config, 64, MEAN, STD)
-    params = augment.draw(400, _generator())
-    assert params.erase is not None
-    assert params.fill is not None
-    height, width = params.erase[:, 2].double(), params.erase[:, 3].double()
+    config = AugmentConfig(hflip=0, erasing=1.0, erasing_area=0.4, erasing_fill="random")
+    out = Augment(config, 64, MEAN, STD)._erase(torch.full((400, 3, 64, 64), 7.0), _rand(400))
+    hole = out[:, 0] != 7
+    height, width = hole.any(2).sum(1).double(), hole.any(1).sum(1).double()
     assert 0.38 < (height * width / 64**2).max() < 0.42
     aspect = height / width
     assert aspect[height * width < 800].mean() == pytest.approx((0.3 + 10 / 3) / 2, abs=0.15)  # small ones always fit
-    for image, (top, left, h, w), fill in zip(augment.apply(images, params), params.erase, params.fill, strict=True):
-        assert torch.equal(image[:, top : top + h, left : left + w], fill.view(3, 1, 1).expand(3, h, w))
-    assert params.fill.min() >= 0
-    assert params.fill.mean().item() == pytest.approx(0.5, abs=0.03)
+    fills = torch.stack([image[:, inside][:, 0] for image, inside in zip(out, hole, strict=True)])
+    for image, inside, fill in zip(out, hole, fills, strict=True):
+        assert (image[:, inside] == fill[:, None]).all()
+    assert fills.min() >= 0
+    assert fills.mean().item() == pytest.approx(0.5, abs=0.04)
 
 
 @pytest.mark.parametrize("size", [32, 40])
-def test_slices_of_the_parameters_give_the_same_images_bit_for_bit(size: int) -> None:
+def test_a_share_of_the_draws_gives_the_same_images_bit_for_bit(size: int) -> None:
     images = _images(21)
-    augment = Augment(ALL, size, MEAN, STD)
-    params = augment.draw(21, _generator(), (32, 32))
-    whole = augment.apply(images, params)
-    parts = [augment.apply(images[a:b], params[a:b]) for a, b in ((0, 1), (1, 12), (12, 21))]
-    assert torch.equal(torch.cat(parts), whole)
+    config = AugmentConfig(crop="pad", erasing=0.5, erasing_fill="random")
+    augment = Augment(config, size, MEAN, STD)
 
+    def made(part: slice) -> torch.Tensor:
+        whole = _rand(21)
+        rand = lambda *shape: whole(*shape)[part]  # noqa: E731
+        return augment.finish(augment.batch(images[part], rand), rand)
 
-def test_parameters_for_another_number_of_images_are_refused() -> None:
-    augment = Augment(AugmentConfig(), 32, MEAN, STD)
-    with pytest.raises(ValueError, match="4 parameter sets for 5 images"):
-        augment.apply(_images(5), augment.draw(4, _generator()))
+    parts = [made(slice(a, b)) for a, b in ((0, 1), (1, 12), (12, 21))]
+    assert torch.equal(torch.cat(parts), made(slice(0, 21)))
 
 
 def test_eval_transform_is_resize_and_centre_crop() -> None:
     images = torch.randint(256, (3, 3, 60, 40), generator=_generator(), dtype=torch.uint8)
-    unit = images.float() / 255
-    whole = tvf.normalize(tvf.resize(unit, [56, 56], antialias=True), list(MEAN), list(STD))
-    torch.testing.assert_close(EvalTransform(56, MEAN, STD)(images), whole, rtol=0, atol=5e-6)
-    centre = tvf.center_crop(tvf.resize(unit, [64], antialias=True), [56, 56])
-    centre = tvf.normalize(centre, list(MEAN), list(STD))
-    torch.testing.assert_close(EvalTransform(56, MEAN, STD, 0.875)(images), centre, rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize(
-    ("rule", "size"),
-    [(CropRule("none"), 48), (CropRule("random"), 48), (CropRule("resized"), 24), (CropRule("pad"), 64)],
-)
-def test_pil_crop_of_the_disk_source_agrees_with_the_batched_one(rule: CropRule, size: int) -> None:
-    smooth = tvf.resize(_images(1, 8).float(), [64, 64], antialias=True).round().to(torch.uint8)
-    image = Image.fromarray(smooth[0].permute(1, 2, 0).numpy())
-    crops = rule.draw(1, (64, 64), size, _generator(3))
-    pil = tvf.pil_to_tensor(crop_image(image, crops, size)).float()
-    augment = Augment(AugmentConfig(crop=rule.kind, hflip=0), size, (0, 0, 0), (1, 1, 1))
-    params = augment.draw(1, _generator(3), (64, 64))
-    batched = augment.apply(smooth, params)[0] * 255
-    assert (pil - batched).abs().max() <= 1.6  # PIL rounds to whole numbers after each of its two passes
+    whole, centre = EvalTransform(56, MEAN, STD), EvalTransform(56, MEAN, STD, 0.875)
+    for transform, steps in (
+        (whole, [T.Resize((56, 56))]), (centre, [T.Resize(64), T.CenterCrop(56)]),
+    ):  # fmt: skip
+        expected = T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
+        for image, ours in zip(images, transform(images), strict=True):
+            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            exact = transform.finish(transform.image(picture)[None])[0]
+            torch.testing.assert_close(exact, expected(picture), rtol=0, atol=1e-5)
+            assert (ours - exact).abs().max() <= 1.01 / 255 / min(STD)  # a tensor is rounded once, PIL's twice
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
 from vit_core.data.folder import scan_classes
-from vit_core.data.loader import BatchLoader, _HostBuffers
+from vit_core.data.loader import BatchLoader
 from vit_core.data.sources import DiskSource, FakeSource, MemorySource
 from vit_core.errors import UserError
 
@@ -196,18 +196,6 @@ def test_workers_end_with_their_loader(folder: Path) -> None:
     del loader
     assert not any(w.is_alive() for w in workers)
     assert time.perf_counter() - started < 4
-
-
-def test_memory_is_used_again_only_when_nobody_holds_the_batch() -> None:
-    buffers = _HostBuffers()
-    first = buffers.take((4, 4))
-    address = first.data_ptr()
-    view = first[1:].reshape(-1)
-    del first
-    assert buffers.take((4, 4)).data_ptr() != address  # the view still needs it
-    del view
-    assert buffers.take((4, 4)).data_ptr() == address
-    assert buffers.take((2, 2)).shape == (2, 2)
 
 
 def test_batches_that_are_kept_keep_their_values() -> None:

@@ -128,8 +128,7 @@ def test_images_reach_the_model_as_in_the_original(recipe, size):
     rounding = {"rtol": 0, "atol": 1.5 / 255 / min(std)}  # PIL rounds to whole values after each of two passes
     assert_close(EvalTransform(size, mean, std, run.augment.eval_crop_pct)(pixels)[0], expected, **rounding)
     train = Augment(run.augment, size, mean, std)
-    drawn = [train.draw(1, torch.Generator().manual_seed(s), (pixels.shape[2], pixels.shape[3])) for s in range(40)]
-    seen = [train.apply(pixels, d)[0] for d in drawn]
+    seen = [train.finish(train.image(picture, seed)[None], torch.rand)[0] for seed in range(40)]
     kept = sum(bool((t - expected).abs().max() <= rounding["atol"]) for t in seen)
     flipped = sum(bool((t - expected.flip(2)).abs().max() <= rounding["atol"]) for t in seen)
     assert kept + flipped == 40

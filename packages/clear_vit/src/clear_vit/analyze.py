@@ -81,7 +81,7 @@ def _batches(trained: TrainedModel, args: Any, world: World) -> Iterator[Tensor]
     """Normalised images (B, 3, H, W) on the device: those of --image, or of the evaluation split."""
     if args.image:
         for file in find_images(Path(args.image), args.max_images):
-            yield trained.transform().apply(read_pixels(file)[None]).to(world.device)
+            yield trained.transform()(read_pixels(file)[None]).to(world.device)
         return
     dataset, _ = trained.dataset(args, world)
     size = {"batch_size": args.batch_size, "num_workers": args.num_workers}

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
         path = folder / f"{number:03d}_{file.stem}.png"
-        images = trained.transform().apply(read_pixels(file)[None]).to(device)
+        images = trained.transform()(read_pixels(file)[None]).to(device)
         print(f"{file} -> {path}: {draw(trained, images, path, file.name, args.target)}")
     return 0
 

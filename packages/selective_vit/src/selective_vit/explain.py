@@ -66,7 +66,7 @@ def draw(
     says = []
     for row, trained in enumerate(models):
         device = next(trained.model.parameters()).device
-        images = trained.transform().apply(pixels[None]).to(device)
+        images = trained.transform()(pixels[None]).to(device)
         with torch.no_grad():
             probabilities = trained.model(images)[0].softmax(0)
         best = int(probabilities.argmax())

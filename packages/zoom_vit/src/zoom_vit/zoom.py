@@ -5,9 +5,8 @@ Shapes: B images of h × w pixels, maps (B, rows, columns) of importance, k patc
 
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
-
-from vit_core.data.resample import resample
 
 MIN_SHARE = 64 / 224  # of an image's side: the smallest crop of the study
 
@@ -57,9 +56,8 @@ def crop_zoom(images: Tensor, maps: Tensor, keep_ratio: float, min_size: int | N
     h, w = images.shape[-2:]
     if h != w:
         raise ValueError(f"images must be square, not {h} × {w}")
-    boxes = zoom_boxes(maps, keep_ratio, (h, w), min_size).cpu().float()
-    neutral = torch.ones(images.shape[1], device=images.device)
-    return resample(images, boxes, h, scale=neutral, shift=torch.zeros_like(neutral))
+    boxes = zoom_boxes(maps, keep_ratio, (h, w), min_size).tolist()
+    return torch.stack([tvf.resized_crop(x, *box, [h, h]) for x, box in zip(images, boxes, strict=True)])
 
 
 def _count(maps: Tensor, keep_ratio: float) -> int:

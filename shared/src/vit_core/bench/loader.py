@@ -104,7 +104,7 @@ def run(config: BenchConfig, folder: Path) -> dict[str, Any]:
         "ratio_train": medians["ours_train"] / medians["baseline"],
         "decode_seconds": decode_seconds,
         "images": len(data.train) + len(data.val),
-        "source_size": list(data.train.image_size),
+        "source_size": list(data.train.images.shape[2:]),
         "img_size": config.img_size,
         "batch_size": config.batch_size,
         "workers": config.workers,

@@ -1,6 +1,6 @@
 """Data sets, augmentation and batches. `load_dataset` finds the images, `BatchLoader` batches them."""
 
-from vit_core.data.augment import Augment, AugmentConfig, AugmentParams, EvalTransform
+from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
 from vit_core.data.datasets import DATASETS, Dataset, load_dataset
 from vit_core.data.loader import BatchLoader
 from vit_core.data.sources import DiskSource, FakeSource, ImageSource, MemorySource
@@ -9,7 +9,6 @@ __all__ = [
     "DATASETS",
     "Augment",
     "AugmentConfig",
-    "AugmentParams",
     "BatchLoader",
     "Dataset",
     "DiskSource",

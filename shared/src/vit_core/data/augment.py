@@ -1,31 +1,34 @@
-"""Augmentation of a batch on its device: every image draws its own parameters.
+"""Augmentation: torchvision's transforms, each image with its own draws.
 
-`Augment.draw` draws the parameters of a whole global batch on the CPU, a rank takes its slice of them, and
-`Augment.apply` turns uint8 images (B, 3, H, W) into normalised float32 (B, 3, S, S). Order: crop, flip and
-resize; rotation; colour jitter; RandAugment; normalisation; random erasing. Without the three in the middle,
-the normalisation is folded into the resize, so the large result is written once.
+Crop, mirroring, rotation, color jitter and RandAugment work on uint8, one image at a time under a seed of its own
+(`Augment.image`), in worker processes where there are some. Where nothing but crop and mirroring is asked for and the
+images lie in memory, a whole batch of them is made on its device (`Augment.batch`). Normalization and random erasing,
+which come last, are always of a whole batch on its device (`finish`).
 
 Mixup, cutmix and label smoothing act on labels too and are not here: see `timm.data.Mixup`.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torchvision.transforms.v2.functional as tvf
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
 
-from vit_core.data import colour, randaugment
-from vit_core.data.crops import CROPS, CropRule, Crops, centre_crops
-from vit_core.data.parallel import for_each_part
-from vit_core.data.resample import resample
+from vit_core.data import randaugment
+from vit_core.data.seeding import seeded
 from vit_core.flags import flag
 
+CROPS = ("none", "random", "pad", "resized")
+ERASE_FILLS = ("mean", "random")
 _ERASE_LEAST = 0.02  # share of the image, and
 _ERASE_ASPECT = 10 / 3  # aspect 1/a … a, as torchvision's RandomErasing has them
 _ERASE_ATTEMPTS = 10
-ERASE_FILLS = ("mean", "random")
+
+Rand = Callable[..., Tensor]  # rand(*shape) -> (B, *shape) on the batch's device, even in [0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,47 +106,14 @@ class AugmentConfig:
         names = tuple(n.strip() for n in self.randaugment_choice.split(",") if n.strip())
         return names or randaugment.SIXTEEN
 
-    @property
-    def crop_rule(self) -> CropRule:
-        """The crop settings alone."""
-        scale = (self.crop_scale_min, self.crop_scale_max)
-        return CropRule(self.crop, self.crop_ratio, self.crop_pad, scale, self.crop_aspect)
-
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
         raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentParams:
-    """All that was drawn for B images, on the CPU; `params[a:b]` are those of images a … b − 1."""
-
-    crops: Crops
-    flip: Tensor | None = None  # (B,) bool
-    degrees: Tensor | None = None  # (B,)
-    jitter: tuple[Tensor, Tensor] | None = None  # factors and order, both (B, 4)
-    choices: randaugment.Choices | None = None
-    erase: Tensor | None = None  # (B, 4) top, left, height, width in output pixels; height 0: not erased
-    fill: Tensor | None = None  # (B, 3) normalised values of what is erased; None: zero, the mean
-
-    def __len__(self) -> int:
-        return len(self.crops.boxes)
-
-    def __getitem__(self, part: slice) -> "AugmentParams":
-        return AugmentParams(
-            crops=Crops(self.crops.boxes[part], self.crops.grid, self.crops.offsets[part]),
-            flip=None if self.flip is None else self.flip[part],
-            degrees=None if self.degrees is None else self.degrees[part],
-            jitter=None if self.jitter is None else (self.jitter[0][part], self.jitter[1][part]),
-            choices=None if self.choices is None else randaugment.Choices(*(c[part] for c in self.choices)),
-            erase=None if self.erase is None else self.erase[part],
-            fill=None if self.fill is None else self.fill[part],
-        )
-
-
-class _Normalise:
-    """Mean and standard deviation as scale and shift of uint8 values, kept on each device in use."""
+class _Transform:
+    """What training and evaluation share: the size, and normalization."""
 
     def __init__(self, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         if img_size < 1:
@@ -151,140 +121,152 @@ class _Normalise:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean and std need three values each, std over 0, not {mean} and {std}")
         self.img_size, self.mean, self.std = img_size, tuple(mean), tuple(std)
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """On `device`, each (3,): 1/(255·std), −mean/std, 1/255 and 0."""
-        if device not in self._on_device:
-            mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)
-            values = (1 / (255 * std), -mean / std, torch.full((3,), 1 / 255), torch.zeros(3))
-            self._on_device[device] = tuple(v.to(torch.float32).to(device) for v in values)  # type: ignore[assignment]
-        return self._on_device[device]
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to float32: (pixels / 255 − mean) / std."""
+        if pixels.device not in self._on_device:
+            mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64).view(2, 3, 1, 1)
+            scale, shift = (1 / (255 * std)).float(), (-mean / std).float()
+            self._on_device[pixels.device] = scale.to(pixels.device), shift.to(pixels.device)
+        scale, shift = self._on_device[pixels.device]
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
 
 
-class Augment(_Normalise):
-    """Training transform: `config` applied with each image's own parameters."""
+class Augment(_Transform):
+    """The training transform that `config` describes."""
 
     def __init__(self, config: AugmentConfig, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(img_size, mean, std)
-        self.config = config
+        self.config = c = config
+        steps: list[nn.Module] = [*_crop(c, img_size), v2.RandomHorizontalFlip(c.hflip), v2.PILToTensor()]
+        if c.rotation:
+            steps.append(v2.RandomRotation(c.rotation, InterpolationMode.BILINEAR))
+        if c.color_jitter or c.hue_jitter:
+            steps.append(v2.ColorJitter(c.color_jitter, c.color_jitter, c.color_jitter, c.hue_jitter))
+        if c.randaugment_ops:
+            steps.append(
+                randaugment.RandAugment(
+                    c.randaugment_ops, c.randaugment_magnitude, c.randaugment_names, c.randaugment_rule
+                )
+            )
+        self._steps = v2.Compose(steps)
 
-    def without_crop(self) -> "Augment":
-        """The same for images that were already cropped to S×S, by the workers of a disk source."""
-        return Augment(dataclasses.replace(self.config, crop="none"), self.img_size, self.mean, self.std)
+    @property
+    def takes_batches(self) -> bool:
+        """Whether `batch` can do it: there is nothing but a crop, mirroring and erasing."""
+        c = self.config
+        return c.crop != "resized" and not (c.rotation or c.color_jitter or c.hue_jitter or c.randaugment_ops)
 
-    def draw_crop(self, source_size: tuple[int, int], generator: torch.Generator) -> Crops:
-        """The crop of one image of height and width `source_size`."""
-        return self.config.crop_rule.draw(1, source_size, self.img_size, generator)
+    def image(self, image: Image.Image | Tensor, seed: int) -> Tensor:
+        """One RGB image, by PIL or uint8 (3, H, W), to uint8 (3, S, S), by the draws of `seed` alone."""
+        with seeded(seed), torch.autocast("cpu", enabled=False):  # the caller's would rotate in 16 bits
+            pixels: Tensor = self._steps(image)
+        return pixels
 
-    def draw(
-        self, batch_size: int, generator: torch.Generator, source_size: tuple[int, int] | None = None
-    ) -> AugmentParams:
-        """Draw the parameters of `batch_size` images of height and width `source_size` (default: S×S)."""
-        c, n, S = self.config, batch_size, self.img_size
-        crops = c.crop_rule.draw(n, source_size or (S, S), S, generator)
-        return AugmentParams(
-            crops=crops,
-            flip=torch.rand(n, generator=generator) < c.hflip if c.hflip else None,
-            degrees=c.rotation * (2 * torch.rand(n, generator=generator) - 1) if c.rotation else None,
-            jitter=colour.draw_jitter(n, c.color_jitter, c.hue_jitter, generator)
-            if c.color_jitter or c.hue_jitter
-            else None,
-            choices=randaugment.draw(n, c.randaugment_ops, c.randaugment_names, generator, c.randaugment_rule)
-            if c.randaugment_ops
-            else None,
-            erase=_draw_erase(n, S, c, generator) if c.erasing else None,
-            fill=torch.rand(n, 3, generator=generator) if c.erasing and c.erasing_fill == "random" else None,
-        )
+    def batch(self, images: Tensor, rand: Rand) -> Tensor:
+        """uint8 (B, 3, H, W) to uint8 (B, 3, S, S), where `takes_batches`."""
+        c, (H, W) = self.config, images.shape[2:]
+        if c.crop == "random":
+            large = tvf.resize(images, [round(self.img_size / c.crop_ratio)])
+            images = _windows(large, self.img_size, self.img_size, rand(2))
+        elif c.crop == "pad":
+            border = [round(c.crop_pad * W), round(c.crop_pad * H)]
+            images = _windows(tvf.pad(images, border), H, W, rand(2))
+        images = tvf.resize(images, [self.img_size, self.img_size])
+        if c.hflip:
+            images = torch.where(rand(1, 1, 1) < c.hflip, images.flip(3), images)
+        return images
 
-    def apply(self, images: Tensor, params: AugmentParams, out: Tensor | None = None) -> Tensor:
-        """uint8 (B, 3, H, W) to normalised float32 (B, 3, S, S) on the same device, in `out` if given.
+    def finish(self, pixels: Tensor, rand: Rand) -> Tensor:
+        """uint8 (B, 3, S, S) to float32: normalized, and rectangles of some images erased."""
+        x = self.normalize(pixels)
+        return self._erase(x, rand) if self.config.erasing else x
 
-        Raises: ValueError when `params` are not for B images.
-        """
-        if len(params) != len(images):
-            raise ValueError(f"{len(params)} parameter sets for {len(images)} images")
-        scale, shift, to_unit, zero = self._constants(images.device)
-        crops = params.crops
-        in_between = params.degrees is not None or params.jitter is not None or params.choices is not None
-        x = resample(
-            images,
-            crops.boxes,
-            self.img_size,
-            grid=crops.grid,
-            offsets=crops.offsets,
-            flip=params.flip,
-            scale=to_unit if in_between else scale,
-            shift=zero if in_between else shift,
-            out=out,
-        )
-        if in_between:
-
-            def finish(part: slice) -> None:
-                coloured = self._warp_and_colour(x[part], params[part])
-                torch.addcmul(shift.view(3, 1, 1), coloured, (scale * 255).view(3, 1, 1), out=x[part])
-
-            for_each_part(len(x), x.device, finish)
-        if params.erase is not None:
-            for i, (top, left, height, width) in enumerate(params.erase.tolist()):
-                if height:
-                    value = 0 if params.fill is None else params.fill[i].view(3, 1, 1).to(x.device)
-                    x[i, :, top : top + height, left : left + width] = value
-        return x
-
-    def _warp_and_colour(self, x: Tensor, params: AugmentParams) -> Tensor:
-        """(n, 3, S, S) in [0, 1] to the same, rotated, jittered and through RandAugment."""
-        if params.degrees is not None:
-            x = randaugment.warp(x, randaugment.rotation(params.degrees).to(x.device))
-        if params.jitter is not None:
-            x = colour.jitter(x, *params.jitter, self.config.color_jitter, self.config.hue_jitter)
-        if params.choices is not None:
-            x = randaugment.apply(x, params.choices, self.config.randaugment_magnitude, self.config.randaugment_rule)
-        return x
+    def _erase(self, x: Tensor, rand: Rand) -> Tensor:
+        """torchvision's RandomErasing, for all images at once; `erasing_fill` says how "random" differs."""
+        c, S = self.config, self.img_size
+        area, aspect, top, left = rand(4, _ERASE_ATTEMPTS).unbind(1)
+        area = S * S * torch.lerp(area.new_tensor(_ERASE_LEAST), area.new_tensor(c.erasing_area), area)
+        if c.erasing_fill == "random":
+            aspect = torch.lerp(aspect.new_tensor(1 / _ERASE_ASPECT), aspect.new_tensor(_ERASE_ASPECT), aspect)
+        else:
+            aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
+        height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (height < S) & (width < S)
+        boxes = torch.stack([(top * (S - height + 1)).floor(), (left * (S - width + 1)).floor(), height, width], 2)
+        first = fits.int().argmax(1)  # of the attempts that fit
+        top, left, height, width = boxes[torch.arange(len(x), device=x.device), first].unbind(1)
+        erased = (rand() < c.erasing) & fits.any(1)
+        place = torch.arange(S, device=x.device)
+        rows = (place >= top[:, None]) & (place < (top + height)[:, None])  # (B, S)
+        columns = (place >= left[:, None]) & (place < (left + width)[:, None])
+        inside = (rows[:, :, None] & columns[:, None, :] & erased[:, None, None])[:, None]
+        fill = rand(3, 1, 1) if c.erasing_fill == "random" else torch.zeros((), device=x.device)
+        return torch.where(inside, fill, x)
 
 
-def _draw_erase(count: int, size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """(count, 4) int64: as torchvision's `RandomErasing` draws them, for all images at once."""
-    erased = torch.rand(count, generator=generator) < config.erasing
-    area, aspect, top, left = torch.rand(4, count, _ERASE_ATTEMPTS, generator=generator).unbind(0)
-    area = size * size * (_ERASE_LEAST + (config.erasing_area - _ERASE_LEAST) * area)
-    if config.erasing_fill == "random":
-        aspect = torch.lerp(torch.tensor(1 / _ERASE_ASPECT), torch.tensor(_ERASE_ASPECT), aspect)
-    else:
-        aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
-    height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (height < size) & (width < size)
-    boxes = torch.stack([(top * (size - height + 1)).floor(), (left * (size - width + 1)).floor(), height, width], 2)
-    pick = (~fits).int().argsort(dim=1, stable=True)[:, 0]
-    chosen = boxes[torch.arange(count), pick] * (fits.any(1) & erased).unsqueeze(1)
-    return chosen.long()
-
-
-class EvalTransform(_Normalise):
+class EvalTransform(_Transform):
     """Evaluation transform: the whole image at S×S, or with crop_pct < 1 the centre after a resize.
 
     crop_pct 1 does not keep the aspect ratio (torchvision's `Resize((S, S))`); below 1, the shorter side is
     resized to S / crop_pct and the centre S×S is kept.
     """
 
+    takes_batches = True
+
     def __init__(self, img_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0) -> None:
         super().__init__(img_size, mean, std)
         _check("crop_pct", crop_pct, 0.1, 1)
         self.crop_pct = crop_pct
+        resize = v2.Resize((img_size, img_size)) if crop_pct == 1 else v2.Resize(round(img_size / crop_pct))
+        self._steps = v2.Compose([resize, v2.CenterCrop(img_size), v2.PILToTensor()])
 
-    def without_crop(self) -> "EvalTransform":
-        """The same for images that were already cropped to S×S, by the workers of a disk source."""
-        return EvalTransform(self.img_size, self.mean, self.std)
+    def image(self, image: Image.Image | Tensor, seed: int = 0) -> Tensor:
+        """One RGB image, by PIL or uint8 (3, H, W), to uint8 (3, S, S); nothing is drawn."""
+        pixels: Tensor = self._steps(image)
+        return pixels
 
-    def draw_crop(self, source_size: tuple[int, int], generator: torch.Generator) -> Crops:
-        """The window kept of one image of height and width `source_size`; nothing is drawn."""
-        return centre_crops(1, source_size, self.img_size, self.crop_pct)
+    def batch(self, images: Tensor, rand: Rand | None = None) -> Tensor:
+        """uint8 (B, 3, H, W) to uint8 (B, 3, S, S)."""
+        pixels: Tensor = self._steps(images)
+        return pixels
 
-    def apply(self, images: Tensor, out: Tensor | None = None) -> Tensor:
-        """uint8 (B, 3, H, W) to normalised float32 (B, 3, S, S) on the same device, in `out` if given."""
-        B, _, H, W = images.shape
-        scale, shift, _, _ = self._constants(images.device)
-        boxes, grid, offsets = centre_crops(B, (H, W), self.img_size, self.crop_pct)
-        return resample(images, boxes, self.img_size, grid=grid, offsets=offsets, scale=scale, shift=shift, out=out)
+    def finish(self, pixels: Tensor, rand: Rand | None = None) -> Tensor:
+        """uint8 (B, 3, S, S) to float32, normalized."""
+        return self.normalize(pixels)
 
-    __call__ = apply
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to normalized float32 (B, 3, S, S) on the same device."""
+        return self.finish(self.batch(images))
+
+
+def _crop(c: AugmentConfig, size: int) -> list[nn.Module]:
+    if c.crop == "random":
+        return [v2.Resize(round(size / c.crop_ratio)), v2.RandomCrop(size)]
+    if c.crop == "resized":
+        scale = (c.crop_scale_min, c.crop_scale_max)
+        return [v2.RandomResizedCrop(size, scale, (1 / c.crop_aspect, c.crop_aspect))]
+    resize = v2.Resize((size, size))
+    return [_PaddedCrop(c.crop_pad), resize] if c.crop == "pad" else [resize]
+
+
+class _PaddedCrop(nn.Module):
+    """A crop of the image's own size out of the image with a black border, which is a share of its sides."""
+
+    def __init__(self, pad: float) -> None:
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        H, W = tvf.get_size(image)
+        top, left = (int(torch.randint(-most, most + 1, ())) for most in (round(self.pad * H), round(self.pad * W)))
+        cut: Image.Image | Tensor = tvf.crop(image, top, left, H, W)
+        return cut
+
+
+def _windows(images: Tensor, height: int, width: int, places: Tensor) -> Tensor:
+    """(B, C, height, width) of images (B, C, H, W): where, places (B, 2) in [0, 1) say."""
+    every = images.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, tops, lefts, height, width)
+    top, left = ((places[:, i] * every.shape[2 + i]).long() for i in (0, 1))
+    return every[torch.arange(len(images), device=images.device), :, top, left]

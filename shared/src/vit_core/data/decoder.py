@@ -1,6 +1,6 @@
-"""Decoding and cropping of a `DiskSource` in worker processes, by PyTorch's DataLoader.
+"""Images one by one, decoded and augmented in worker processes by PyTorch's DataLoader.
 
-A worker gets (epoch, image index) pairs and draws each image's crop from (seed, epoch, index): what it gives
+A worker gets (epoch, image index) pairs and augments each image by the draws of (seed, epoch, index): what it gives
 does not depend on how many workers there are, nor on where an epoch was started.
 """
 
@@ -12,16 +12,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vit_core.data.augment import Augment, EvalTransform
-from vit_core.data.crops import crop_image
-from vit_core.data.images import open_image, shown
-from vit_core.data.seeding import generator
-from vit_core.data.sources import DiskSource
+from vit_core.data.seeding import derive_seed
+from vit_core.data.sources import ImageSource
 from vit_core.errors import UserError
 
 
@@ -33,10 +30,10 @@ class _Failure:
 
 
 class Decoder:
-    """Decodes and crops the images of a `DiskSource` in worker processes that live as long as the loader."""
+    """Decodes and augments the images of a source in worker processes that live as long as the loader."""
 
     def __init__(
-        self, source: DiskSource, transform: Augment | EvalTransform, seed: int, num_workers: int, pin: bool
+        self, source: ImageSource, transform: Augment | EvalTransform, seed: int, num_workers: int, pin: bool
     ) -> None:
         self._plan = _Plan()
         self._workers = num_workers
@@ -48,7 +45,7 @@ class Decoder:
                 # it comes from is gone: that server would keep it alive when the training is killed.
                 options["multiprocessing_context"] = "fork"
         self._loader: DataLoader[Any] = DataLoader(
-            _Files(source, transform, seed),
+            _Images(source, transform, seed),
             batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_identity,
@@ -111,30 +108,22 @@ class _Plan:
         return len(self.batches)
 
 
-class _Files(torch.utils.data.Dataset[Any]):
+class _Images(torch.utils.data.Dataset[Any]):
     """The part of the DataLoader that runs in a worker: a whole batch at a time."""
 
-    def __init__(self, source: DiskSource, transform: Augment | EvalTransform, seed: int) -> None:
+    def __init__(self, source: ImageSource, transform: Augment | EvalTransform, seed: int) -> None:
         self._source, self._transform, self._seed = source, transform, seed
 
     def __getitems__(self, batch: list[tuple[int, int]]) -> Tensor | _Failure:
-        size = self._transform.img_size
-        images = np.empty((len(batch), 3, size, size), dtype=np.uint8)
-        path = ""
         try:
-            for slot, (epoch, index) in enumerate(batch):
-                path = str(self._source.path(index))
-                image = open_image(path)
-                stream = generator("crop", self._seed, epoch, index)
-                crops = self._transform.draw_crop((image.height, image.width), stream)
-                images[slot] = np.asarray(crop_image(image, crops, size)).transpose(2, 0, 1)
+            return torch.stack(
+                [
+                    self._transform.image(self._source.image(index), derive_seed("augment", self._seed, epoch, index))
+                    for epoch, index in batch
+                ]
+            )
         except UserError as e:
             return _Failure(str(e))
-        except MemoryError:
-            return _Failure(
-                f"{shown(path)}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size"
-            )
-        return torch.from_numpy(images)
 
 
 def _identity(batch: Any) -> Any:

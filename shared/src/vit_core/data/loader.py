@@ -6,18 +6,15 @@ two ranks see exactly what one process with the doubled batch sees; and the numb
 """
 
 import math
-import sys
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vit_core.data.augment import Augment, EvalTransform
 from vit_core.data.decoder import Decoder
-from vit_core.data.parallel import one_core
 from vit_core.data.seeding import generator
-from vit_core.data.sources import DiskSource, ImageSource, MemorySource, TensorSource
+from vit_core.data.sources import ImageSource, MemorySource, TensorSource
 from vit_core.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -37,7 +34,8 @@ class BatchLoader:
         batch_size: images a batch on this rank.
         transform: `Augment` or `EvalTransform`; its img_size is S.
         seed: of the order and of the augmentation; the same on all ranks.
-        num_workers: processes that decode a `DiskSource`; other sources need none.
+        num_workers: processes that decode images from the disk, and that augment one by one what does not go in
+            batches. Of a set in memory none on a CPU: its cores are busy with training.
         limit: evaluate on so many images only, spread evenly over the source: files are often sorted by class.
     """
 
@@ -82,17 +80,17 @@ class BatchLoader:
             self._evaluated = torch.arange(limit) * self._images // limit
             self.num_images = len(range(rank, limit, world))
             self._batches = math.ceil(self.num_images / batch_size)
-        if isinstance(source, MemorySource) and self.device.type == "cuda" and source.images.nbytes <= _DEVICE_BYTES:
-            source = source.to(self.device)
-        self._buffers = _HostBuffers()
-        self._decoder = None
-        if isinstance(source, DiskSource):
-            self._decoder = Decoder(source, transform, seed, num_workers, pin=self.device.type == "cuda")
-            self._on_device: Augment | EvalTransform = transform.without_crop()
+        self._source: TensorSource | None = None
+        self._decoder: Decoder | None = None
+        on_gpu = self.device.type == "cuda"
+        if not isinstance(source, TensorSource):
+            self._decoder = Decoder(source, transform, seed, num_workers, pin=on_gpu)
+        elif not transform.takes_batches:
+            self._decoder = Decoder(source, transform, seed, num_workers if on_gpu else 0, pin=on_gpu)
+        elif isinstance(source, MemorySource) and on_gpu and source.images.nbytes <= _DEVICE_BYTES:
+            self._source = source.to(self.device)
         else:
-            assert isinstance(source, TensorSource)
-            self._on_device = transform
-        self._source = source
+            self._source = source
 
     @property
     def evaluated(self) -> Tensor:
@@ -110,16 +108,14 @@ class BatchLoader:
         """
         order = self._order(epoch)
         parts = [self._part(order, b) for b in range(start_batch, self._batches)]
-        if self._decoder is None:
-            assert isinstance(self._source, TensorSource)
-            pixels = (self._source.gather(part, self.device) for part in parts)
-            size = self._source.image_size
+        if self._decoder is not None:
+            images = (p.to(self.device, non_blocking=True) for p in self._decoder.epoch(epoch, parts))
         else:
-            pixels = (p.to(self.device, non_blocking=True) for p in self._decoder.epoch(epoch, parts))
-            size = None
+            assert self._source is not None
+            images = (self._source.gather(part, self.device) for part in parts)
         batches = (
-            (self._transform(images, epoch, b, size), self._labels_of(part))
-            for b, part, images in zip(range(start_batch, self._batches), parts, pixels, strict=True)
+            (self._transformed(pixels, epoch, b), self._labels_of(part))
+            for b, part, pixels in zip(range(start_batch, self._batches), parts, images, strict=True)
         )
         return _ahead(batches, self.device) if self.device.type == "cuda" else batches
 
@@ -135,59 +131,23 @@ class BatchLoader:
         first = (batch * self.world + self.rank) * self._share
         return order[first : first + self._share]
 
-    def _transform(self, images: Tensor, epoch: int, batch: int, source_size: tuple[int, int] | None) -> Tensor:
-        size = self._on_device.img_size
-        out = self._buffers.take((len(images), 3, size, size)) if self.device.type == "cpu" else None
-        # The caller's autocast would run the resize in 16 bits.
-        with torch.autocast(self.device.type, enabled=False), one_core():
-            if isinstance(self._on_device, EvalTransform):
-                return self._on_device.apply(images, out)
-            # Drawn for the global batch: a rank's share does not depend on how many ranks there are.
-            stream = generator("augment", self.seed, epoch, batch)
-            drawn = self._on_device.draw(self._share * self.world, stream, source_size)
-            share = slice(self.rank * self._share, (self.rank + 1) * self._share)
-            return self._on_device.apply(images, drawn[share], out)
+    def _transformed(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        stream = generator("batch", self.seed, epoch, batch, device=self.device)
+        share = slice(self.rank * self._share, (self.rank + 1) * self._share) if self.train else slice(None)
+
+        def rand(*shape: int) -> Tensor:  # of the global batch: a rank's part does not depend on how many there are
+            whole = self._share * self.world if self.train else len(images)
+            return torch.rand(whole, *shape, generator=stream, device=self.device)[share]
+
+        if self._decoder is None:
+            images = self.transform.batch(images, rand)
+        return self.transform.finish(images, rand)
 
     def _labels_of(self, part: Tensor) -> Tensor:
         labels = self._labels[part]
         if self.device.type == "cuda":
             labels = labels.pin_memory()
         return labels.to(self.device, non_blocking=True)
-
-
-class _HostBuffers:
-    """Memory for batches on the CPU, used again once nobody holds the batch that was in it.
-
-    A fresh batch of 64 images at 224×224 is 38 MB: to have the system map its pages takes twice as long as to
-    compute it. A tensor made by `from_numpy` holds a reference to its array for as long as the tensor, a
-    view of it, or autograd needs the memory; so an array that only this list refers to is free.
-    """
-
-    kept = 3
-
-    def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-        self._free_count = 0
-
-    def take(self, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised float32 tensor of `shape`."""
-        for i in range(len(self._arrays)):
-            if self._arrays[i].shape == shape and sys.getrefcount(self._arrays[i]) == self._free_count:
-                return torch.from_numpy(self._arrays[i])
-        array = _aligned(shape)
-        if len(self._arrays) < self.kept:
-            self._arrays.append(array)
-            del array
-            self._free_count = sys.getrefcount(self._arrays[-1])
-            return torch.from_numpy(self._arrays[-1])
-        return torch.from_numpy(array)
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32 memory that begins at a cache line, as torch's own does and numpy's does not."""
-    raw = np.empty(math.prod(shape) + 16, dtype=np.float32)
-    first = -raw.ctypes.data % 64 // 4
-    return raw[first : first + math.prod(shape)].reshape(shape)
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

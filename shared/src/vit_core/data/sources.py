@@ -6,9 +6,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vit_core.data.images import UnequalSizesError, common_size, decode_all, shown
+from vit_core.data.images import UnequalSizesError, common_size, decode_all, open_image, shown
 from vit_core.data.seeding import derive_seed
 from vit_core.errors import UserError
 
@@ -24,12 +25,14 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def image(self, index: int) -> Image.Image | Tensor:
+        """One image: by PIL in RGB, or uint8 (3, H, W) on the CPU. Raises UserError where it cannot be read."""
+        ...
+
 
 @runtime_checkable
 class TensorSource(ImageSource, Protocol):
     """A source whose images all have one size and are picked out of a tensor."""
-
-    image_size: tuple[int, int]
 
     def gather(self, indices: Tensor, device: torch.device) -> Tensor:
         """Images at `indices` (B,): uint8 (B, 3, H, W) on `device`."""
@@ -46,10 +49,13 @@ class MemorySource:
             raise ValueError(f"{len(images)} images but labels of shape {tuple(labels.shape)}")
         self.images = images
         self.labels = labels.long()
-        self.image_size = (images.shape[2], images.shape[3])
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index`: uint8 (3, H, W)."""
+        return self.images[index]
 
     def to(self, device: torch.device) -> "MemorySource":
         """The same source with its images on `device`."""
@@ -57,12 +63,7 @@ class MemorySource:
 
     def gather(self, indices: Tensor, device: torch.device) -> Tensor:
         """Images at `indices` (B,): uint8 (B, 3, H, W) on `device`; the copy to a GPU does not block."""
-        if self.images.device.type == "cpu":
-            # numpy copies in this thread; torch would wake its own threads, which then stay in the way of
-            # those of `vit_core.data.parallel`.
-            images = torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
-        else:
-            images = self.images.index_select(0, indices.to(self.images.device))
+        images = self.images.index_select(0, indices.to(self.images.device))
         if device.type == "cuda" and images.device.type == "cpu":
             return images.pin_memory().to(device, non_blocking=True)
         return images.to(device)
@@ -86,6 +87,16 @@ class DiskSource:
         """The file of image `index`."""
         return Path(os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]]))
 
+    def image(self, index: int) -> Image.Image:
+        """Image `index`, decoded. Raises UserError, which names the file."""
+        path = str(self.path(index))
+        try:
+            return open_image(path)
+        except MemoryError:
+            raise UserError(
+                f"{shown(path)}: out of memory while decoding; use fewer --num-workers or a smaller --batch-size"
+            ) from None
+
 
 class FakeSource:
     """`count` random images of S×S, out of 64 that are made on the device that asks for them."""
@@ -93,7 +104,7 @@ class FakeSource:
     pool_size = 64
 
     def __init__(self, count: int, img_size: int, num_classes: int, seed: int) -> None:
-        self.image_size = (img_size, img_size)
+        self._shape = (self.pool_size, 3, img_size, img_size)
         self.labels = torch.arange(count) % num_classes
         self._seed = derive_seed("fake", img_size, seed)
         self._pools: dict[torch.device, Tensor] = {}
@@ -101,12 +112,15 @@ class FakeSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image(self, index: int) -> Tensor:
+        """Image `index`: uint8 (3, S, S)."""
+        return self.gather(torch.tensor([index]), torch.device("cpu"))[0]
+
     def gather(self, indices: Tensor, device: torch.device) -> Tensor:
         """Images at `indices` (B,): uint8 (B, 3, S, S) on `device`, the same at each call."""
         if device not in self._pools:
             generator = torch.Generator(device).manual_seed(self._seed)
-            shape = (self.pool_size, 3, *self.image_size)
-            self._pools[device] = torch.randint(256, shape, generator=generator, dtype=torch.uint8, device=device)
+            self._pools[device] = torch.randint(256, self._shape, generator=generator, dtype=torch.uint8, device=device)
         return self._pools[device].index_select(0, (indices % self.pool_size).to(device))
 
 
