@@ -222,7 +222,7 @@ def test_fake() -> None:
     assert torch.equal(again, pixels[0])
 
 
-def _tiny_zip(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: str | None = None) -> Path:
+def _tiny_zip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = folder / "source"
     wnids = ("n01", "n02")
     lines = []
@@ -241,8 +241,6 @@ def _tiny_zip(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: str | None =
     with zipfile.ZipFile(archive, "w") as z:
         for path in sorted(source.rglob("*.*")):
             z.write(path, f"tiny-imagenet-200/{path.relative_to(source)}")
-        if extra:
-            z.writestr(extra, "pwned")
     monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     return archive
 
@@ -271,25 +269,11 @@ def test_tiny_imagenet_unpacked_by_the_user_is_sorted(tmp_path: Path, monkeypatc
     assert _load("tiny_imagenet", archive.parent).val.labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "member", ["../escaped.txt", "/escaped.txt", "tiny-imagenet-200/../../escaped.txt", "..\\escaped"]
-)
-def test_tiny_imagenet_refuses_members_outside_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str
-) -> None:
-    archive = _tiny_zip(tmp_path, monkeypatch, extra=member)
-    before = sorted(tmp_path.rglob("*"))
-    _refused("refused, its member .*escaped.* outside the folder", "tiny_imagenet", archive.parent)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_tiny_imagenet_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _refused(r"tiny-imagenet-200\.zip: not found; add --download", "tiny_imagenet", tmp_path)
     archive = _tiny_zip(tmp_path, monkeypatch)
     archive.write_bytes(archive.read_bytes()[:-100])
     _refused("wrong checksum .*delete it and add --download", "tiny_imagenet", archive.parent)
-    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    _refused("damaged zip", "tiny_imagenet", archive.parent)
     monkeypatch.setattr(tiny_imagenet, "URL", "http://127.0.0.1:9/none.zip")
     _refused("download of .* failed .*check the network", "tiny_imagenet", tmp_path / "new", download=True)
     assert list((tmp_path / "new").iterdir()) == []

@@ -20,8 +20,7 @@ def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[
 
     With `class_names` (those of the training set) the labels are indices into it, and a class that it lacks
     is an error; a class without a folder is not. Hidden files and folders are left out, and what is neither
-    file nor folder (a pipe, a socket). Links are followed, but to each folder once a class, and not to one that
-    the class folder itself lies in.
+    file nor folder (a pipe, a socket). Images and class folders may be links.
 
     Raises: UserError for a missing folder, one without class folders, one that may not be read, an empty class
     folder, a link that leads nowhere, an unknown class, or a class whose name cannot be printed.
@@ -89,38 +88,22 @@ def find_images(path: Path, most: int) -> list[Path]:
 
 
 def _images_under(top: str) -> list[str]:
-    """Files first, then the folders in it, both by name."""
+    """Files first, then the folders in it, both by name. UserError for a link to a folder: it may lead anywhere."""
     images: list[str] = []
-    seen = set()
     waiting = [top]
     while waiting:
         folder = waiting.pop()
-        status = _status(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
         files, folders = _list(folder)
-        inside = os.path.join(folder, "")  # noqa: PTH118
+        inside = os.path.join(folder, "")  # noqa: PTH118 (paths are strings here: a Path for each of a million is slow)
         images += [inside + f for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
-        below = [inside + f for f in sorted(folders, reverse=True)]
-        waiting += [f for f in below if not (os.path.islink(f) and _is_inside(top, f))]  # noqa: PTH114
+        for below in (inside + name for name in sorted(folders, reverse=True)):
+            if os.path.islink(below):  # noqa: PTH114
+                raise UserError(
+                    f"{shown(below)}: a link to a folder, inside a class, is not followed; remove it, or link the "
+                    "class or the images themselves"
+                )
+            waiting.append(below)
     return images
-
-
-def _status(folder: str) -> os.stat_result:
-    try:
-        return os.stat(folder)  # noqa: PTH116 (paths are strings here: a Path for each of a million files is slow)
-    except OSError as e:
-        raise _unreadable(folder, e) from e
-
-
-def _unreadable(folder: str, error: OSError) -> UserError:
-    return UserError(f"{shown(folder)}: this folder cannot be read ({error.strerror})")
-
-
-def _is_inside(folder: str, other: str) -> bool:
-    """From `other`, all other classes could be reached."""
-    return Path(folder).resolve().is_relative_to(Path(other).resolve())
 
 
 def _list(folder: str) -> tuple[list[str], list[str]]:
@@ -140,7 +123,7 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
                 elif kind == stat.S_IFDIR:
                     folders.append(entry.name)
     except OSError as e:
-        raise _unreadable(folder, e) from e
+        raise UserError(f"{shown(folder)}: this folder cannot be read ({e.strerror})") from e
     return files, folders
 
 
