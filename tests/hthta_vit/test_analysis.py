@@ -191,7 +191,7 @@ def test_the_drawn_maps_show_the_planted_patch(tmp_path, monkeypatch):
     trained = TrainedModel(model=brightness_reader((32, 32)), settings=settings, source=None)
     drawn = {}
     monkeypatch.setattr(visualize_attention, "figure_of_maps", lambda image, maps, *_, **__: drawn.update(maps))
-    images = trained.transform().apply(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
+    images = trained.transform()(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
     says = visualize_attention.draw(trained, images, tmp_path / "p.png", "a patch", "yes")
     assert len(drawn) == 4 + 3, "four heads, their mean, Grad-CAM, and where the two agree"
     for name, heat in drawn.items():

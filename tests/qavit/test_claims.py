@@ -70,19 +70,19 @@ def test_no_accuracy_of_ours_stands_in_for_the_papers():
 
 
 class WideFFN(qavit.model.CCFFFN):
-    def __init__(self, config):
-        super().__init__(config.replace(mlp_ratio=4.0))
+    def __init__(self, dim, hidden, grid, drop):
+        super().__init__(dim, 4 * dim, grid, drop)
 
 
 class FullConvolution(qavit.model.CCFFFN):
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, *args):
+        super().__init__(*args)
         self.dwconv = nn.Conv2d(self.dwconv.in_channels, self.dwconv.in_channels, 3, padding=1)
 
 
 class WideConvolution(qavit.model.CCFFFN):
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, *args):
+        super().__init__(*args)
         self.dwconv = nn.Conv2d(self.dwconv.in_channels, self.dwconv.in_channels, 5, padding=2, groups=128)
 
 
@@ -110,8 +110,8 @@ class OneNarrowBranch(qavit.model.QuadAttentionBlock):
 
 
 class FewerKeys(qavit.model.MultiScaleDilatedAttention):
-    def __init__(self, config):
-        super().__init__(config.replace(linformer_k=32))
+    def __init__(self, *args, **fields):
+        super().__init__(*args, **{**fields, "linformer_k": 32})
 
 
 class MixedGroups(qavit.model.ChannelGroupAttention):

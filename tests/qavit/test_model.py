@@ -122,34 +122,29 @@ def test_truncated_msda_is_the_published_one(img_size):
     assert_close(a(x, bank), msda_by_the_book(a, model.config, x, bank, 128), rtol=1e-4, atol=1e-5)
 
 
-def test_msda_keeps_every_token_unless_told_to_cut():
-    for truncate, lost in ((False, 0), (True, 14)):
-        model = micro(img_size=56, msda_truncate=truncate)
-        assert model.config.msda_length == 135
-        a = model.blocks[0].msda
-        torch.nn.init.normal_(a.linformer.E_k)
-        # The scale of dilation 3 holds tokens 0, 3, ... of rows 0, 3, ...; the cut loses its last 14.
-        alone = [t for t in range(196) if a.compression(a.linformer.E_k)[:, t].abs().sum() == 0]
-        assert alone == []  # dilation 1 still holds every token
-        rows = a.sampling.shape[0] if not truncate else 128
-        used = torch.zeros(135)
-        used[:rows] = 1
-        assert int((used == 0).sum()) * 2 == lost
-        assert a.compression(a.linformer.E_k).sum(1).shape == (16,)
-    short = micro(img_size=32, msda_truncate=True)
-    full = micro(img_size=32, msda_truncate=False)
+def test_msda_keeps_every_landmark_unless_told_to_cut():
+    short = [micro(img_size=32, msda_truncate=truncate).eval() for truncate in (True, False)]
     with torch.no_grad():
-        assert torch.equal(short.eval()(images()), full.eval()(images()))  # nothing to cut there
+        assert torch.equal(*(model(images()) for model in short))  # 44 landmarks: nothing to cut there
+    for truncate, lost in ((False, 0), (True, 7)):
+        model = micro(img_size=56, msda_truncate=truncate)
+        a = model.blocks[0].msda
+        landmarks = a.landmarks(torch.eye(196)[None])[0]  # (135, 196): of which tokens each is the mean
+        assert landmarks.shape == (model.config.msda_length, 196) == (135, 196)
+        assert (landmarks.sum(1) == 1).all()
+        assert (landmarks.count_nonzero(1) <= 2).all()
+        keys = torch.eye(135).unsqueeze(0).requires_grad_()  # one landmark each
+        torch.nn.init.normal_(a.linformer.E_k)
+        a.linformer(keys, keys)[0].square().sum().backward()
+        assert int((keys.grad.abs().sum(2) == 0).sum()) == lost
 
 
 def test_stretched_compression_weighs_every_landmark():
-    a = micro(img_size=56).blocks[0].msda
-    identity = torch.eye(135, 196)  # landmark l is token l, so that columns of C show E's rows
-    a.sampling = identity
-    E = a.linformer.E_k
-    c = a.compression(E)[:, :135]
-    assert (c.abs().sum(0) > 0).all()
-    assert_close(c.T, F.interpolate(E.T[None], size=135, mode="linear")[0].T)
+    linformer = micro(img_size=56).blocks[0].msda.linformer
+    k, v = linformer(torch.eye(135)[None], torch.eye(135)[None])  # E's rows as they are used
+    for used, E in ((k, linformer.E_k), (v, linformer.E_v)):
+        assert (used[0].abs().sum(0) > 0).all()
+        assert_close(used[0], F.interpolate(E.T[None], size=135, mode="linear")[0])
 
 
 def test_windows_do_not_see_each_other():

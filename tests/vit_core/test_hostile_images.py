@@ -255,6 +255,15 @@ def test_damaged_files_are_read_or_named(tmp_path: Path) -> None:
             assert image_damage.outcome(str(path)) in (image_damage.READ, image_damage.NAMED)
 
 
+def test_what_libtiff_prints_is_not_seen_beside_the_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = _save(tmp_path / "x.tif", Image.fromarray(RAMP), compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[8:200] = bytes(192)
+    path.write_bytes(content)
+    _named(path, r"x\.tif: unreadable image")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("error", [struct.error, zlib.error, IndexError, OverflowError, KeyError, AssertionError])
 def test_whatever_a_plugin_raises_becomes_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]

@@ -102,18 +102,22 @@ def structure() -> Value:
     return found
 
 
+def _landmarks(block: QuadAttentionBlock) -> int:
+    return block.msda.landmarks(torch.empty(1, 196, 1, device="meta")).shape[1]
+
+
 def linformer_reduction() -> Value:
     """Tokens that one compression of QAViT-Tiny is given over those that it leaves."""
     block = _block("Tiny")
     k = block.msda.linformer.E_k.shape[1]
     window = block.swa.linformer.E_k.shape[0]
-    return {"dilated sequence": {"N / 64": block.msda.sampling.shape[0] / k}, "window": {"N / 64": window / k}}
+    return {"dilated sequence": {"N / 64": _landmarks(block) / k}, "window": {"N / 64": window / k}}
 
 
 def landmarks_compressed() -> Value:
     """Landmarks of QAViT-Tiny's dilated sequence that its compression is applied to, as published."""
-    msda = _block("Tiny").msda
-    return min(msda.sampling.shape[0], msda.linformer.E_k.shape[0])
+    block = _block("Tiny")
+    return min(_landmarks(block), block.msda.linformer.E_k.shape[0])
 
 
 def outputs() -> Value:

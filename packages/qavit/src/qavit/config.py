@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,3 +124,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "init_std": 0.1,  # about 1/√64: at 0.02 a model this narrow hardly moves at first (87% on digits, not 97%)
     },
 }  # fmt: skip
+
+TIMM_NAMES = {  # timm's name of an argument -> the field
+    "in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop", "drop_path_rate": "drop_path"
+}  # fmt: skip
+
+
+def own_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments under timm's names as fields of `QAViTConfig`. ValueError where both names say different things."""
+    named: dict[str, Any] = {}
+    for name, value in fields.items():
+        own = TIMM_NAMES.get(name, name)
+        if own in named and named[own] != value:
+            raise ValueError(f"{own} is given twice, as {named[own]} and as {value}")
+        named[own] = value
+    return named

@@ -12,7 +12,7 @@ shared by all blocks — and a learned softmax over four scalars weighs them.
     uv run qavit-train                    the micro model on digits: over 90% in a minute on two CPU cores
     uv run qavit-train --model tiny       CIFAR-100, 300 epochs; claimed 78-80% top-1 (not measured here)
 
-Shapes: B batch, N = H·W tokens, d embed_dim, h heads, M bank size, k linformer_k, L rows of E, G channel groups,
+Shapes: B batch, N = H·H tokens, d dim, h heads, M bank size, k compressed tokens, L rows of E, G channel groups,
 w window size, W windows in an image.
 """
 
@@ -22,205 +22,183 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qavit.bank import Bank, GlobalTokenBank
-from qavit.config import QAViTConfig
-from qavit.timm_api import TimmApi, own_names
+from qavit.config import QAViTConfig, own_names
 from vit_core.models.attention import attention
-from vit_core.models.dropout import Dropout, dropout
+from vit_core.models.dropout import Dropout
+
+
+def split_heads(x: Tensor, h: int) -> Tensor:
+    """(B, N, d) -> (B, h, N, d/h)."""
+    return x.unflatten(-1, (h, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, h, N, d/h) -> (B, N, d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def with_bank(tokens: Tensor, bank: Tensor) -> Tensor:
+    """(B·W, n, d) tokens with the bank's (1 or B, M, d) below: (B·W, n + M, d)."""
+    return torch.cat((tokens, bank.repeat_interleave(tokens.shape[0] // bank.shape[0], dim=0)), dim=1)
 
 
 class Linformer(nn.Module):
-    """Learned compression along the tokens, shared by the heads: K' = E_kᵀ K, V' = E_vᵀ V. E: (L, k)."""
+    """Learned compression along the tokens, shared by the heads: K' = E_kᵀ K, V' = E_vᵀ V. E: (L, k).
 
-    def __init__(self, length: int, k: int) -> None:
+    Of a sequence shorter than L the other rows of E idle. A longer one is cut to L tokens, as published, or, with
+    `stretch`, E's rows are stretched over all of it, as position embeddings are when a grid grows.
+    """
+
+    def __init__(self, length: int, k: int, *, stretch: bool = False) -> None:
         super().__init__()
+        self.stretch = stretch
         self.E_k = nn.Parameter(torch.empty(length, k))
         self.E_v = nn.Parameter(torch.empty(length, k))
 
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, n, d) -> (B, k, d)."""
+        E_k, E_v = (self._rows(E, k.shape[1]) for E in (self.E_k, self.E_v))
+        return E_k.T @ k[:, : len(E_k)], E_v.T @ v[:, : len(E_v)]
 
-def _heads(x: Tensor, h: int) -> Tensor:
-    B, N, d = x.shape
-    return x.view(B, N, h, d // h).transpose(1, 2)  # (B, h, N, d/h)
-
-
-def _merge(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # (B, h, N, d/h) -> (B, N, d)
+    def _rows(self, E: Tensor, n: int) -> Tensor:
+        if self.stretch and n > len(E):
+            return F.interpolate(E.T[None], size=n, mode="linear")[0].T
+        return E[:n]
 
 
 class SpatialWindowAttention(nn.Module):
     """SWA: attention in w × w windows, to the window's k compressed keys and the bank's M."""
 
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, grid: int, window: int, linformer_k: int, attn_drop: float, proj_drop: float
+    ) -> None:
         super().__init__()
-        d = config.embed_dim
-        self.num_heads, self.window = config.num_heads, config.window_size
-        self.grid, self.pad = config.grid, -config.grid % config.window_size
-        self.attn_drop = _attn_drop(config)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.linformer = Linformer(self.window**2, config.linformer_k)
-        self.proj = nn.Linear(d, d)
-        self.proj_drop = Dropout(config.dropout)
-        self.norm = nn.LayerNorm(d)  # of what is written to the bank
+        self.num_heads, self.window, self.grid, self.attn_drop = num_heads, window, grid, attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.linformer = Linformer(window**2, linformer_k)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = Dropout(proj_drop)
+        self.norm = nn.LayerNorm(dim)  # of what is written to the bank
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B, N, d = x.shape
-        w, side = self.window, self.grid + self.pad
-        s = side // w
-        x = x.view(B, self.grid, self.grid, d)
-        if self.pad:
-            x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
-        x = x.view(B, s, w, s, w, d).transpose(2, 3).reshape(B * s * s, w * w, d)  # (B·W, w², d)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        k = _compress(self.linformer.E_k, k, bank.k)  # (B·W, k + M, d)
-        v = _compress(self.linformer.E_v, v, bank.v)
-        h = self.num_heads
-        x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
-        x = _merge(x).view(B, s, s, w, w, d).transpose(2, 3).reshape(B, side, side, d)
-        x = x[:, : self.grid, : self.grid].reshape(B, N, d)  # the original keeps the padding, and fails there
-        return self.proj_drop(self.proj(x))
+        B, h = x.shape[0], self.num_heads
+        q, k, v = self.qkv(self.windows(x)).chunk(3, dim=-1)  # (B·W, w², d)
+        k, v = self.linformer(k, v)  # (B·W, k, d)
+        k, v = with_bank(k, bank.k), with_bank(v, bank.v)  # (B·W, k + M, d)
+        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(self.joined(merge_heads(x), B)))
 
+    def windows(self, x: Tensor) -> Tensor:
+        """(B, N, d) -> (B·W, w², d); the grid is padded with zeros to a multiple of w."""
+        w, pad = self.window, -self.grid % self.window
+        x = F.pad(x.unflatten(1, (self.grid, self.grid)), (0, 0, 0, pad, 0, pad))
+        x = x.unflatten(2, (-1, w)).unflatten(1, (-1, w)).transpose(2, 3)  # (B, rows, columns, w, w, d)
+        return x.flatten(0, 2).flatten(1, 2)
 
-def _compress(E: Tensor, x: Tensor, bank: Tensor) -> Tensor:
-    """Eᵀ x with the bank's tokens below: E (L, k), x (B·W, L, d), bank (1 or B, M, d) -> (B·W, k + M, d).
-
-    As one product, whose bias is the bank, under zero rows of Eᵀ: no copy is made to join the two.
-    """
-    rows = F.pad(E.T, (0, 0, 0, bank.shape[1]))  # (k + M, L)
-    bias = F.pad(bank, (0, 0, E.shape[1], 0))  # (1 or B, k + M, d)
-    if bank.shape[0] > 1:
-        bias = bias.repeat_interleave(x.shape[0] // bank.shape[0], dim=0)
-    return torch.baddbmm(bias, rows.expand(x.shape[0], -1, -1), x)
+    def joined(self, x: Tensor, B: int) -> Tensor:
+        """(B·W, w², d) -> (B, N, d), without the padding, which the original keeps, and fails."""
+        w, side = self.window, -(-self.grid // self.window)
+        x = x.view(B, side, side, w, w, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x[:, : self.grid, : self.grid].flatten(1, 2)
 
 
 class MultiScaleDilatedAttention(nn.Module):
-    """MSDA: tokens attend to the bank and to the grid at every r-th patch, r in (1, 2, 3), pooled, compressed to k.
+    """MSDA: tokens attend to the grid at every r-th patch, r in (1, 2, 3), pooled and compressed to k, and to the bank.
 
-    Sampling, pooling and compression are linear along the tokens, so they are one (k, N) matrix: C = Eᵀ A with A
-    (L, N) the fixed matrix of sampling and pooling. K = C (x W + b) = (C x) W + (C 1) b projects k tokens instead of L.
-    The original cuts the sequence to max(k, 128) tokens: on a 14 × 14 grid 128 of 135, so that most of the coarsest
-    scale is lost (`msda_truncate=True`). By default E's rows are stretched over the whole sequence instead, as position
-    embeddings are when a grid grows: same parameters, no token lost.
+    The original cuts the pooled sequence to L = max(k, 128) tokens: on a 14 × 14 grid 128 of 135, so that most of the
+    coarsest scale is lost (`truncate`). By default E is stretched over the whole sequence: no token is lost.
     """
 
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        grid: int,
+        dilations: Sequence[int],
+        pooling: int,
+        linformer_k: int,
+        truncate: bool,
+        attn_drop: float,
+        proj_drop: float,
+    ) -> None:
         super().__init__()
-        d = config.embed_dim
-        self.num_heads = config.num_heads
-        self.attn_drop = _attn_drop(config)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.linformer = Linformer(max(config.linformer_k, 128), config.linformer_k)
-        self.truncate = config.msda_truncate
-        self.register_buffer("sampling", _dilated_sampling(config), persistent=False)  # A
-        self.sampling: Tensor
-        self.proj = nn.Linear(d, d)
-        self.proj_drop = Dropout(config.dropout)
-        self.norm = nn.LayerNorm(d)
-
-    def compression(self, E: Tensor) -> Tensor:
-        """C (k, N) for E (L, k)."""
-        length = self.sampling.shape[0]
-        if length > E.shape[0] and not self.truncate:
-            E = F.interpolate(E.T[None], size=length, mode="linear")[0].T
-        rows = min(length, E.shape[0])  # a sequence shorter than L is padded with zero keys: the other rows of E idle
-        return E[:rows].T @ self.sampling[:rows]
+        self.num_heads, self.grid, self.attn_drop = num_heads, grid, attn_drop
+        self.dilations, self.pooling = tuple(dilations), pooling
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.linformer = Linformer(max(linformer_k, 128), linformer_k, stretch=not truncate)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = Dropout(proj_drop)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B = x.shape[0]
-        w_q, w_k, w_v = self.qkv.weight.chunk(3)
-        b_q, b_k, b_v = self.qkv.bias.chunk(3)
-        q = F.linear(x, w_q, b_q)
-        c_k, c_v = self.compression(self.linformer.E_k), self.compression(self.linformer.E_v)
-        x_k, x_v = (torch.cat((c_k, c_v)) @ x).chunk(2, dim=1)  # (B, k, d) each
-        k = F.linear(x_k, w_k) + c_k.sum(1, keepdim=True) * b_k
-        v = F.linear(x_v, w_v) + c_v.sum(1, keepdim=True) * b_v
-        k = torch.cat((k, bank.k.expand(B, -1, -1)), dim=1)  # (B, k + M, d)
-        v = torch.cat((v, bank.v.expand(B, -1, -1)), dim=1)
-        h = self.num_heads
-        x = attention(_heads(q, h), _heads(k, h), _heads(v, h), self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(_merge(x)))
+        d, h = x.shape[-1], self.num_heads
+        q, kv = self.qkv(x).split((d, 2 * d), dim=-1)
+        k, v = self.landmarks(kv).chunk(2, dim=-1)  # as if they were projected: a slice or mean of tokens commutes
+        k, v = self.linformer(k, v)  # (B, k, d)
+        k, v = with_bank(k, bank.k), with_bank(v, bank.v)  # (B, k + M, d)
+        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(merge_heads(x)))
 
-
-def _dilated_sampling(config: QAViTConfig) -> Tensor:
-    """A (L, N): row l averages the tokens that landmark l of the sequence x[::r, ::r], r = 1, 2, 3, is pooled from."""
-    tokens = torch.arange(config.grid**2).view(config.grid, config.grid)
-    sequence = torch.cat([tokens[::r, ::r].flatten() for r in config.dilation_factors])
-    stride = config.landmark_pooling_stride
-    landmarks = sequence[: config.msda_length * stride].view(-1, stride)  # pooling drops an incomplete end
-    return F.one_hot(landmarks, config.grid**2).float().mean(1)
+    def landmarks(self, x: Tensor) -> Tensor:
+        """Slice and pool (B, N, d): tokens of every r-th row and column, r by r, and means of neighbors in the list."""
+        x = x.unflatten(1, (self.grid, self.grid))
+        x = torch.cat([x[:, ::r, ::r].flatten(1, 2) for r in self.dilations], dim=1)
+        whole = x.shape[1] // self.pooling * self.pooling  # pooling drops an incomplete end
+        return x[:, :whole].unflatten(1, (-1, self.pooling)).mean(2)
 
 
 class ChannelGroupAttention(nn.Module):
     """CGA: G groups of channels attend over the tokens apart, with shared projections to half the width."""
 
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(self, dim: int, num_heads: int, *, groups: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
-        d, G = config.embed_dim, config.num_channel_groups
-        self.num_groups, self.num_heads = G, config.num_heads
-        self.attn_drop = _attn_drop(config)
-        self.q_proj = nn.Linear(d // G, d // 2 // G)
-        self.k_proj = nn.Linear(d // G, d // 2 // G)
-        self.v_proj = nn.Linear(d // G, d // 2 // G)
-        self.bank_k_proj = nn.Linear(d, d // 2 // G)
-        self.bank_v_proj = nn.Linear(d, d // 2 // G)
-        self.proj = nn.Linear(d // 2, d)
-        self.proj_drop = Dropout(config.dropout)
-        self.norm = nn.LayerNorm(d)
+        self.num_groups, self.num_heads, self.attn_drop = groups, num_heads, attn_drop
+        self.q_proj = nn.Linear(dim // groups, dim // 2 // groups)
+        self.k_proj = nn.Linear(dim // groups, dim // 2 // groups)
+        self.v_proj = nn.Linear(dim // groups, dim // 2 // groups)
+        self.bank_k_proj = nn.Linear(dim, dim // 2 // groups)
+        self.bank_v_proj = nn.Linear(dim, dim // 2 // groups)
+        self.proj = nn.Linear(dim // 2, dim)
+        self.proj_drop = Dropout(proj_drop)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B, N, d = x.shape
-        G, h = self.num_groups, self.num_heads
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        weight = torch.cat([p.weight for p in projections])
-        bias = torch.cat([p.bias for p in projections])
-        qkv = F.linear(x.view(B, N, G, d // G), weight, bias)  # (B, N, G, 3·d/2/G)
-        # Heads are a few channels wide: laid out with the tokens last, as narrow products want them.
-        q, k, v = qkv.view(B, N, G, 3, h, -1).permute(3, 0, 2, 4, 5, 1)  # (B, G, h, d/2/G/h, N)
-        k = torch.cat((k, self._bank_heads(self.bank_k_proj(bank.k), B)), dim=-1)  # (B, G, h, d/2/G/h, N + M)
-        v = torch.cat((v, self._bank_heads(self.bank_v_proj(bank.v), B)), dim=-1)
-        q, k, v = (t.flatten(1, 2).transpose(2, 3) for t in (q, k, v))  # (B, G·h, N or N + M, d/2/G/h)
-        x = attention(q, k, v, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(_merge(x)))
-
-    def _bank_heads(self, bank: Tensor, B: int) -> Tensor:
-        heads = _heads(bank, self.num_heads).transpose(2, 3)  # (1 or B, h, d/2/G/h, M)
-        return heads[:, None].expand(B, self.num_groups, -1, -1, -1)
+        B, G, h = x.shape[0], self.num_groups, self.num_heads
+        x = split_heads(x, G).flatten(0, 1)  # (B·G, N, d/G): every group a sequence of its own
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B·G, N, d/2G)
+        k = with_bank(k, self.bank_k_proj(bank.k))  # (B·G, N + M, d/2G)
+        v = with_bank(v, self.bank_v_proj(bank.v))
+        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
+        x = merge_heads(merge_heads(x).unflatten(0, (B, G)))  # (B, N, d/2)
+        return self.proj_drop(self.proj(x))
 
 
 class BankCrossAttention(nn.Module):
-    """Cross-attention: tokens ask the bank.
+    """Cross-attention: queries of the tokens, keys and values of the bank."""
 
-    The bank has M tokens, far fewer than N, so the weights that meet it are multiplied first:
-    scores q kᵀ = x (W_qᵀ kᵀ) and output (P v) W_o = P (v W_o): two products of width h·M replace two of width d.
-    """
-
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(self, dim: int, num_heads: int, *, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
-        d = config.embed_dim
-        self.num_heads, self.attn_drop = config.num_heads, _attn_drop(config)
-        self.q_proj = nn.Linear(d, d)
-        self.k_proj = nn.Linear(d, d)
-        self.v_proj = nn.Linear(d, d)
-        self.proj = nn.Linear(d, d)
-        self.proj_drop = Dropout(config.dropout)
+        self.num_heads, self.attn_drop = num_heads, attn_drop
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        h, d = self.num_heads, x.shape[-1]
-        k = _heads(self.k_proj(bank.k), h) * (d // h) ** -0.5  # (1 or B, h, M, d/h)
-        v = _heads(self.v_proj(bank.v), h)
-        w_scores = (k @ self.q_proj.weight.view(h, d // h, d)).flatten(1, 2)  # (1 or B, h·M, d)
-        b_scores = (k @ self.q_proj.bias.view(h, d // h, 1)).flatten(1)[:, None]  # (1 or B, 1, h·M)
-        w_out = (v @ self.proj.weight.view(d, h, d // h).permute(1, 2, 0)).flatten(1, 2)  # (1 or B, h·M, d)
-        scores = torch.baddbmm(b_scores, x, w_scores.transpose(1, 2).expand(x.shape[0], -1, -1))
-        p = scores.unflatten(-1, (h, -1)).softmax(dim=-1).flatten(2)  # (B, N, h·M), over each head's M
-        p = dropout(p, self.attn_drop, self.training)
-        return self.proj_drop(torch.baddbmm(self.proj.bias, p, w_out.expand(p.shape[0], -1, -1)))
-
-
-def _attn_drop(config: QAViTConfig) -> float:
-    return config.dropout if config.attn_drop is None else config.attn_drop
+        h = self.num_heads
+        q = split_heads(self.q_proj(x), h)  # (B, h, N, d/h)
+        k, v = (
+            split_heads(t, h).expand(x.shape[0], -1, -1, -1) for t in (self.k_proj(bank.k), self.v_proj(bank.v))
+        )  # (B, h, M, d/h)
+        x = attention(q, k, v, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(merge_heads(x)))
 
 
 class HybridFusion(nn.Module):
@@ -238,12 +216,11 @@ class HybridFusion(nn.Module):
 class BottleneckMLP(nn.Module):
     """4d' -> r = d/2 -> d."""
 
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(self, in_dim: int, hidden: int, dim: int, drop: float) -> None:
         super().__init__()
-        d, r = config.embed_dim, config.embed_dim // config.bottleneck_ratio
-        self.fc1 = nn.Linear(4 * (d // config.compress_ratio), r)
-        self.fc2 = nn.Linear(r, d)
-        self.drop = Dropout(config.dropout)
+        self.fc1 = nn.Linear(in_dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
@@ -252,14 +229,13 @@ class BottleneckMLP(nn.Module):
 class CCFFFN(nn.Module):
     """Convolutional channel fusion feed-forward: d -> d/2, GELU, 3 × 3 depthwise convolution on the grid, -> d."""
 
-    def __init__(self, config: QAViTConfig) -> None:
+    def __init__(self, dim: int, hidden: int, grid: int, drop: float) -> None:
         super().__init__()
-        d, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        self.grid = config.grid
-        self.fc1 = nn.Linear(d, hidden)
+        self.grid = grid
+        self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, d)
-        self.drop = Dropout(config.dropout)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.fc1(x))
@@ -269,22 +245,39 @@ class CCFFFN(nn.Module):
 
 
 class QuadAttentionBlock(nn.Module):
+    """x + the fused four attentions of LN(x), then x + CCF-FFN(LN(x))."""
+
     def __init__(self, config: QAViTConfig, drop_path: float) -> None:
         super().__init__()
-        d, d_branch = config.embed_dim, config.embed_dim // config.compress_ratio
+        d, h, d_branch = config.embed_dim, config.num_heads, config.embed_dim // config.compress_ratio
+        drops = {
+            "attn_drop": config.dropout if config.attn_drop is None else config.attn_drop,
+            "proj_drop": config.dropout,
+        }
         self.norm1 = nn.LayerNorm(d)
-        self.swa = SpatialWindowAttention(config)
-        self.msda = MultiScaleDilatedAttention(config)
-        self.cga = ChannelGroupAttention(config)
-        self.cross_attn = BankCrossAttention(config)
+        self.swa = SpatialWindowAttention(
+            d, h, grid=config.grid, window=config.window_size, linformer_k=config.linformer_k, **drops
+        )
+        self.msda = MultiScaleDilatedAttention(
+            d,
+            h,
+            grid=config.grid,
+            dilations=config.dilation_factors,
+            pooling=config.landmark_pooling_stride,
+            linformer_k=config.linformer_k,
+            truncate=config.msda_truncate,
+            **drops,
+        )
+        self.cga = ChannelGroupAttention(d, h, groups=config.num_channel_groups, **drops)
+        self.cross_attn = BankCrossAttention(d, h, **drops)
         self.norm_swa, self.compress_swa = nn.LayerNorm(d), nn.Linear(d, d_branch)
         self.norm_msda, self.compress_msda = nn.LayerNorm(d), nn.Linear(d, d_branch)
         self.norm_cga, self.compress_cga = nn.LayerNorm(d), nn.Linear(d, d_branch)
         self.norm_cross, self.compress_cross = nn.LayerNorm(d), nn.Linear(d, d_branch)
         self.fusion = HybridFusion()
-        self.bottleneck_mlp = BottleneckMLP(config)
+        self.bottleneck_mlp = BottleneckMLP(4 * d_branch, d // config.bottleneck_ratio, d, config.dropout)
         self.norm2 = nn.LayerNorm(d)
-        self.ccf_ffn = CCFFFN(config)
+        self.ccf_ffn = CCFFFN(d, int(d * config.mlp_ratio), config.grid, config.dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, bank: Bank, memory: GlobalTokenBank) -> tuple[Tensor, Bank]:
@@ -328,7 +321,7 @@ def _square(size: Sequence[int]) -> int:
     return size[0]
 
 
-class QAViT(TimmApi):
+class QAViT(nn.Module):
     """QAViT from a `QAViTConfig`, or from its fields as keywords; images (B, C, H, W) -> logits (B, num_classes).
 
     timm's names for the fields work too: in_chans, drop_rate, attn_drop_rate, drop_path_rate.
@@ -408,3 +401,74 @@ class QAViT(TimmApi):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    # ── what timm expects of a model beside its forward pass ──
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
+
+        Returns a list of (B, d, H, W) grids ("NCHW") or (B, N, d) tokens ("NLC"); without `intermediates_only`, the
+        pair (final tokens, that list).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, kept = self.run_blocks(x, take, last + 1 if stop_early else None)
+        if norm:
+            kept = [self.norm(t) for t in kept]
+        if output_fmt == "NCHW":
+            grid = (self.config.grid, self.config.grid)
+            kept = [t.transpose(1, 2).unflatten(2, grid).contiguous() for t in kept]
+        return kept if intermediates_only else (self.norm(x), kept)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` of these indices does not need."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, in place: initialised as the model's other Linear layers, none for num_classes 0."""
+        if global_pool is not None:
+            if global_pool not in ("avg", ""):
+                raise ValueError(f"global_pool must be 'avg' or '' (no pooling), got {global_pool!r}")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.config = self.config.replace(num_classes=num_classes)
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            device = next(self.parameters()).device
+            head = nn.Linear(self.embed_dim, num_classes, device=device)
+            nn.init.trunc_normal_(head.weight, std=self.config.init_std)
+            nn.init.zeros_(head.bias)
+            self.head = head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "global_bank.global_k", "global_bank.global_v"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Depth of each parameter, for timm's layer-wise learning rates."""
+        return {
+            "stem": r"^pos_embed|^patch_embed|^global_bank",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }

@@ -65,7 +65,8 @@ def cross_tokens() -> Value:
 
 def dilations() -> Value:
     """Steps between neighbours of one grid row that QAViT-Tiny's dilated sampling averages into a landmark."""
-    pairs = [row.nonzero().flatten().tolist() for row in _block()[0].msda.sampling]
+    landmarks = _block()[0].msda.landmarks(torch.eye(196)[None])[0]  # (135, 196): the tokens of each
+    pairs = [row.nonzero().flatten().tolist() for row in landmarks]
     return ", ".join(map(str, sorted({p[-1] - p[0] for p in pairs if len(p) == 2 and p[0] // 14 == p[-1] // 14})))
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from qavit.config import SIZES
+from qavit.config import SIZES, TIMM_NAMES, own_names
 from qavit.model import QAViT
-from qavit.timm_api import TIMM_NAMES, own_names
 from vit_core.models.sizes import spread_pos_embed
 
 NAMES_OF_TIMM = {own: theirs for theirs, own in TIMM_NAMES.items()}

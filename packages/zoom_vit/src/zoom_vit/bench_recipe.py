@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from vit_core.data import Augment, AugmentConfig, BatchLoader, load_dataset
+from vit_core.data import Augment, AugmentConfig, BatchLoader, MemorySource, load_dataset
 from vit_core.errors import UserError
 from vit_core.flags import ArgumentParser, command, output_file
 from vit_core.training.distributed import seed_everything, start
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     folder = datasets.ImageFolder(str(Path(args.data_path) / "train"), prepare)
     theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, drop_last=True)
-    if getattr(data.train, "image_size", None) != (32, 32):
+    if not isinstance(data.train, MemorySource) or data.train.images.shape[2:] != (32, 32):
         raise UserError(f"{args.data_path}: the recipe is for images of 32 × 32, which these are not, or not all")
     if len(loader) < args.steps:
         raise UserError(f"--steps {args.steps}: an epoch has {len(loader)}")

@@ -11,7 +11,9 @@ Conventions, those of `PIL.Image.convert("RGB")` but where noted:
 Damage that a format's own checks do not show, such as a changed byte within a JPEG's data, goes unnoticed.
 """
 
+import ctypes
 import errno
+import functools
 import io
 import logging
 import os
@@ -30,8 +32,6 @@ from vit_core.errors import UserError
 
 # Others that Pillow knows are left out on purpose: for EPS, say, it would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
-# Beside what Pillow raises of a damaged TIFF, it logs many lines.
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 _SAMPLE = 64  # images whose headers are read before deciding whether all have one size
 _PART = 256  # images that a thread takes at a time
 
@@ -110,6 +110,7 @@ def _open(path: str, advice: str = _SKIP) -> Image.Image:
 def _rgb(path: str) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         if image.format == "TIFF":
+            _silence_tiff()
             _check_strips(image)
         if image.mode == "RGB":
             image.load()
@@ -121,6 +122,16 @@ def _rgb(path: str) -> Image.Image:
         if image.mode == "P" and "transparency" in image.info:
             return image.convert("RGBA").convert("RGB")
         return image.convert("RGB")
+
+
+@functools.cache
+def _silence_tiff() -> None:
+    """Beside what Pillow raises, it logs what is wrong, and libtiff prints it on standard error, often many lines."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    set_handler = getattr(ctypes.CDLL(Image.core.__file__), "TIFFSetErrorHandler", None)
+    if set_handler is not None:  # in some builds of Pillow it cannot be reached
+        set_handler.argtypes = [ctypes.c_void_p]
+        set_handler(None)
 
 
 def _check_strips(image: Image.Image) -> None:
