@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_core.tasks.classification import confusion_picture, summarise
+from vit_core.tasks.class_report import confusion_picture, summarise
 
 # Class 0: two of three right, the third taken for 1. Class 1: both right. Class 2 has no image.
 TARGETS = torch.tensor([0, 0, 0, 1, 1])

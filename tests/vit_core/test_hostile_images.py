@@ -22,7 +22,7 @@ from vit_core.data.folder import find_images, scan_classes
 from vit_core.data.images import UnreadableImageError, common_size, decode_all, open_image, read_pixels, shown
 from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps
-from vit_core.tasks.classification import confusion_picture
+from vit_core.tasks.class_report import confusion_picture
 from vit_core.training.config import DataConfig
 from vit_core.training.distributed import World
 

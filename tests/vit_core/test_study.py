@@ -29,7 +29,9 @@ def measurements(folder):
 
 def test_rows_and_seeds_are_trained_once(tmp_path, monkeypatch):
     trained, train = [], train_command.train
-    monkeypatch.setattr(train_command, "train", lambda recipe, given: trained.append(given) or train(recipe, given))
+    monkeypatch.setattr(
+        train_command, "train", lambda recipe, given, on_step: trained.append(given) or train(recipe, given)
+    )
     first = study(tmp_path, rows=("plain",)).run()
     assert [m["row"] for m in first] == ["plain"]
     assert trained[0]["seed"] == 0

@@ -13,7 +13,7 @@ from vit_core.commands import evaluate as evaluate_command
 from vit_core.commands import train as train_command
 from vit_core.flags import command
 from vit_core.recipe import Recipe
-from vit_core.training.loss import classification_loss
+from vit_core.tasks.classification import classification_loss
 
 
 class Faults:

@@ -21,9 +21,9 @@ from vit_core.data import AugmentConfig, Dataset, load_dataset
 from vit_core.errors import UserError
 from vit_core.flags import ArgumentParser, add_flags, build, is_out_of_memory
 from vit_core.plain_yaml import MOST_YAML, read_yaml
+from vit_core.tasks.classification import LossFunction, classification_loss
 from vit_core.training.config import DataConfig, OutputConfig, TrainConfig
 from vit_core.training.distributed import World, broadcast, together
-from vit_core.training.loss import LossFunction, classification_loss
 
 
 @dataclass(frozen=True, kw_only=True)

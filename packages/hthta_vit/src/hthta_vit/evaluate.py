@@ -29,7 +29,7 @@ from vit_core.commands.trained_model import (
 )
 from vit_core.explain import measure_focus
 from vit_core.flags import ArgumentParser, command
-from vit_core.tasks.classification import confusion_picture, summarise
+from vit_core.tasks.class_report import confusion_picture, summarise
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.precision import Precision, choose_precision
 from vit_core.training.run_folder import environment

@@ -26,7 +26,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from selective_vit.attention import Selection, number, selected_weights, selective_attention, soft_gate
-from vit_core.training.loss import classification_loss
+from vit_core.tasks.classification import classification_loss
 
 LEARNED = ("layer", "head")
 PUBLISHED = 0.01  # the README's and the notebook's τ

@@ -68,6 +68,7 @@ class Study:
     measure: Callable[[Subject], Measurement] = nothing_more
     measured_by: Mapping[str, Any] = field(default_factory=dict)
     announce: Callable[[str, int], None] = lambda row, seed: print(f"\n{row}, seed {seed}", flush=True)
+    on_step: Callable[[float], None] = train_command.nothing_on_step  # told the share of a training that is done
 
     def run(self) -> list[Measurement]:
         """Train and measure what is missing in measurements.csv.
@@ -180,7 +181,7 @@ class Study:
                 return
             given["resume"] = str(last)
         try:
-            train_command.train(self.recipe, given)
+            train_command.train(self.recipe, given, self.on_step)
         except Stopped as stopped:
             print(f"{stopped}\ngo on with: the same command")
             raise SystemExit(128 + stopped.signal_number) from None

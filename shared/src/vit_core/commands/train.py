@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vit_core.recipe import (
     run_settings,
     settle,
 )
+from vit_core.tasks.classification import Classification
 from vit_core.training import distributed
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.config import OutputConfig
@@ -49,7 +50,14 @@ def run_given(recipe: Recipe, given: Mapping[str, Any]) -> tuple[int, RunFolder 
     return 0, trainer.run
 
 
-def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
+OnStep = Callable[[float], None]  # told the share of the training that is done, after each optimizer step
+
+
+def nothing_on_step(share: float) -> None:
+    """Nobody asks."""
+
+
+def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on_step) -> Trainer:
     """Train as the flags say that `Recipe.parse` gave, anew or from `resume`. Raises Stopped on SIGTERM or Ctrl-C."""
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
@@ -64,7 +72,7 @@ def train(recipe: Recipe, given: Mapping[str, Any]) -> Trainer:
             source = own
             planned, checkpoint = _plan(recipe, given, source)
         _check_alike(checkpoint, source)
-        trainer = prepare(recipe, planned, world, output, checkpoint, source)
+        trainer = prepare(recipe, planned, world, output, checkpoint, source, on_step)
         try:
             trainer.fit()
         except Stopped:
@@ -123,6 +131,7 @@ def prepare(
     output: OutputConfig,
     checkpoint: dict[str, Any] | None = None,
     source: Path | None = None,
+    on_step: OnStep = nothing_on_step,
 ) -> Trainer:
     """Model, data, run folder and trainer of a run; at the state of `checkpoint`, read from `source`, where given."""
     train = planned.train
@@ -149,11 +158,20 @@ def prepare(
         raise UserError(f"{source} has all of its {train.epochs} epochs: give a larger --epochs to train on")
     folder = _run_folder(planned, world, output, source, checkpoint)
     try:
+        batch_images = train_loader.num_images // len(train_loader)
         trainer = Trainer(
-            model, train_loader, val_loader, train, world, folder,
-            num_classes=dataset.num_classes, settings=planned.settings(dataset, img_size),
-            loss_function=recipe.loss_function, before_step=recipe.before_step, describe=recipe.describe,
-        )  # fmt: skip
+            model,
+            train_loader,
+            val_loader,
+            train,
+            world,
+            folder,
+            task=Classification(train, dataset.num_classes, batch_images, recipe.loss_function),
+            settings=planned.settings(dataset, img_size),
+            before_step=recipe.before_step,
+            on_step=on_step,
+            describe=recipe.describe,
+        )
         if checkpoint is not None and source is not None:
             trainer.restore(checkpoint, source)
         with distributed.together():
@@ -279,10 +297,10 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     p, run = trainer.progress, trainer.run
     best = run.checkpoint("best") if run.checkpoint("best").is_file() else run.checkpoint("last")
     if p.epoch < trainer.config.epochs:
-        print(f"stopped early: no better top-1 in {p.evaluations_without_gain} evaluations")
+        print(f"stopped early: no better {trainer.task.measure} in {p.evaluations_without_gain} evaluations")
     data = trainer.settings["data"]
     where = f" --data-path {shlex.quote(data['data_path'])}" if data["data_path"] else ""
-    print(f"best validation top-1 {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
+    print(f"best validation {trainer.task.measure} {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
     print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {shlex.quote(str(best))}{where}")
     print(f"see its curves: uv run tensorboard --logdir {shlex.quote(str(run.log_dir.parent))}")
 

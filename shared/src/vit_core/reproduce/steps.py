@@ -1,15 +1,12 @@
 """The steps of a reproduction, for one paper each: train, evaluate, analyse, claims. Each gives values for JSON."""
 
 import dataclasses
-import functools
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from vit_core.commands.curves import read_metrics
 from vit_core.commands.study import Study
@@ -61,17 +58,19 @@ def studies(paper: Paper, options: Options, folder: Path, report: Report | None 
         label, begun = f"{row}, seed {seed}" if len(options.seeds) > 1 else row, begun + 1
         print(f"\n{row}, seed {seed}", flush=True)
 
-    def watch(before_step: Callable[[nn.Module, float], None], model: nn.Module, share: float) -> None:
-        before_step(model, share)
+    def watch(share: float) -> None:
         if report is not None:
             report((begun - 1 + share) / total, label)
 
     for training in trainings:
-        recipe = training.recipe
-        watched = dataclasses.replace(recipe, before_step=functools.partial(watch, recipe.before_step))
         rows = {row: options.over(given) for row, given in training.rows.items()}
         found[training.name] = Study(
-            recipe=watched, rows=rows, seeds=options.seeds, folder=folder / training.name, announce=announce
+            recipe=training.recipe,
+            rows=rows,
+            seeds=options.seeds,
+            folder=folder / training.name,
+            announce=announce,
+            on_step=watch,
         )
     return found
 

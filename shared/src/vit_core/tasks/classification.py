@@ -1,75 +1,106 @@
-"""What a classifier gets right and wrong, class by class: scikit-learn's report, the confusion matrix as a picture."""
+"""Classification: a paper's loss function, mixup and cutmix, the criterion for their targets; loss, top-1 and top-5."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
-from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from vit_core.explain.figure_text import figure_text
-from vit_core.training.evaluation import count_hits
+from vit_core.data import BatchLoader
+from vit_core.errors import UserError
+from vit_core.training.config import TrainConfig
+from vit_core.training.evaluation import count_hits, evaluate
+from vit_core.training.precision import Precision
 
-ANNOTATED_CLASSES = 20  # more cells than this squared have no room for their numbers
 
+class LossFunction(Protocol):
+    """(model, images (B, 3, S, S), targets, criterion) -> (scalar loss, logits (B, classes)).
 
-def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro precision, recall and F1, all in percent; loss; the report by class, and as text.
-
-    logits: (n, C). targets: (n,). Classes without an image count as zero in the macro means, as in scikit-learn.
+    targets: class numbers (B,), or probabilities (B, classes) under mixup and cutmix, as the criterion takes them.
     """
-    logits, targets = logits.cpu(), targets.cpu()
-    hits1, hits5 = count_hits(logits, targets).tolist()
-    y: dict[str, Any] = {
-        "y_true": targets.numpy(), "y_pred": logits.argmax(1).numpy(), "labels": list(range(len(class_names))),
-        "zero_division": 0,
-    }  # fmt: skip
-    columns = precision_recall_fscore_support(**y)
-    precision, recall, f1 = (100.0 * float(column.mean()) for column in columns[:3])
-    by_class = [
-        {"class": name, "precision": 100.0 * p, "recall": 100.0 * r, "f1": 100.0 * f, "images": int(n)}
-        for name, p, r, f, n in zip(class_names, *(column.tolist() for column in columns), strict=True)
-    ]
-    return {
-        "acc1": 100.0 * hits1 / len(targets),
-        "acc5": 100.0 * hits5 / len(targets),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "loss": float(nn.functional.cross_entropy(logits, targets)),
-        "num_images": len(targets),
-        "by_class": by_class,
-        "text": classification_report(target_names=list(class_names), digits=4, **y),
-    }
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
+    ) -> tuple[Tensor, Tensor]: ...
 
 
-def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str], path: str | Path) -> Path:
-    """Write the confusion matrix: a row a true class, in percent of its images; a column a predicted class."""
-    from matplotlib.figure import Figure
+def classification_loss(
+    model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module
+) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    return criterion(logits, targets), logits
 
-    C = len(class_names)
-    counts = confusion_matrix(targets.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=list(range(C)))
-    share = torch.from_numpy(counts).double()
-    share = 100 * share / share.sum(1, keepdim=True).clamp_min(1)
-    side = min(3.0 + 0.45 * C, 14.0)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    ax = figure.subplots()
-    shown = ax.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(shown, ax=ax, label="% of the true class", fraction=0.046, pad=0.02)
-    ax.set(xlabel="predicted", ylabel="true", title=f"{len(targets):,} images, {C} classes")
-    if C <= ANNOTATED_CLASSES:
-        short = max(map(len, class_names)) <= 3
-        names = [figure_text(name) for name in class_names]
-        ax.set_xticks(range(C), names, rotation=0 if short else 45, ha="center" if short else "right")
-        ax.set_yticks(range(C), names)
-        for i in range(C):
-            for j in range(C):
-                if counts[i, j]:
-                    value = float(share[i, j])
-                    ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8,
-                            color="white" if value > 50 else "black")  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+
+def build_criterion(config: TrainConfig, num_classes: int, batch_images: int) -> tuple[Mixup | None, nn.Module]:
+    """timm's Mixup where --mixup or --cutmix is on, and the cross-entropy for its targets, or for class numbers."""
+    c = config
+    if not (c.mixup or c.cutmix):
+        return None, nn.CrossEntropyLoss(label_smoothing=c.label_smoothing)
+    if batch_images % 2:
+        raise UserError("--mixup and --cutmix pair images: they need an even --batch-size")
+    mixup = Mixup(
+        c.mixup,
+        c.cutmix,
+        prob=c.mix_prob,
+        switch_prob=c.mix_switch_prob,
+        mode=c.mix_mode,
+        label_smoothing=c.label_smoothing,
+        num_classes=num_classes,
+    )
+    return mixup, SoftTargetCrossEntropy()
+
+
+class Classification:
+    """The `Task` of a batch (images (B, 3, S, S), classes (B,)).
+
+    batch_images: images in a training batch on this rank; mixup pairs them.
+    """
+
+    sums = ("loss", "hits1", "hits5")
+    columns = ("train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5")
+    best, measure = "val_acc1", "top-1"
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        batch_images: int,
+        loss_function: LossFunction = classification_loss,
+    ) -> None:
+        self.loss_function, self.channels_last = loss_function, config.channels_last
+        self.mixup, self.criterion = build_criterion(config, num_classes, batch_images)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], precision: Precision) -> tuple[Tensor, list[Tensor]]:
+        images, classes = batch
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = classes
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        with precision.autocast():
+            loss, logits = self.loss_function(model, images, targets, self.criterion)
+        hits1, hits5 = count_hits(logits.detach(), classes)
+        return loss, [loss.detach() * len(images), hits1, hits5]
+
+    def training_row(self, sums: Mapping[str, float], images: float) -> dict[str, float]:
+        return {
+            "train_loss": sums["loss"] / images,
+            "train_acc1": 100 * sums["hits1"] / images,
+            "train_acc5": 100 * sums["hits5"] / images,
+        }
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        loader: BatchLoader,
+        precision: Precision,
+        should_stop: Callable[[], bool],
+        on_batch: Callable[[], object],
+    ) -> dict[str, float]:
+        result = evaluate(model, loader, precision, should_stop, on_batch)
+        return {"val_loss": result.loss, "val_acc1": result.acc1, "val_acc5": result.acc5}
+
+    def line(self, row: Mapping[str, float], split: str) -> str:
+        return f"loss {row[f'{split}_loss']:.4f} top-1 {row[f'{split}_acc1']:.2f}%"

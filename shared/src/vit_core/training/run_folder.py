@@ -21,14 +21,8 @@ from vit_core.errors import UserError
 from vit_core.files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
 from vit_core.training.checkpoint import save_checkpoint
 
-METRICS = (
-    "epoch", "step", "lr", "train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5", "grad_norm",
-    "images_per_second", "seconds",
-)  # fmt: skip
-_TAGS = {  # as TensorBoard shows them: one chart for train and val
-    "train_loss": "Loss/train", "val_loss": "Loss/val", "train_acc1": "Top1/train", "val_acc1": "Top1/val",
-    "train_acc5": "Top5/train", "val_acc5": "Top5/val", "lr": "LearningRate", "grad_norm": "GradientNorm",
-}  # fmt: skip
+_CHARTS = {"loss": "Loss", "acc1": "Top1", "acc5": "Top5"}  # of TensorBoard, each with train and val in it
+_TAGS = {"lr": "LearningRate", "grad_norm": "GradientNorm"}
 
 
 class RunFolder:
@@ -116,16 +110,19 @@ class RunFolder:
             return
         try:
             with source.open(newline="") as f:
-                rows = [row for row in csv.DictReader(f) if _is_whole(row) and int(row["epoch"]) <= epoch]
+                reader = csv.DictReader(f)
+                rows = [row for row in reader if _is_whole(row) and int(row["epoch"]) <= epoch]
+                columns = reader.fieldnames or ()
         except (UnicodeDecodeError, csv.Error) as e:
             raise UserError(f"{source} is damaged ({e}): remove what is no row, or the file") from e
         with replacing(target) as temporary, temporary.open("w", newline="") as f:
-            writer = csv.DictWriter(f, METRICS, extrasaction="ignore")
-            writer.writeheader()
+            writer = csv.DictWriter(f, columns, extrasaction="ignore")
+            if columns:
+                writer.writeheader()
             writer.writerows(rows)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append an epoch to metrics.csv and to TensorBoard. Accuracies in percent; missing ones stay empty."""
+        """Append an epoch to metrics.csv, whose columns the first row names, and to TensorBoard. None stays empty."""
         with _naming(self.path):
             self._append(row)
         with _naming(self.log_dir):
@@ -133,10 +130,11 @@ class RunFolder:
 
     def _append(self, row: dict[str, Any]) -> None:
         target = self.path / "metrics.csv"
-        is_new = not target.exists()
-        with target.open("a", newline="") as f:
-            writer = csv.DictWriter(f, METRICS)
-            if is_new:
+        with target.open("a+", newline="") as f:
+            f.seek(0)
+            columns = next(csv.reader(f), None)
+            writer = csv.DictWriter(f, columns or list(row))
+            if columns is None:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
             f.flush()
@@ -147,9 +145,11 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self._events = SummaryWriter(str(self.log_dir), purge_step=row["epoch"])
-        for key, tag in _TAGS.items():
-            if row.get(key) is not None:
-                self._events.add_scalar(tag, row[key], row["epoch"])
+        for name, value in row.items():
+            split, _, what = name.partition("_")
+            tag = f"{_CHARTS.get(what, what)}/{split}" if split in ("train", "val") else _TAGS.get(name)
+            if tag is not None and value is not None:
+                self._events.add_scalar(tag, value, row["epoch"])
         self._events.flush()
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ def _naming(folder: Path) -> Iterator[None]:
 
 def _is_whole(row: dict[str, str]) -> bool:
     """Not cut short by a full disk or a power cut."""
-    return (row.get("epoch") or "").isdecimal() and all(row.get(name) is not None for name in METRICS)
+    return (row.get("epoch") or "").isdecimal() and None not in row.values()
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The training loop: one process or many, with exact resume.
 
-A paper hands over a model, loaders and, if its loss is its own, a `LossFunction`; it never copies the loop.
-A checkpoint may be taken after any optimiser step, and a run that is killed and resumed ends with the same weights, bit
-for bit on a CPU: see `training_state`.
+The `Task` says what a batch's loss is, and what makes an epoch the best; no task copies the loop. A checkpoint may be
+taken after any optimizer step, and a run that is killed and resumed ends with the same weights, bit for bit on a CPU:
+see `training.state`.
 """
 
 import math
@@ -23,13 +23,13 @@ from vit_core.data import BatchLoader
 from vit_core.errors import UserError
 from vit_core.training.config import TrainConfig
 from vit_core.training.distributed import World, all_sum, together
-from vit_core.training.evaluation import EvalResult, StopEvaluation, count_hits, evaluate
-from vit_core.training.loss import LossFunction, build_criterion, classification_loss
+from vit_core.training.evaluation import StopEvaluation
 from vit_core.training.optimisation import Schedule, build_optimizer
 from vit_core.training.precision import choose_precision
 from vit_core.training.run_folder import RunFolder
 from vit_core.training.signals import StopRequest
 from vit_core.training.state import Progress, TrainingState
+from vit_core.training.task import Sums, Task
 
 
 class Stopped(Exception):
@@ -47,8 +47,9 @@ class Trainer:
         model: on the CPU or the device; registered parameters are all trained unless they say otherwise.
         train_loader, val_loader: over the ranks of `world`, on its device.
         settings: plain values that a checkpoint's `config` shall hold (model name and arguments, data, flags).
-        before_step: called with the model and the share of the training that is done, before each optimiser step's
+        before_step: called with the model and the share of the training that is done, before each optimizer step's
             first batch. What it changes in the model must follow from that share, or lie in a buffer.
+        on_step: called with the share of the training that is done, after each optimizer step.
         describe: called with the model after each epoch; what it says is printed after the epoch's own line.
     """
 
@@ -61,15 +62,15 @@ class Trainer:
         world: World,
         run: RunFolder,
         *,
-        num_classes: int,
+        task: Task,
         settings: dict[str, Any],
-        loss_function: LossFunction = classification_loss,
         before_step: Callable[[nn.Module, float], None] = lambda model, progress: None,
+        on_step: Callable[[float], None] = lambda progress: None,
         describe: Callable[[nn.Module], str] = lambda model: "",
     ) -> None:
         self.config, self.world, self.run, self.settings = config, world, run, settings
-        self.num_classes, self.loss_function = num_classes, loss_function
-        self.before_step, self.describe = before_step, describe
+        self.task = task
+        self.before_step, self.on_step, self.describe = before_step, on_step, describe
         self.train_loader, self.val_loader = train_loader, val_loader
         self.precision = choose_precision(config.amp, world.device)
         self.scaler = self.precision.scaler()
@@ -90,11 +91,8 @@ class Trainer:
                 self.model, device_ids=[world.device] if world.device.type == "cuda" else None
             )
         self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
-        self.mixup, self.criterion = build_criterion(config, num_classes, self.batch_images)
-        exact = torch.float32 if world.device.type == "mps" else torch.float64
-        # loss times images, hits of top-1 and top-5, images; gradient norm, steps: of the running epoch, on this rank
-        self.sums = torch.zeros(6, dtype=exact, device=world.device)
-        self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums)
+        self.sums = Sums((*task.sums, "images", "grad_norm", "finite_steps"), world.device)
+        self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums.values)
         self.progress = self.state.progress
         self.recent_losses: list[Tensor] = []  # since the last check, still on the device
         self.last_lr = 0.0
@@ -122,32 +120,37 @@ class Trainer:
         start = time.perf_counter()
         first = p.batch
         with self._bar() as bar:
-            for images, targets in self._batches(bar):
-                self._batch(images, targets, bar)
+            for batch in self._batches(bar):
+                self._batch(batch, bar)
         images_here = (p.batch - first) * self.batch_images
         rate = images_here * self.world.size / max(time.perf_counter() - start, 1e-9)
         number = p.epoch + 1
-        result = None
+        evaluated: dict[str, float] = {}
         if number % c.eval_freq == 0 or number == c.epochs:
-            result = self._evaluate()
+            evaluated = self._evaluate()
             # The last step ruined the weights: they are not to be saved. fp16 may overflow with sound ones.
-            if not math.isfinite(result.loss) and not self.scaler.is_enabled():
+            if not math.isfinite(evaluated["val_loss"]) and not self.scaler.is_enabled():
                 raise UserError(self._not_finite(p.step))
-        loss, acc1, acc5, _, norm = self._averages()
-        row = {
-            "epoch": number, "step": p.step, "lr": self.last_lr, "train_loss": loss, "train_acc1": acc1,
-            "train_acc5": acc5, "grad_norm": norm, "images_per_second": rate, "seconds": time.perf_counter() - start,
-        }  # fmt: skip
+        row: dict[str, Any] = {
+            "epoch": number,
+            "step": p.step,
+            "lr": self.last_lr,
+            **dict.fromkeys(self.task.columns),
+            **self._averages(),
+            **evaluated,
+            "images_per_second": rate,
+            "seconds": time.perf_counter() - start,
+        }
         names = [f"epoch_{number}"] if c.save_freq and number % c.save_freq == 0 else []
-        if result is not None:
-            row |= {"val_loss": result.loss, "val_acc1": result.acc1, "val_acc5": result.acc5}
-            self.schedule.end_epoch(result.acc1, p.step)
+        if evaluated:
+            reached = evaluated[self.task.best]
+            self.schedule.end_epoch(reached, p.step)
             p.evaluations_without_gain += 1
-            if result.acc1 > p.best_acc1 or p.best_epoch == 0:
-                p.best_acc1, p.best_epoch, p.evaluations_without_gain = result.acc1, number, 0
+            if reached > p.best_acc1 or p.best_epoch == 0:
+                p.best_acc1, p.best_epoch, p.evaluations_without_gain = reached, number, 0
                 names.append("best")
         p.epoch, p.batch = number, 0
-        self.sums.zero_()
+        self.sums.reset()
         with together():
             if self.world.is_main:  # before the checkpoint: a run killed in between drops the row and writes it anew
                 self.run.log(row)
@@ -155,7 +158,7 @@ class Trainer:
         if self.world.is_main:
             self._say(number, row, best="best" in names)
 
-    def _batches(self, bar: "tqdm[Any]") -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, bar: "tqdm[Any]") -> Iterator[Any]:
         """The rest of the epoch. Of an image that cannot be read: see `_save_before`."""
         p = self.progress
         first = p.batch
@@ -173,7 +176,7 @@ class Trainer:
                 return
             yield batch
 
-    def _batch(self, images: Tensor, targets: Tensor, bar: "tqdm[Any]") -> None:
+    def _batch(self, batch: Any, bar: "tqdm[Any]") -> None:
         """Forward and backward of one batch; an optimiser step when its group of `grad_accum` is complete."""
         p, c = self.progress, self.config
         group = p.batch // c.grad_accum
@@ -181,24 +184,16 @@ class Trainer:
         if p.batch == group * c.grad_accum:
             self.before_step(self.raw_model, self._share())
         completes = p.batch + 1 == group * c.grad_accum + group_size
-        if c.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        labels = targets
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
         with self._synchronise(completes):
-            with self.precision.autocast():
-                loss, logits = self.loss_function(self.model, images, targets, self.criterion)
+            loss, sums = self.task.loss(self.model, batch, self.precision)
             self.scaler.scale(loss / group_size).backward()
         p.batch += 1
-        with torch.no_grad():
-            self.sums[0] += loss * len(images)
-            self.sums[1:3] += count_hits(logits, labels)
-            self.sums[3] += len(images)
+        self.sums.add({**dict(zip(self.task.sums, sums, strict=True)), "images": self.batch_images})
         self.recent_losses.append(loss.detach())
         bar.update()
         if completes:
             self._step()
+            self.on_step(self._share())
             ends = p.batch == len(self.train_loader)
             saves = c.save_steps > 0 and p.step % c.save_steps == 0 and not ends
             on_cpu = self.world.device.type == "cpu"  # elsewhere a look at the loss waits for the device
@@ -234,21 +229,20 @@ class Trainer:
             self.before_step(self.ema.module, self._share())  # what it sets is no average
         p.step += 1
         finite = norm.isfinite()
-        self.sums[4] += torch.where(finite, norm, 0.0)
-        self.sums[5] += finite
+        self.sums.add({"grad_norm": torch.where(finite, norm, 0.0), "finite_steps": finite})
 
     def _check(self, bar: "tqdm[Any]") -> None:
         """Look at the losses since the last check and at the signals; all ranks decide alike."""
         p = self.progress
         bad = (~torch.stack(self.recent_losses).float().isfinite()).nonzero().flatten()
-        votes = torch.tensor([len(bad) > 0, self.stop.signal is not None], dtype=torch.int64, device=self.sums.device)
+        votes = torch.tensor([len(bad) > 0, self.stop.signal is not None], dtype=torch.int64, device=self.world.device)
         any_bad, any_stop = all_sum(votes).tolist()
         if any_bad:
             batches_ago = len(self.recent_losses) - 1 - int(bad[0]) if len(bad) else 0
             raise UserError(self._not_finite(p.step - batches_ago // self.config.grad_accum))
         if not bar.disable:
-            loss, acc1, _, _, _ = self._averages(local=True)
-            bar.set_postfix_str(f"loss {loss:.3f}, top-1 {acc1:.1f}%, lr {self.last_lr:.1e}", refresh=False)
+            said = self.task.line(self._averages(local=True), "train")
+            bar.set_postfix_str(f"{said}, lr {self.last_lr:.1e}", refresh=False)
         self.recent_losses.clear()
         if any_stop:
             self._stop_here()
@@ -267,19 +261,13 @@ class Trainer:
         self.save([])
         raise Stopped(self.stop.signal or StopRequest.default, self.run.checkpoint("last"), self.world)
 
-    def _evaluate(self) -> EvalResult:
+    def _evaluate(self) -> dict[str, float]:
         model = self.ema.module if self.ema is not None else self.raw_model
         # Ranks may have different numbers of batches to evaluate, so only a lone process can stop in between.
         stop = (lambda: self.stop.signal is not None) if self.world.size == 1 else (lambda: False)
         with self._bar("evaluate", len(self.val_loader)) as bar:
             try:
-                return evaluate(
-                    model,
-                    self.val_loader,
-                    self.precision,
-                    stop,
-                    bar.update,
-                )
+                return self.task.evaluate(model, self.val_loader, self.precision, stop, bar.update)
             except StopEvaluation:
                 self._stop_here()  # with all batches of the epoch done: a resumed run evaluates first
                 raise
@@ -325,12 +313,11 @@ class Trainer:
             "grad_accum": self.config.grad_accum,
         }
 
-    def _averages(self, local: bool = False) -> tuple[float, float, float, float, float]:
-        """(loss, top-1 %, top-5 %, images, gradient norm) of the running epoch."""
-        sums = self.sums.clone() if local else all_sum(self.sums.clone())
-        loss, acc1, acc5, images, norm, steps = sums.tolist()
-        images = max(images, 1.0)
-        return loss / images, 100 * acc1 / images, 100 * acc5 / images, images, norm / max(steps, 1.0)
+    def _averages(self, *, local: bool = False) -> dict[str, float]:
+        """The columns of the running epoch's training so far: over all ranks, or of this one."""
+        sums = self.sums.totals(local=local)
+        row = self.task.training_row(sums, max(sums["images"], 1.0))
+        return row | {"grad_norm": sums["grad_norm"] / max(sums["finite_steps"], 1.0)}
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -349,9 +336,9 @@ class Trainer:
         )
 
     def _say(self, number: int, row: dict[str, Any], best: bool) -> None:
-        line = f"epoch {number}/{self.config.epochs}  train loss {row['train_loss']:.4f} top-1 {row['train_acc1']:.2f}%"
+        line = f"epoch {number}/{self.config.epochs}  train {self.task.line(row, 'train')}"
         if "val_loss" in row:
-            line += f"  val loss {row['val_loss']:.4f} top-1 {row['val_acc1']:.2f}%" + (" (best)" if best else "")
+            line += f"  val {self.task.line(row, 'val')}" + (" (best)" if best else "")
         line += f"  lr {row['lr']:.2e}  {row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s"
         said = self.describe(self.raw_model)
         print(f"{line}\n{said}" if said else line, flush=True)
