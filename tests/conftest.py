@@ -9,17 +9,32 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
-import property_budget
+# Property tests: by default few inputs and always the same ones. `--hypothesis-profile=study` tries new ones, 100 or
+# VIT_EXAMPLES, and prints how to repeat a failure; `--hypothesis-show-statistics` tells what became of them.
+settings.register_profile(
+    "few",
+    max_examples=20,
+    derandomize=True,
+    deadline=None,  # other programs run on these cores, too
+    database=None,
+    suppress_health_check=list(HealthCheck),  # of slow inputs and of those that are left out
+    phases=[Phase.explicit, Phase.generate],
+)
+settings.register_profile(
+    "study",
+    settings.get_profile("few"),
+    max_examples=int(os.environ.get("VIT_EXAMPLES", "100")),
+    derandomize=False,
+    print_blob=True,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
+settings.load_profile("few")
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # pytest-xdist runs a process a core
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for line in property_budget.summary() if property_budget.EXAMPLES else []:
-        terminalreporter.write_line(line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clear_vit  # noqa: F401 -- registers the models
@@ -22,7 +22,6 @@ from model_properties import (
     same_when_exported_and_compiled,
     value_error_or_finite,
 )
-from property_budget import examples
 
 OURS = (
     "attention", "first_difference", "rope", "rope_theta", "pos_embed", "pos_dropout", "pos_embed_std", "attn_init",
@@ -53,31 +52,27 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(of_vit(head_dims=(4, 8, 64)), attention, places).map(lambda t: t[0] | t[1] | t[2])
 
 
-@examples(15)
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("clear_vit_micro_baseline", config, num_classes, count)
 
 
-@examples(1, slow=True)
+@settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
     same_when_exported_and_compiled("clear_vit_micro_baseline", config, num_classes, count)
 
 
-@examples(20)
 @given(VARIANT, nonsense((*OURS, *OF_TIMMS_VIT), (*NONSENSE, *HUGE)))
 def test_arguments_at_random_are_refused_or_make_a_model(variant, config):
     refused_or_finite(f"clear_vit_micro_{variant}", config)
 
 
-@examples(20)
 @given(VARIANT, nonsense(OURS))
 def test_the_papers_own_arguments_at_random_are_a_value_error_or_make_a_model(variant, config):
     value_error_or_finite(timm.model_entrypoint(f"clear_vit_micro_{variant}"), config)
 
 
-@examples(10, slow=True)
 @given(VARIANT, flags(RECIPE))
 def test_flags_at_random_end_in_a_run_or_in_one_line(variant, words):
-    outcome(main, ["--model", f"micro_{variant}", *words], of="clear: flags at random")
+    outcome(main, ["--model", f"micro_{variant}", *words])

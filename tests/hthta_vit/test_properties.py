@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hthta_vit  # noqa: F401 -- registers the models
@@ -22,7 +22,6 @@ from model_properties import (
     same_when_exported_and_compiled,
     value_error_or_finite,
 )
-from property_budget import examples
 
 OURS = ("components", "gru_layers", "pool_heads", "pool_head_dim", "gamma", "beta", "frozen_blocks", "pos_embed_std")
 
@@ -49,32 +48,28 @@ def without_gradient(config: dict[str, Any]) -> tuple[str, ...]:
     return ("guided.",) if config.get("global_pool", "token") != "token" else ()
 
 
-@examples(15)
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("hthta_vit_micro", config, num_classes, count, without_gradient(config))
 
 
-@examples(1, slow=True)
+@settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
     # The compiler leaves a GRU to Python: no full graph.
     same_when_exported_and_compiled("hthta_vit_micro", config, num_classes, count, fullgraph=False)
 
 
-@examples(20)
 @given(nonsense((*OURS, *OF_TIMMS_VIT), (*NONSENSE, *HUGE)))
 def test_arguments_at_random_are_refused_or_make_a_model(config):
     refused_or_finite("hthta_vit_micro", config)
 
 
-@examples(20)
 @given(nonsense(OURS))
 def test_the_papers_own_arguments_at_random_are_a_value_error_or_make_a_model(config):
     value_error_or_finite(timm.model_entrypoint("hthta_vit_micro"), config)
 
 
-@examples(10, slow=True)
 @given(flags(RECIPE))
 def test_flags_at_random_end_in_a_run_or_in_one_line(words):
-    outcome(main, ["--model", "micro", *words], of="hthta: flags at random")
+    outcome(main, ["--model", "micro", *words])

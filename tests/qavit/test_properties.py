@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import qavit  # noqa: F401 -- registers the models
@@ -17,7 +17,6 @@ from model_properties import (
     same_when_exported_and_compiled,
     value_error_or_finite,
 )
-from property_budget import examples
 from qavit.config import QAViTConfig
 from qavit.recipe import RECIPE
 from qavit.train import main
@@ -51,31 +50,27 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
     return config
 
 
-@examples(15)
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("qavit_micro", config, num_classes, count)
 
 
-@examples(1, slow=True)
+@settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
     same_when_exported_and_compiled("qavit_micro", config, num_classes, count)
 
 
-@examples(20)
 @given(nonsense(OURS, (*NONSENSE, *HUGE)))
 def test_arguments_at_random_are_refused_or_make_a_model(config):
     refused_or_finite("qavit_micro", config)
 
 
-@examples(20)
 @given(nonsense(OURS))
 def test_the_papers_own_arguments_at_random_are_a_value_error_or_make_a_model(config):
     value_error_or_finite(timm.model_entrypoint("qavit_micro"), config)
 
 
-@examples(10, slow=True)
 @given(flags(RECIPE))
 def test_flags_at_random_end_in_a_run_or_in_one_line(words):
-    outcome(main, ["--model", "micro", *words], of="qavit: flags at random")
+    outcome(main, ["--model", "micro", *words])

@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import selective_vit  # noqa: F401 -- registers the models
@@ -19,7 +19,6 @@ from model_properties import (
     same_when_exported_and_compiled,
     value_error_or_finite,
 )
-from property_budget import examples
 from selective_vit.recipe import RECIPE
 from selective_vit.train import main
 
@@ -66,31 +65,27 @@ def _learned_above_zero(config: dict[str, Any]) -> dict[str, Any]:
     return config if config["threshold"] else {k: v for k, v in config.items() if k not in above}
 
 
-@examples(15)
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("selective_vit_micro", config, num_classes, count)
 
 
-@examples(1, slow=True)
+@settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
     same_when_exported_and_compiled("selective_vit_micro", config, num_classes, count)
 
 
-@examples(20)
 @given(nonsense((*OURS, *OF_TIMMS_VIT), (*NONSENSE, *HUGE)))
 def test_arguments_at_random_are_refused_or_make_a_model(config):
     refused_or_finite("selective_vit_micro", config)
 
 
-@examples(20)
 @given(nonsense(OURS))
 def test_the_papers_own_arguments_at_random_are_a_value_error_or_make_a_model(config):
     value_error_or_finite(timm.model_entrypoint("selective_vit_micro"), config)
 
 
-@examples(10, slow=True)
 @given(st.sampled_from(["selective_micro", "vit_micro", "both_micro"]), flags(RECIPE))
 def test_flags_at_random_end_in_a_run_or_in_one_line(model, words):
-    outcome(main, ["--model", model, *words], of="selective: flags at random")
+    outcome(main, ["--model", model, *words])

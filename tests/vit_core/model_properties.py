@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import event
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from property_budget import tried
 from vit_core.errors import UserError
 from vit_core.recipe import create_model, input_size
 from vit_core.training.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
@@ -97,7 +97,6 @@ def holds(
         if p.requires_grad and not parameter.startswith(without_gradient):
             assert p.grad is not None, f"{parameter} got no gradient"
             assert p.grad.isfinite().all(), parameter
-    tried(f"{name.split('_')[0]}: a model's promises", "models")
 
 
 def _same_after_save_and_load(
@@ -126,7 +125,6 @@ def same_when_exported_and_compiled(
         assert_close(
             torch.compile(model, backend="aot_eager", fullgraph=fullgraph)(images), logits, rtol=1e-4, atol=1e-5
         )
-    tried(f"{name.split('_')[0]}: exported and compiled", "models")
 
 
 def refused_or_finite(name: str, arguments: Mapping[str, Any]) -> None:
@@ -135,11 +133,11 @@ def refused_or_finite(name: str, arguments: Mapping[str, Any]) -> None:
     try:
         model = create_model(name, arguments, 3, None)
     except UserError:
-        tried(f"{name.split('_')[0]}: arguments at random", "lines with exit code 2")
+        event("lines with exit code 2")
         return
     with torch.no_grad():
         assert model.eval()(images_for(model, 2)).isfinite().all()
-    tried(f"{name.split('_')[0]}: arguments at random", "models")
+    event("models")
 
 
 def value_error_or_finite(create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
@@ -148,8 +146,8 @@ def value_error_or_finite(create: Callable[..., nn.Module], arguments: Mapping[s
     try:
         model = create(num_classes=3, **arguments)
     except (ValueError, TypeError):
-        tried(f"{create.__name__.split('_')[0]}: its own arguments at random", "ValueError or TypeError")
+        event("ValueError or TypeError")
         return
     with torch.no_grad():
         assert model.eval()(images_for(model, 2)).isfinite().all()
-    tried(f"{create.__name__.split('_')[0]}: its own arguments at random", "models")
+    event("models")

@@ -5,12 +5,10 @@ from hypothesis import strategies as st
 
 import toy_paper
 from hostile_flags import flags, model_kwarg, outcome, yaml_files
-from property_budget import examples
 
 TINY = ("--model-kwargs", "depth=1", "patch_size=4")
 
 
-@examples(10, slow=True)
 @given(flags(toy_paper.RECIPE))
 @example(["--seed", str(2**64)])
 @example(["--num-workers", "1000000"])
@@ -43,16 +41,14 @@ TINY = ("--model-kwargs", "depth=1", "patch_size=4")
 )
 @example(["--no-such-flag\nTraceback"])
 def test_flags_at_random_end_in_a_run_or_in_one_line(words):
-    outcome(toy_paper.main, [*TINY, *words], of="toy: flags at random")
+    outcome(toy_paper.main, [*TINY, *words])
 
 
-@examples(20)
 @given(st.lists(model_kwarg(), min_size=1, max_size=3))
 def test_arguments_of_the_model_at_random_end_in_a_run_or_in_one_line(pairs):
-    outcome(toy_paper.main, ["--model-kwargs", "depth=1", "patch_size=4", *pairs], of="toy: --model-kwargs at random")
+    outcome(toy_paper.main, ["--model-kwargs", "depth=1", "patch_size=4", *pairs])
 
 
-@examples(20)
 @given(yaml_files(toy_paper.RECIPE))
 def test_a_file_of_flags_ends_in_a_run_or_in_one_line(text):
-    outcome(toy_paper.main, TINY, of="toy: --config at random", config=text)
+    outcome(toy_paper.main, TINY, config=text)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 from matplotlib.figure import Figure
@@ -135,7 +134,7 @@ def test_everything_is_done_and_written(papers, tmp_path, capsys):
     assert "Toy: a paper" in page
     assert "data:image/png;base64," in page
     out, err = capsys.readouterr()
-    assert re.search(r"\[1/9\] Toy: training, \d+ s\..*\[\d:\d\d left\]", err), err
+    assert re.search(r"\[1/9\] Toy: training, \d+ s\..*\[\d\d:\d\d left\]", err), err
     assert err.count("\n") == 9, "a line a step where there is no terminal"
     assert f"the report: {folder.relative_to(tmp_path)}/index.html" in out
     assert "epoch 1/1" in (folder / "log.txt").read_text(), "what the steps print goes to the log"
@@ -524,28 +523,39 @@ def test_the_share_of_a_training_is_told(papers, tmp_path):
 
 
 def test_the_display_tells_paper_step_share_and_time_left(monkeypatch):
-    clock_now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock_now[0])
-    parts = [Part("A", "training", 100), Part("A", "claims", 10), Part("B", "training", 100)]
-    display = Display(parts, io.StringIO())
-    display.start(parts[0])
-    display.at(0.0)
-    display.at(0.25, "row 1")
-    clock_now[0] = 50.0
-    assert display.line() == "[1/3] A · training · row 1  25% · 4:20 left"  # 150 of this, 110 to come
-    clock_now[0] = 220.0
-    display.end("fine")
-    pace = (20 + 220) / (20 + 100)
-    assert display.left() == pytest.approx(110 * pace)
-    assert display.stream.getvalue() == f"[1/3] A: training, 220 s. fine  [{clock(110 * pace)} left]\n"
-    display.start(parts[1])
-    display.at(0.6)  # resumed: so much was done before
-    clock_now[0] += 2.0
-    display.at(0.8)
-    assert display.left() == pytest.approx(100 * pace + 2.0), "0.2 took 2 s, and 0.2 are to come"
-    display.current = None
-    display.skip(parts[1])
-    assert display.left() == pytest.approx(100 * pace)
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    parts = [Part("A", "training", 100), Part("A", "claims", 10), Part("B", "training", 90)]
+    with Display(parts, io.StringIO()) as display:
+        display.start(parts[0])
+        display.at(0.0)
+        display.at(0.25, "row 1")
+        now[0] += 50
+        assert str(display.bar).startswith("[1/3] A: training, row 1, 25% |#")
+        assert str(display.bar).endswith("| 05:50 left"), "25 of 200 expected seconds took 50"
+        now[0] += 150
+        display.end("fine")
+        assert display.stream.getvalue() == "[1/3] A: training, 200 s. fine  [03:20 left]\n"
+        display.start(parts[2])
+        display.at(0.5)  # resumed: so much was done before
+        assert str(display.bar).endswith(", 50% |#######2  | 01:50 left"), "45 and 10, at the pace of the first"
+        display.at(1.0)
+        now[0] += 90
+        display.end("")
+    assert display.stream.getvalue().splitlines()[1:] == ["[3/3] B: training, 90 s.  [00:20 left]"]
+
+
+def test_on_a_terminal_the_display_is_one_bar_and_lines_that_stay():
+    part = Part("A", "training", 100)
+    with Display([part], stream := _Terminal()) as display:
+        display.start(part)
+        display.end("fine")
+    assert "\r[1/1] A: training |" in stream.getvalue()
+    shown = [line.rpartition("\r")[2] for line in stream.getvalue().splitlines()]
+    assert "[1/1] A: training, 0 s. fine  [00:00 left]" in shown
+
+
+def test_a_duration_is_told_in_the_unit_that_fits():
     assert [clock(s) for s in (0, 65, 3720, 200_000)] == ["0:00", "1:05", "1 h 02 min", "2 days"]
 
 

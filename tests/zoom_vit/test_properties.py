@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -21,7 +21,6 @@ from model_properties import (
     refused_or_finite,
     same_when_exported_and_compiled,
 )
-from property_budget import examples, tried
 from zoom_vit import cifar_train, flowers_train
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.recipe import CIFAR, FLOWERS
@@ -41,13 +40,11 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(of_vit(), tokens).map(lambda t: t[0] | t[1])
 
 
-@examples(15)
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("zoom_vit_micro", config, num_classes, count)
 
 
-@examples(15)
 @given(
     of_vit(head_dims=(3, 4, 8)),  # one channel alone is zero after its norm, and has no gradient for Grad-CAM
     st.integers(1, 7),
@@ -65,7 +62,7 @@ def test_a_pruned_model_is_finite_and_independent_of_the_batch(config, num_class
         if not valid:
             with pytest.raises((ValueError, TypeError)):
                 model.forward_pruned(images, keep_ratio, 1, importance)
-            tried("zoom: pruned", "ValueError or TypeError")
+            event("ValueError or TypeError")
             return
         together = model.forward_pruned(images[:count], keep_ratio, 1, importance)
         assert together.logits.isfinite().all()
@@ -73,28 +70,25 @@ def test_a_pruned_model_is_finite_and_independent_of_the_batch(config, num_class
         for i in range(count if importance != "random" else 0):
             alone = model.forward_pruned(images[i : i + 1], keep_ratio, 1, importance)
             assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
-    tried("zoom: pruned", "models")
+    event("models")
 
 
-@examples(1, slow=True)
+@settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
     same_when_exported_and_compiled("zoom_vit_micro", config, num_classes, count)
 
 
-@examples(20)
 @given(nonsense(OF_TIMMS_VIT, (*NONSENSE, *HUGE)))
 def test_arguments_at_random_are_refused_or_make_a_model(config):
     refused_or_finite("zoom_vit_micro", config)
 
 
-@examples(6, slow=True)
 @given(flags(CIFAR))
 def test_flags_at_random_end_in_a_run_or_in_one_line(words):
-    outcome(cifar_train.main, ["--model", "micro", *words], of="zoom: flags at random")
+    outcome(cifar_train.main, ["--model", "micro", *words])
 
 
-@examples(4, slow=True)
 @given(flags(FLOWERS))
 def test_flags_of_the_flowers_at_random_end_in_a_run_or_in_one_line(words):
-    outcome(flowers_train.main, ["--model", "micro", *words], of="zoom: flags at random (flowers)")
+    outcome(flowers_train.main, ["--model", "micro", *words])

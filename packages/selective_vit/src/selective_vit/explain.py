@@ -14,19 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.recipe import RECIPE
 from vit_core.commands.trained_model import TrainedModel, add_loading_flags, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
 from vit_core.errors import UserError
-from vit_core.explain import (
-    attention_rollout,
-    captum_grad_cam,
-    default_layer,
-    denormalise,
-    figure_of_maps,
-    grad_cam,
-)
+from vit_core.explain import attention_rollout, default_layer, denormalise, figure_of_maps, grad_cam
 from vit_core.explain.grad_cam import EmptyMapError
 from vit_core.flags import ArgumentParser, command
 from vit_core.training.distributed import pick_device

@@ -18,12 +18,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import selective_vit  # noqa: F401 -- registers the models with timm
+from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.explain import raw_captum_map
 from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
 from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
 from vit_core.errors import UserError
-from vit_core.explain import SparsityTracker, captum_grad_cam, default_layer
+from vit_core.explain import SparsityTracker, default_layer
 from vit_core.flags import ArgumentParser, command
 from vit_core.models.timm_weights import BACKBONE
 from vit_core.training.distributed import World, pick_device

@@ -3,7 +3,6 @@
 from vit_core.explain.attention_capture import AttentionCall, CapturedAttention, capture_attention
 from vit_core.explain.attention_relevance import attention_relevance
 from vit_core.explain.attention_statistics import AttentionStatistics, LayerAttention, measure_attention
-from vit_core.explain.captum_grad_cam import captum_grad_cam
 from vit_core.explain.class_token import class_token_attention
 from vit_core.explain.deletion import Curves, deletion_insertion
 from vit_core.explain.focused_attention import (
@@ -33,7 +32,6 @@ __all__ = [
     "SparsityTracker",
     "attention_relevance",
     "attention_rollout",
-    "captum_grad_cam",
     "capture_attention",
     "chance_level",
     "class_token_attention",

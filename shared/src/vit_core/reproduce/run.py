@@ -92,7 +92,6 @@ class Reproduction:
         failed = False
         for name, step, part in plan:
             if self._is_done(name, step):
-                display.skip(part)
                 continue
             display.start(part)
             try:
@@ -118,10 +117,10 @@ class Reproduction:
             trainings = paper.trainings(self.options.preset)
             cost = {**SECONDS, "train": sum(t.seconds * len(t.rows) for t in trainings) * len(self.options.seeds)}
             short = paper.title.partition(":")[0]
-            plan += [(name, s, Part(short, TITLES[s], cost[s], self._is_done(name, s))) for s in self.asked]
+            plan += [(name, s, Part(short, TITLES[s], 0.0 if self._is_done(name, s) else cost[s])) for s in self.asked]
         if "evaluate" in self.asked and self.only is None:
-            part = Part("all papers", COMPARISON, SECONDS["compare"], self._is_done("", "comparison"))
-            plan.append(("", "comparison", part))
+            seconds = 0.0 if self._is_done("", "comparison") else SECONDS["compare"]
+            plan.append(("", "comparison", Part("all papers", COMPARISON, seconds)))
         return plan
 
     def _do(self, name: str, step: str, display: Display) -> str:

@@ -7,7 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.testing import assert_close
 
-from vit_core.explain import captum_grad_cam, default_layer, grad_cam
+from selective_vit.captum_grad_cam import captum_grad_cam
+from vit_core.explain import default_layer, grad_cam
 
 IMAGES = torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))
 
