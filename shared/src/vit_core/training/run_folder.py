@@ -116,10 +116,10 @@ class RunFolder:
         except (UnicodeDecodeError, csv.Error) as e:
             raise UserError(f"{source} is damaged ({e}): remove what is no row, or the file") from e
         with replacing(target) as temporary, temporary.open("w", newline="") as f:
-            writer = csv.DictWriter(f, columns, extrasaction="ignore")
-            if columns:
+            if rows:  # else the first row that is logged brings the header
+                writer = csv.DictWriter(f, columns, extrasaction="ignore")
                 writer.writeheader()
-            writer.writerows(rows)
+                writer.writerows(rows)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append an epoch to metrics.csv, whose columns the first row names, and to TensorBoard. None stays empty."""
