@@ -11,14 +11,10 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingMixed, apply_rot_embed_c
 from torch.testing import assert_close
 
 import clear_vit  # noqa: F401 -- registers the models
-from clear_vit import differential, suppression
-from clear_vit.differential import differential_attention
+from clear_vit.attention import differential_attention, suppressed_attention
 from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.model import Attention, DiffEntropyAttention, DiffSimilarityAttention, SuppressionAttention
 from clear_vit.rope import Rope, rotate
-from clear_vit.suppression import as_wide_heads, suppressed_attention
-from vit_core.models import cpu_kernel
-from vit_core.models.attention import attention
 
 B, H, N, D = 3, 2, 17, 8
 
@@ -117,41 +113,11 @@ def test_a_mixed_start_is_a_turned_axial_one():
     assert len(torch.unique((freqs[0, :, :, 0] * 1e4).round())) == 6, "each layer and head its own"
 
 
-def test_the_kernel_of_rotate_and_its_gradients():
-    r = rope()
-    table = r((4, 4))[0].detach().requires_grad_()
-    qk = double(2, 17, 3, H, D)[:, :, :2].requires_grad_()  # a view, as the model's
-    assert torch.autograd.gradcheck(rotate, (qk, table))
-    odd = torch.randn(2 * 17 * 2 * H * D + 1)[1:].view(2, 17, 2, H, D)  # no view as complex numbers is possible
-    table = table.detach().float()
-    assert_close(rotate(odd, table), rotate(odd.clone(), table))
-    assert_close(rotate(odd.clone(), table, overwrite=True), rotate(odd, table))
-    fresh = odd.clone()
-    assert rotate(fresh, table, overwrite=True).data_ptr() == fresh.data_ptr()
-    half = rotate(odd.bfloat16(), table)
+def test_half_precision_is_turned_in_float32():
+    qk, table = torch.randn(2, 17, 2, H, D), rope()((4, 4))[0].detach().float()
+    half = rotate(qk.bfloat16(), table)
     assert half.dtype == torch.bfloat16
-    assert_close(half.float(), rotate(odd, table), atol=0.05, rtol=0.05)
-
-
-def test_tables_are_kept_in_evaluation_until_something_changes():
-    r = Rope("mixed", 2, H, D).eval()
-    with torch.no_grad():
-        first = r((4, 4))
-        assert r((4, 4)) is first
-        assert r((4, 5)) is not first
-        first = r((4, 4))
-        r.freqs.mul_(2)
-        assert not torch.equal(r((4, 4))[0], first[0])
-        first = r((4, 4))
-        r.freqs.data.mul_(2)  # as some averages of weights are put in place; no version counter sees it
-        assert not torch.equal(r((4, 4))[0], first[0])
-        state = {"freqs": torch.zeros_like(r.freqs)}
-        r.load_state_dict(state)
-        assert torch.equal(r((4, 4))[0][0], torch.ones_like(first[0][0])), "the new frequencies are zero"
-    assert r((4, 4))[0].requires_grad, "where a gradient is wanted, nothing is kept"
-    with torch.inference_mode():
-        kept = r((4, 4))
-    (kept[0] * torch.ones((), requires_grad=True)).sum().backward()  # no inference tensor
+    assert_close(half.float(), rotate(qk, table), atol=0.05, rtol=0.05)
 
 
 # ── difference similarity ────────────────────────────────────────────────────────────────────────────────────────
@@ -177,41 +143,15 @@ def test_difference_similarity(qkv, rule):
 # ── suppression ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def suppressed(q, k, v, kernel):
-    """The definition, with torch's depthwise convolution."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return plain(scores - F.conv2d(scores, kernel[:, None], padding=1, groups=len(kernel)), v)
-
-
-def test_both_ways_of_suppression_are_the_definition(qkv, monkeypatch):
+def test_suppression_is_the_definition(qkv):
     q, k, v = qkv
     kernel = double(H, 3, 3, seed=5)
-    expected = suppressed(q, k, v, kernel)
-    monkeypatch.setattr(suppression, "_CHUNK_SCORES", 4 * (N + 1) ** 2)  # 6 heads: one full chunk and a part
-    assert_close(suppressed_attention(q, k, v, kernel), expected)
-    assert_close(attention(*as_wide_heads(q, k, kernel), v), expected)
-    monkeypatch.setattr(cpu_kernel, "applies", lambda *_: False)
-    assert_close(suppressed_attention(q, k, v, kernel), expected)
-
-
-def test_gradients_of_suppression(monkeypatch):
-    monkeypatch.setattr(suppression, "_CHUNK_SCORES", 2 * 6**2)
-    inputs = [double(2, 2, 5, 4, seed=s).requires_grad_() for s in range(3)]
-    kernel = double(2, 3, 3, seed=4).requires_grad_()
-    assert torch.autograd.gradcheck(suppressed_attention, (*inputs, kernel))
-    slow = torch.autograd.grad(suppressed(*inputs, kernel).square().sum(), (*inputs, kernel))
-    fast = torch.autograd.grad(suppressed_attention(*inputs, kernel).square().sum(), (*inputs, kernel))
-    for ours, theirs in zip(fast, slow, strict=True):
-        assert_close(ours, theirs)
-
-
-def test_large_scores_do_not_leak_over_the_border():
-    """A row and a column of zeros lie around the scores in memory; what is next to them must not show."""
-    q, k, v = (1e3 * double(4, 3, 9, 4, seed=s) for s in range(3))
-    kernel = double(3, 3, 3, seed=4)
-    out = suppressed_attention(q, k, v, kernel)
-    assert out.isfinite().all()
-    assert_close(out, suppressed(q, k, v, kernel))
+    conv = torch.zeros(B, H, N, N, dtype=torch.double)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(D)
+    for i, j, a, b in itertools.product(range(N), range(N), (-1, 0, 1), (-1, 0, 1)):
+        if 0 <= i + a < N and 0 <= j + b < N:
+            conv[:, :, i, j] += kernel[:, a + 1, b + 1] * scores[:, :, i + a, j + b]
+    assert_close(suppressed_attention(q, k, v, kernel), plain(scores - conv, v))
 
 
 def test_a_zero_kernel_is_plain_attention():
@@ -229,29 +169,24 @@ def test_a_zero_kernel_is_plain_attention():
 
 def differential_by_hand(q, k, v, lam):
     first, second = (
-        (q[..., half] @ k[..., half].transpose(-2, -1) / math.sqrt(D / 2)).softmax(-1)
-        for half in (slice(None, D // 2), slice(D // 2, None))
+        (q1 @ k1.transpose(-2, -1) / math.sqrt(q1.shape[-1])).softmax(-1)
+        for q1, k1 in zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
     )
     return (first - lam[:, None, :, None] * second) @ v
 
 
-def test_both_ways_of_differential_attention_are_the_definition(qkv, monkeypatch):
-    q, k, v = qkv
+def test_differential_attention_is_the_definition(qkv):
     lam = double(B, N, seed=4).sigmoid()
-    expected = differential_by_hand(q, k, v, lam)
-    monkeypatch.setattr(differential, "_CHUNK_SCORES", 4 * N**2)  # 6 heads: one full chunk and a part
-    assert_close(differential_attention(q, k, v, lam), expected)
-    monkeypatch.setattr(differential, "_WIDE_HEAD", D)
-    assert_close(differential_attention(q, k, v, lam), expected)
+    assert_close(differential_attention(*qkv, lam), differential_by_hand(*qkv, lam))
 
 
-@pytest.mark.parametrize("wide_head", [4, 8])
-def test_gradients_of_differential_attention(wide_head, monkeypatch):
-    monkeypatch.setattr(differential, "_WIDE_HEAD", wide_head)
-    monkeypatch.setattr(differential, "_CHUNK_SCORES", 3 * 25)
+def test_gradients_of_differential_attention():
     inputs = [double(2, 2, 5, 4, seed=s).requires_grad_() for s in range(3)]
     lam = double(2, 5, seed=4).sigmoid().requires_grad_()
-    assert torch.autograd.gradcheck(differential_attention, (*inputs, lam))
+    found = torch.autograd.grad(differential_attention(*inputs, lam).square().sum(), (*inputs, lam))
+    expected = torch.autograd.grad(differential_by_hand(*inputs, lam).square().sum(), (*inputs, lam))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs)
 
 
 def test_entropy_zero_is_plain_attention_of_the_first_half_up_to_the_head_norm(qkv):

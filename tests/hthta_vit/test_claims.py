@@ -83,7 +83,7 @@ def counted_twice(patch):
 
 
 def forward_only(self, x):
-    states = self.bigru(x)
+    states, _ = self.bigru(x)
     ahead, back = states.chunk(2, -1)
     return self.projection(torch.cat([ahead, torch.zeros_like(back)], -1))
 

@@ -16,7 +16,7 @@ from hthta_vit import (
     hthta_vit_base_patch16_224_gru2,
     hthta_vit_micro,
 )
-from hthta_vit.model import AttentionPooling, ClassTokenFusion
+from hthta_vit.model import AttentionPooling, ClassTokenFusion, SequenceModel
 
 
 def micro(**fields):
@@ -96,6 +96,25 @@ def test_the_reading_nearest_to_the_claimed_multiply_adds():
 
 
 # ── the parts, against the formulas written out ──────────────────────────────────────────────────────────────────
+
+
+def test_the_gru_is_the_formula_step_by_step_in_both_directions():
+    torch.manual_seed(0)
+    model = SequenceModel(6, layers=1).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    directions = []
+    for suffix, order in (("", range(5)), ("_reverse", range(4, -1, -1))):
+        w_ih, w_hh, b_ih, b_hh = (
+            getattr(model.bigru, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        state, states = torch.zeros(2, 6, dtype=torch.float64), {}
+        for i in order:
+            (r, z, n), (hr, hz, hn) = (x[:, i] @ w_ih.T + b_ih).chunk(3, -1), (state @ w_hh.T + b_hh).chunk(3, -1)
+            r, z = (r + hr).sigmoid(), (z + hz).sigmoid()
+            state = states[i] = (1 - z) * (n + r * hn).tanh() + z * state
+        directions.append(torch.stack([states[i] for i in range(5)], 1))
+    expected = torch.cat(directions, -1) @ model.projection.weight.T + model.projection.bias
+    assert_close(model(x), expected)
 
 
 def test_pooling_is_the_formula_head_by_head():

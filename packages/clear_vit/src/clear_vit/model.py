@@ -23,10 +23,9 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clear_vit.differential import differential_attention
+from clear_vit.attention import differential_attention, suppressed_attention
 from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.rope import Grid, Rope, rotate
-from clear_vit.suppression import suppressed_attention
 from vit_core.models.attention import attention
 
 # The original's experiments from the worst to the best, as arguments of `ClearViT`; and a further baseline.

@@ -14,7 +14,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from clear_vit.kernels import choose
 
 Grid = tuple[int, int]  # rows, columns
 
@@ -36,7 +37,6 @@ class Rope(nn.Module):
         if not (math.isfinite(theta) and theta > 0):
             raise ValueError(f"rope_theta must be a number over 0, got {theta}")
         self.kind, self.theta, self.depth = kind, theta, depth
-        self._cached: tuple[Grid, Tensor, list[Tensor]] | None = None
         if kind == "mixed":
             self.freqs = nn.Parameter(torch.empty(2, depth, num_heads, head_dim // 2))
         else:
@@ -54,23 +54,7 @@ class Rope(nn.Module):
                 axis.copy_(torch.cat(pairs, -1))
 
     def forward(self, grid: Grid) -> list[Tensor]:
-        """Cosines and sines for `rotate`, a table a layer: (2, 1 + N, 1, h or 1, d/2).
-
-        Computed once a forward pass; on a CPU they are kept in evaluation until the grid or the frequencies change. (On
-        a GPU to ask whether these changed would take longer.)
-        """
-        f = self.freqs
-        learns = torch.is_grad_enabled() and f.requires_grad
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.training or learns or traced or f.device.type != "cpu" or f.is_inference():
-            return self._tables(grid)
-        kept = self._cached
-        if kept is None or kept[0] != grid or kept[1].dtype != f.dtype or not torch.equal(kept[1], f):
-            with torch.inference_mode(False), torch.no_grad():  # tensors that a later backward pass may use
-                kept = self._cached = grid, f.detach().clone(), self._tables(grid)
-        return kept[2]
-
-    def _tables(self, grid: Grid) -> list[Tensor]:
+        """Cosines and sines for `rotate`, a table a layer: (2, 1 + N, 1, h or 1, d/2). Computed once a forward pass."""
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
         rows, columns = grid
         place = torch.arange(rows * columns, device=freqs.device)
@@ -91,54 +75,9 @@ def rotate(qk: Tensor, table: Tensor, *, overwrite: bool = False) -> Tensor:
     (2, 1 + N, 1, h, d/2). overwrite: the result may take their place in memory; only where no gradient is wanted.
     """
     cos, sin = table
-    if _complex_pays(qk, cos):
-        if overwrite:
-            return torch.view_as_real(_as_complex(qk).mul_(torch.complex(cos, sin))).flatten(-2)
-        return _Rotate.apply(qk, cos, sin)
+    if fast := choose("rotate", qk, cos):
+        return fast(qk, cos, sin, overwrite)
     x = qk.to(cos.dtype)  # half-precision queries and keys are turned in float32
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
     return turned.flatten(-2).to(qk.dtype)
-
-
-def _complex_pays(qk: Tensor, cos: Tensor) -> bool:
-    """On a CPU a complex product is a fifth of the time. torch.compile and lower precisions do not know it."""
-    return (
-        qk.device.type == "cpu"
-        and qk.dtype == cos.dtype
-        and qk.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
-
-
-class _Rotate(torch.autograd.Function):
-    """Pairs as complex numbers, times cos + i sin. Tables that need no gradient cost nothing in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        turn = torch.complex(cos, sin)
-        pairs = _as_complex(qk)
-        ctx.save_for_backward(turn, pairs if ctx.needs_input_grad[1] else None)
-        return torch.view_as_real(pairs * turn).flatten(-2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
-        turn, pairs = ctx.saved_tensors
-        conjugate = _as_complex(grad).conj_physical()
-        d_cos = d_sin = None
-        if pairs is not None:
-            d_turn = pairs.new_zeros(pairs.shape[1:])  # conjugate, too
-            for image, g in zip(pairs.unbind(), conjugate.unbind(), strict=True):
-                d_turn.addcmul_(image, g)
-            d_turn = d_turn.sum(1, keepdim=True).sum_to_size(turn.shape)
-            d_cos, d_sin = d_turn.real, -d_turn.imag
-        d_pairs = (conjugate * turn).conj_physical_()
-        return torch.view_as_real(d_pairs).flatten(-2), d_cos, d_sin
-
-
-def _as_complex(t: Tensor) -> Tensor:
-    """(…, d) -> complex (…, d/2), a view where the memory allows one."""
-    pairs = t.unflatten(-1, (-1, 2))
-    fits = pairs.stride(-1) == 1 and not any(s % 2 for s in (*pairs.stride()[:-1], pairs.storage_offset()))
-    return torch.view_as_complex(pairs if fits else pairs.clone(memory_format=torch.contiguous_format))

@@ -1,6 +1,5 @@
 """HTHTA-ViT++: ViT with GRU-guided token attention. Importing it registers its models with timm."""
 
-from hthta_vit.gru import BiGRU
 from hthta_vit.model import COMPONENTS, GuidedTokenAttention, HTHTAViT
 from hthta_vit.notebook import HTHTANotebookViT
 from hthta_vit.registry import (
@@ -12,7 +11,6 @@ from hthta_vit.registry import (
 
 __all__ = [
     "COMPONENTS",
-    "BiGRU",
     "GuidedTokenAttention",
     "HTHTANotebookViT",
     "HTHTAViT",

@@ -18,8 +18,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hthta_vit.gru import BiGRU
-
 # The rows of the seed's ablation, each with the parts that it has. "none" is a ViT with its class token.
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -30,15 +28,20 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 
 
 class SequenceModel(nn.Module):
-    """h = W [GRU forward, GRU backward] + b over the patches in raster order: (B, N, d) -> (B, N, d)."""
+    """h = W [GRU forward, GRU backward] + b over the patches in raster order: (B, N, d) -> (B, N, d).
+
+    A GRU's step, from the state s: r = σ(W_ir x + b_ir + W_hr s + b_hr), z likewise, n = tanh(W_in x + b_in +
+    r ⊙ (W_hn s + b_hn)), s ← (1 − z) ⊙ n + z ⊙ s.
+    """
 
     def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
-        self.bigru = BiGRU(dim, dim, layers)
+        self.bigru = nn.GRU(dim, dim, layers, batch_first=True, bidirectional=True)
         self.projection = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(self.bigru(x))
+        states, _ = self.bigru(x)  # (B, N, 2d)
+        return self.projection(states)
 
 
 class AttentionPooling(nn.Module):

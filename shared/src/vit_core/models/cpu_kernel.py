@@ -12,6 +12,7 @@ def applies(*tensors: Tensor) -> bool:
         and tensors[0].dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not has_torch_function_variadic(*tensors)
         and tensors[0].numel() > 0
     )

@@ -1,0 +1,30 @@
+"""Faster ways to compute the package's formulas, and the one place that chooses between them.
+
+The formulas call `choose` and work without it: to take a kernel out, delete its file and its row.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from clear_vit.kernels import cpu, cuda
+from vit_core.models import cpu_kernel
+
+CPU: dict[str, Callable[..., Tensor]] = {"rotate": cpu.rotate, "suppressed_attention": cpu.suppressed_attention}
+CUDA: dict[str, Callable[..., Tensor]] = {"suppressed_attention": cuda.suppressed_attention}
+
+
+def choose(formula: str, *tensors: Tensor, dropout_p: float = 0.0) -> Callable[..., Tensor] | None:
+    """The kernel that computes `formula` for these tensors, or None: then the formula itself runs.
+
+    None while the model is traced, exported or compiled, and while its attention is captured.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or has_torch_function_variadic(*tensors):
+        return None
+    if all(t.device.type == "cuda" for t in tensors):
+        return CUDA.get(formula)
+    if dropout_p == 0.0 and cpu_kernel.applies(*tensors):  # not under autocast
+        return CPU.get(formula)
+    return None
