@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,7 @@ def test_a_model_keeps_its_promises(config, num_classes, count):
     holds("hthta_vit_micro", config, num_classes, count, without_gradient(config))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")  # torch's, of its own nn.GRU
 @settings(max_examples=settings.default.max_examples // 10)  # slow
 @given(arguments(), st.integers(1, 7), st.integers(1, 3))
 def test_a_model_is_the_same_when_exported_and_compiled(config, num_classes, count):
