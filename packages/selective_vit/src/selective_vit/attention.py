@@ -6,11 +6,8 @@
     out = w V / (Σ w + ε)
 
 A row in which nothing passes gives zero, as published (empty_row="zero"), or its strongest key alone ("argmax").
-Dropout acts on the normalised weights. `selective_attention` decides where this is computed:
-
-chunked   on a CPU: a few heads at a time, never all N × M weights (`chunked.py`)
-flex      on a GPU, where kernel="flex" asks for it: two passes of FlexAttention without N × M weights (`flex.py`)
-weights   everywhere else, and where somebody looks on: the formulas as they stand above
+Dropout acts on the normalized weights. `kernels/` computes the same without N × M weights in memory: on a CPU, and on a
+GPU where kernel="flex" asks for it.
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
@@ -23,11 +20,8 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
-from selective_vit.chunked import ChunkedSelectiveAttention
-from selective_vit.flex import flex_selective_attention
-from vit_core.models import cpu_kernel
+from selective_vit.kernels import choose
 from vit_core.models.attention import masked_softmax, observed
 
 MODES = ("relu", "hard")
@@ -62,10 +56,17 @@ def number(name: str, value: object) -> None:
 
 
 def selective_attention(
-    q: Tensor, k: Tensor, v: Tensor, tau: float | Tensor, selection: Selection, *,
-    attn_mask: Tensor | None = None, is_causal: bool = False, dropout_p: float = 0.0,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tau: float | Tensor,
+    selection: Selection,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
     watch: Callable[[Tensor, float | Tensor], None] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d).
 
     tau: the threshold, a number, or a tensor that (h, 1, 1) broadcasts to, which then gets a gradient.
@@ -73,18 +74,10 @@ def selective_attention(
     watch: called with the softmax weights P and with tau.
     Raises ValueError where kernel="flex" cannot compute what is asked for on a GPU.
     """
-    if selection.kernel == "flex" and q.device.type == "cuda" and not has_torch_function_variadic(q, k, v):
-        if isinstance(tau, Tensor):
-            raise ValueError('kernel="flex" takes a fixed threshold, not a tensor')
-        if attn_mask is not None or is_causal:
-            raise ValueError('kernel="flex" takes no attention mask')
-        if dropout_p:
-            raise ValueError('kernel="flex" has no attention dropout')
-        return flex_selective_attention(q, k, v, tau, selection.mode, selection.empty_row, selection.eps)
-    plain = attn_mask is None and not is_causal and not isinstance(tau, Tensor) and watch is None
-    if selection.kernel != "weights" and plain and cpu_kernel.applies(q, k, v):
-        relu, argmax = selection.mode == "relu", selection.empty_row == "argmax"
-        return ChunkedSelectiveAttention.apply(q, k, v, float(tau), relu, argmax, selection.eps, dropout_p)
+    masked = attn_mask is not None or is_causal
+    fast = choose(selection.kernel, q, k, v, tau, masked=masked, watched=watch is not None, dropout_p=dropout_p)
+    if fast is not None:
+        return fast(q, k, v, tau, selection.mode, selection.empty_row, selection.eps, dropout_p)
     kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
     with torch.autocast(q.device.type, enabled=False):
         scores = (q.to(kind) @ k.to(kind).transpose(-2, -1)) * q.shape[-1] ** -0.5
@@ -102,7 +95,7 @@ def selected_weights(P: Tensor, tau: float | Tensor, selection: Selection) -> Te
 
 
 def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
-    """Softmax weights P (…, N, M) -> what is left of them, not normalised.
+    """Softmax weights P (…, N, M) -> what is left of them, not normalized.
 
     A tensor `tau` gets a gradient: in the ReLU form its own, −1 for each weight that passes. The hard gate is a step,
     flat on both sides; there the gradient is that of a sigmoid of width τ / 4 in its place (straight-through), so that

@@ -27,9 +27,13 @@ from torch.nn.attention.flex_attention import flex_attention
 
 
 def flex_selective_attention(
-    q: Tensor, k: Tensor, v: Tensor, tau: float, mode: str, empty_row: str, eps: float
+    q: Tensor, k: Tensor, v: Tensor, tau: float, mode: str, empty_row: str, eps: float, dropout_p: float = 0.0
 ) -> Tensor:
-    """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d). Raises ValueError where torch is too old for "argmax"."""
+    """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d), without dropout.
+
+    Raises ValueError where torch is too old for "argmax".
+    """
+    assert dropout_p == 0.0
     argmax = empty_row == "argmax" and tau > 0
     _, lse, most = _attend(q, k, v, None, with_max=argmax)
     least = lse.detach() + (math.log(tau) if tau > 0 else -math.inf)  # of s
@@ -57,7 +61,7 @@ def flex_selective_attention(
             return torch.where(w > 0, torch.log(torch.where(w > 0, w, 1.0)), -math.inf)
 
     out, log_sum, _ = _attend(q, k, v, score)
-    # relu: log Σ w. hard: the scores are not normalised, so log Σ w + L.
+    # relu: log Σ w. hard: the scores are not normalized, so log Σ w + L.
     total = torch.exp(log_sum if mode == "relu" else log_sum - lse)
     return out * (total / (total + eps)).unsqueeze(-1).to(out.dtype)
 

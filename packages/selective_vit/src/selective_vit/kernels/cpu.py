@@ -25,7 +25,14 @@ _where_positive = torch.ops.aten.threshold_backward.grad_input  # the gradient w
 _softmax_backward = torch.ops.aten._softmax_backward_data.out  # P (dw − Σ P dw)
 
 
-class ChunkedSelectiveAttention(torch.autograd.Function):
+def chunked_selective_attention(
+    q: Tensor, k: Tensor, v: Tensor, tau: float, mode: str, empty_row: str, eps: float, dropout_p: float = 0.0
+) -> Tensor:
+    """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d)."""
+    return _ChunkedSelectiveAttention.apply(q, k, v, float(tau), mode == "relu", empty_row == "argmax", eps, dropout_p)
+
+
+class _ChunkedSelectiveAttention(torch.autograd.Function):
     """(q (B, h, N, d), k, v (B, h, M, d), τ, relu, argmax, ε, dropout) -> (B, h, N, d), in memory (B, N, h, d)."""
 
     @staticmethod
@@ -96,9 +103,18 @@ def _parts(size: tuple[int, int], *tensors: Tensor) -> Iterator[tuple[Tensor, ..
 
 
 def _selected(
-    size: tuple[int, int], q: Tensor, k: Tensor, totals: Tensor, tau: float, relu: bool, argmax: bool, dropout_p: float,
-    seed: int | None, *, keep_softmax: bool = True,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:  # fmt: skip
+    size: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    totals: Tensor,
+    tau: float,
+    relu: bool,
+    argmax: bool,
+    dropout_p: float,
+    seed: int | None,
+    *,
+    keep_softmax: bool = True,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Yield for each chunk P (c, N, M), w (c, N, M), Σ w (c, N, 1) and the keep mask or None; the buffers are reused.
 
     Σ w goes to `totals` (B, h, N, 1). Without `keep_softmax` w takes the place of P: half of the memory to pass through
