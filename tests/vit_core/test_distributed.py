@@ -88,7 +88,7 @@ def test_a_killed_process_ends_the_others_with_a_line(tmp_path, start_processes)
     assert start_processes(says_into, work) == [2, -9]
     (run,) = (tmp_path / "checkpoints").iterdir()
     said = log.read_text()
-    assert "the connection to another process of this run is lost (it was killed" in said
+    assert "lost the connection to another process of this run (it was killed" in said
     assert f"go on with: the same torchrun command with --resume {run / 'last.pth'}" in said
     assert "Traceback" not in said
 

@@ -254,7 +254,7 @@ def test_two_processes_in_one_folder_are_refused(papers, tmp_path, capsys):
     assert command.main(["train", "--paper", "toy"]) == 0
     with FolderLock(only_run(tmp_path)):
         assert command.main(["--resume"]) == 2
-    assert "another process is at work there" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
 
 
 def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, capsys):
@@ -316,7 +316,7 @@ def test_parts(papers, tmp_path, capsys):
     assert elsewhere[0]["acc1"] == pytest.approx(row["seeds"][0]["acc1"], abs=1e-3)
     assert "first, seed 0: top-1" in capsys.readouterr().out
     assert command.main(["evaluate", "--dataset", "fake"]) == 2
-    assert "knows 10 classes, and the dataset fake has 100" in capsys.readouterr().err
+    assert "was trained with 10 classes; the dataset fake has 100" in capsys.readouterr().err
     assert command.main(["report", str(folder)]) == 0
     assert set(states(results_of(folder))["toy"].values()) == {"done"}
     capsys.readouterr()

@@ -136,7 +136,7 @@ def test_resume_with_another_batch_size_begins_the_epoch_anew(tmp_path, capsys):
     capsys.readouterr()
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--batch-size", "128") == 0
     said = capsys.readouterr().out
-    assert "an epoch is not what it was (images 256 -> 128, batches 5 -> 11): epoch 2 starts at its beginning" in said
+    assert "note: images 256 -> 128, batches 5 -> 11 changed, so epoch 2 restarts from its first batch" in said
     # 11 steps an epoch by now; the schedule is where an unbroken run of that batch size would be.
     assert final(run)["progress"]["step"] == 33
     rows = metrics(run)
