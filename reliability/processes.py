@@ -232,7 +232,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     wrong += [k for k, v in found.items() if k.endswith("top-1, loss") and v != found["1 processes: top-1, loss"]]
     wrong += [k for k, v in found.items() if k.endswith("by others") and v != 0]
     wrong += [k for k, v in found.items() if k.endswith("by rank 0") and v == 0]
-    wrong += [k for k, v in found.items() if "what " in k and not any("is lost" in line for line in v)]
+    wrong += [k for k, v in found.items() if "what " in k and not any("lost the connection" in line for line in v)]
     wrong += [k for k, v in found.items() if "bit for bit" in k and not v]
     wrong += [k for k, v in found.items() if "restarts 1: torchrun" in k and v != 0]
     return wrong

@@ -115,7 +115,7 @@ def test_plot_logs(trained, tmp_path, capsys):
     assert width(tmp_path / "c.png") > 1000
     for content, message in (
         (b"epoch,val_acc1\nx,1\n", "is damaged"), (b"epoch,val_acc1\n1,\xff\n", "is damaged"),
-        (b"epoch,lr\n1,2\n", "no epoch with an accuracy"),
+        (b"epoch,lr\n1,2\n", "no epoch has an accuracy"),
     ):  # fmt: skip
         (tmp_path / "metrics.csv").write_bytes(content)
         assert plot_logs([str(tmp_path), *output]) == 2
@@ -152,7 +152,7 @@ def test_what_a_comparison_refuses(tmp_path, capsys):
     for argv, message in (
         (["--model", "rope"], "a comparison has --variants and --size"),
         (["--time-rounds", "0"], "--time-rounds must be at least 1"),
-        (["--seed", "3"], "has --seeds and --output-dir"),
+        (["--seed", "3"], "use --seeds and --output-dir"),
         (["--pos-embed-std", "-1", *TINY], "pos_embed_std must be 0 or more"),
     ):
         assert compare([*argv, "--output-dir", str(tmp_path / "c")]) == 2

@@ -114,7 +114,7 @@ def test_the_ablation_writes_its_table_and_picture(tmp_path, capsys):
     assert all(float(m["fap_chance"]) == pytest.approx(15.625) for m in measured)
     assert "ablation.png" in capsys.readouterr().out
     assert ablation_study.main(["--components", "none", *argv, "--lr", "0.5"]) == 2
-    assert "holds another study: row none differs in train" in capsys.readouterr().err
+    assert "contains another study: row none differs in train" in capsys.readouterr().err
     assert ablation_study.main([*argv[:2], "--fap-images", "0"]) == 2
     assert "--fap-images must be at least 1" in capsys.readouterr().err
 

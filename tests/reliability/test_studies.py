@@ -99,7 +99,7 @@ def test_what_the_study_of_processes_calls_wrong():
         "1 processes: top-1, loss": [50.0, 0.7], "2 processes: top-1, loss": [50.0, 0.7],
         "2 processes: largest relative difference of a figure": 1e-4, "2 processes: images evaluated": 97,
         "2 processes: files changed by rank 0": 29, "2 processes: files changed by others": 0,
-        "a worker killed: what the other said": ["error: … is lost (…)"],
+        "a worker killed: what the other said": ["error: lost the connection … (…)"],
         "--max-restarts 1: torchrun's exit code": 0, "--max-restarts 1: ends as the unbroken job, bit for bit": True,
     }  # fmt: skip
     assert processes.problems(good) == []

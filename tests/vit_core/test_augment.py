@@ -189,14 +189,14 @@ def test_eval_transform_is_resize_and_centre_crop() -> None:
         ({"hflip": 1.5}, "hflip must be between 0 and 1"),
         ({"erasing": float("nan")}, "erasing must be between"),
         ({"crop_scale_min": 0.9, "crop_scale_max": 0.5}, "crop_scale_min must be between 0 and 0.5"),
-        ({"crop_scale_min": 0.0}, "crop_scale_min must be over 0"),
+        ({"crop_scale_min": 0.0}, "crop_scale_min must be greater than 0"),
         ({"hue_jitter": 0.6}, "hue_jitter must be between 0 and 0.5"),
         ({"crop_aspect": 0.5}, "crop_aspect must be"),
         ({"randaugment_choice": "Rotate,Wobble"}, "unknown Wobble"),
         ({"randaugment_ops": -1}, "randaugment_ops must be"),
-        ({"randaugment_rule": "signed"}, "randaugment_rule must be torchvision or fixed, not 'signed'"),
+        ({"randaugment_rule": "signed"}, "randaugment_rule must be torchvision or fixed, got 'signed'"),
         ({"erasing_area": 0.01}, "erasing_area must be between 0.02 and 1"),
-        ({"erasing_fill": "black"}, "erasing_fill must be mean or random, not 'black'"),
+        ({"erasing_fill": "black"}, "erasing_fill must be mean or random, got 'black'"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, object], message: str) -> None:
@@ -205,7 +205,7 @@ def test_bad_settings_are_refused(fields: dict[str, object], message: str) -> No
 
 
 def test_bad_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match="std over 0"):
+    with pytest.raises(ValueError, match="std must be positive"):
         EvalTransform(32, MEAN, (0.2, 0.0, 0.2))
     with pytest.raises(ValueError, match="img_size"):
         EvalTransform(0, MEAN, STD)

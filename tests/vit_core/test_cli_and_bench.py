@@ -13,7 +13,7 @@ from vit_core.flags import ArgumentParser, add_flags, build, command, flag
 
 @dataclass(kw_only=True, frozen=True)
 class Config:
-    batch_size: int = flag(8, "images a step")
+    batch_size: int = flag(8, "images per step")
     rate: float | None = flag(None, "100% optional")
     mirror: bool = flag(True, "mirror images")
     amp: str = flag("auto", "precision", choices=("auto", "bf16", "off"), bare="auto")
@@ -46,7 +46,7 @@ def test_help_shows_defaults_and_percent_signs(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse("--help")
     out = capsys.readouterr().out
-    assert "images a step (default: 8)" in out
+    assert "images per step (default: 8)" in out
     assert "100% optional" in out
 
 

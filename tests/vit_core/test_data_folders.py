@@ -131,10 +131,10 @@ def test_folders_that_are_not_there_or_have_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("link", "target", "message"),
     [
-        ("train/loop", ".", "train/loop: a link to .*, which holds the other classes, too"),
-        ("train/loop", "..", "train/loop: a link to .*, which holds the other classes, too"),
-        ("train/c", "a", "train/c: a link to the same folder as the class 'a'"),
-        ("train/held_out", "../val", "train/held_out: a link to the images to evaluate on"),
+        ("train/loop", ".", "train/loop is a link to .*, which also contains the other classes"),
+        ("train/loop", "..", "train/loop is a link to .*, which also contains the other classes"),
+        ("train/c", "a", "train/c is a link to the same folder as class 'a'"),
+        ("train/held_out", "../val", "train/held_out is a link to the evaluation images"),
     ],
 )
 def test_a_class_that_is_a_link_to_others(tmp_path: Path, link: str, target: str, message: str) -> None:
@@ -152,7 +152,7 @@ def test_a_class_that_is_a_link_to_a_folder_elsewhere(tmp_path: Path) -> None:
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     _refused("unknown dataset 'mnist'; choose from digits, cifar10", "mnist", None)
-    _refused("digits has no labelled 'val' split; choose from test", "digits", None, eval_split="val")
+    _refused("digits has no labeled 'val' split; choose from test", "digits", None, eval_split="val")
     _refused("unknown cache 'tape'", "digits", None, cache="tape")
     _refused("unknown normalization 'quarter'", "digits", None, normalize="quarter")
     assert set(DATASETS) == {
@@ -273,7 +273,7 @@ def test_tiny_imagenet_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.Mo
     _refused(r"tiny-imagenet-200\.zip: not found; add --download", "tiny_imagenet", tmp_path)
     archive = _tiny_zip(tmp_path, monkeypatch)
     archive.write_bytes(archive.read_bytes()[:-100])
-    _refused("wrong checksum .*delete it and add --download", "tiny_imagenet", archive.parent)
+    _refused("wrong checksum .*delete it and run again with --download", "tiny_imagenet", archive.parent)
     monkeypatch.setattr(tiny_imagenet, "URL", "http://127.0.0.1:9/none.zip")
     _refused("download of .* failed .*check the network", "tiny_imagenet", tmp_path / "new", download=True)
     assert list((tmp_path / "new").iterdir()) == []
@@ -302,14 +302,14 @@ def test_intel_and_imagenet_layouts(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [0] * 3 + [2] * 3 + [1] * 3
     assert data.val.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     (hundred / "Labels.json").write_text("{")
-    _refused("Labels.json: not a JSON table", "imagenet100", hundred)
+    _refused("Labels.json: not a JSON object", "imagenet100", hundred)
     assert _load("imagenet100", plain).num_classes == 2
     _refused("imagenet100 needs --data-path: .*train.X1", "imagenet100", None)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "flowers102"])
 def test_torchvision_sets_that_are_missing_advise_download(name: str, tmp_path: Path) -> None:
-    _refused(f"{name} is not there, or a file fails its checksum; add --download", name, tmp_path)
+    _refused(f"{name} not found, or a file has a wrong checksum; add --download", name, tmp_path)
 
 
 def test_failed_download_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_cifar_files_are_checked_before_they_are_unpickled(tmp_path: Path) -> No
     hostile = b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR."
     for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
         (folder / name).write_bytes(hostile)
-    _refused("fails its checksum", "cifar10", tmp_path)
+    _refused("has a wrong checksum", "cifar10", tmp_path)
     assert not (tmp_path / "pwned").exists()
 
 

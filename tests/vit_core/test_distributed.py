@@ -88,8 +88,8 @@ def test_a_killed_process_ends_the_others_with_a_line(tmp_path, start_processes)
     assert start_processes(says_into, work) == [2, -9]
     (run,) = (tmp_path / "checkpoints").iterdir()
     said = log.read_text()
-    assert "the connection to another process of this run is lost (it was killed" in said
-    assert f"go on with: the same torchrun command with --resume {run / 'last.pth'}" in said
+    assert "lost the connection to another process of this run (it was killed" in said
+    assert f"resume with: the same torchrun command with --resume {run / 'last.pth'}" in said
     assert "Traceback" not in said
 
 
@@ -104,7 +104,7 @@ def test_processes_that_read_different_checkpoints_are_told(tmp_path, start_proc
         for path, env in zip(paths, two_ranks(free_port()), strict=True)
     ]
     assert start_processes(says_into, work) == [2, 2]
-    assert (tmp_path / "log.txt").read_text().count("put it on a disk that all machines share") == 2
+    assert (tmp_path / "log.txt").read_text().count("put the checkpoint on a disk that all machines share") == 2
 
 
 def test_what_torchrun_starts_again_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, capsys):
@@ -134,7 +134,7 @@ def test_what_torchrun_starts_again_goes_on_from_its_last_checkpoint(tmp_path, m
     assert "after 0 epochs and 3 batches" in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job that was killed before its first checkpoint")
     assert toy_paper.train(folder, *flags) == 0
-    assert "started again by torchrun before the first checkpoint of this run" in capsys.readouterr().out
+    assert "restarted by torchrun, but this job has no checkpoint yet" in capsys.readouterr().out
 
 
 def last(folder: Path) -> dict:

@@ -119,7 +119,7 @@ def test_an_image_that_breaks_in_mid_epoch_loses_nothing_before_it(folder, tmp_p
         patch.setattr(BatchLoader, "epoch", breaks)
         assert on_folder(folder, tmp_path, *argv) == 2
     (run,) = (tmp_path / "checkpoints").iterdir()
-    assert f"0.jpg cannot be read; what was done before is in {run / 'last.pth'}" in one_line(capsys)
+    assert f"0.jpg cannot be read; progress saved in {run / 'last.pth'}" in one_line(capsys)
     saved = torch.load(run / "last.pth", weights_only=True)
     assert saved["progress"]["batch"] == 1
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
@@ -137,7 +137,7 @@ def test_a_broken_validation_image_does_not_cost_the_epoch(folder, tmp_path, cap
     assert on_folder(folder, tmp_path, *argv) == 2
     (run,) = (tmp_path / "checkpoints").iterdir()
     assert "3.jpg" in (said := one_line(capsys))
-    assert f"what was done before is in {run / 'last.pth'}" in said
+    assert f"progress saved in {run / 'last.pth'}" in said
     assert torch.load(run / "last.pth", weights_only=True)["progress"]["batch"] == 2
     (folder / "val" / "dog" / "3.jpg").write_bytes(whole)
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth")) == 0
@@ -196,7 +196,7 @@ def test_checkpoint_of_another_model(tmp_path, capsys):
     (run,) = (tmp_path / "checkpoints").iterdir()
     capsys.readouterr()
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--model", "other") == 2
-    assert "is of test_vit, not of test_vit2" in one_line(capsys)
+    assert "is a checkpoint of test_vit, not of test_vit2" in one_line(capsys)
     assert toy_paper.evaluate(["--checkpoint", str(run / "best.pth"), "--model", "other"]) == 2
     assert "is a checkpoint of test_vit, not of test_vit2" in one_line(capsys)
 
@@ -208,13 +208,14 @@ def test_classes_of_other_names_are_pointed_out(folder, tmp_path, capsys):
         (folder / split / "cat").rename(folder / split / "eel")  # sorted after "dog": the labels change places
     capsys.readouterr()
     assert toy_paper.evaluate(["--checkpoint", str(run / "best.pth")]) == 0
-    assert "note: 2 classes have other names than in training, such as 'dog' for 'cat'" in capsys.readouterr().out
+    note = "note: 2 class names differ from those in training: for example 'dog' instead of 'cat'"
+    assert note in capsys.readouterr().out
 
 
 def test_a_foreign_config_and_an_output_without_folder(tmp_path, capsys):
     save_checkpoint(tmp_path / "foreign.pth", dict.fromkeys(KEYS, 0) | {"config": {"model": "test_vit"}})
     assert toy_paper.evaluate(["--checkpoint", str(tmp_path / "foreign.pth")]) == 2
-    assert "its config is not one of this project's runs" in one_line(capsys)
+    assert "was not written by a run of this project" in one_line(capsys)
     assert toy_paper.evaluate(["--checkpoint", "x.pth", "--json", str(tmp_path / "no" / "result.json")]) == 2
     assert f"{tmp_path / 'no'} is not a folder" in one_line(capsys)
 
@@ -238,9 +239,9 @@ def test_a_config_of_other_types(tmp_path, capsys, change):
     save_checkpoint(run / "odd.pth", state | {"config": state["config"] | change})
     capsys.readouterr()
     assert toy_paper.evaluate(["--checkpoint", str(run / "odd.pth")]) == 2
-    assert "its config is not one of this project's runs" in one_line(capsys)
+    assert "was not written by a run of this project" in one_line(capsys)
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "odd.pth"), "--epochs", "2") == 2
-    assert "its config is not one of this project's runs" in one_line(capsys)
+    assert "was not written by a run of this project" in one_line(capsys)
 
 
 def test_a_full_disk_under_tensorboard_is_named(tmp_path, capsys, monkeypatch):
@@ -262,7 +263,7 @@ def test_checkpoint_of_another_class_count(folder, tmp_path, capsys):
     capsys.readouterr()
     argv = ["--checkpoint", str(run / "best.pth"), "--dataset", "imagefolder", "--data-path", str(folder)]
     assert toy_paper.evaluate(argv) == 2
-    assert "knows 10 classes, and the dataset imagefolder has 2" in one_line(capsys)
+    assert "was trained with 10 classes; the dataset imagefolder has 2" in one_line(capsys)
 
 
 def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, capsys):

@@ -114,7 +114,7 @@ def test_a_tiff_that_is_higher_than_its_pixels_is_not_filled_with_black(tmp_path
     assert np.array_equal(_pixels(tmp_path / "x.tif")[..., 0], RAMP)
     height = whole.index(struct.pack("<HHII", 257, 4, 1, 3)) + 8
     (tmp_path / "x.tif").write_bytes(whole[:height] + struct.pack("<I", 4) + whole[height + 4 :])
-    with pytest.raises(UnreadableImageError, match="fewer strips of pixels than its height needs"):
+    with pytest.raises(UnreadableImageError, match="missing image strips: fewer than the image height requires"):
         open_image(str(tmp_path / "x.tif"))
 
 
@@ -137,7 +137,7 @@ def _png(width: int, height: int, *, bits: int, colour: int, data: bytes) -> byt
 def test_numbers_without_a_known_white_are_refused(tmp_path: Path, kind: type) -> None:
     path = _save(tmp_path / "x.tif", Image.fromarray(RAMP.astype(kind)))
     for read in (open_image, lambda p: decode_all([p], (3, 256))):
-        with pytest.raises(UnreadableImageError, match=r"x\.tif: .*say not what is white; convert it to 8 or 16"):
+        with pytest.raises(UnreadableImageError, match=r"x\.tif: .*no defined white level"):
             read(str(path))
 
 
@@ -217,7 +217,7 @@ def test_large_images_are_read_without_a_word(tmp_path: Path, monkeypatch: pytes
         assert _pixels(path).shape == (3, 256, 3)
     assert not caught
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    _named(path, "more than 600 pixels, by its header")
+    _named(path, "its header declares more than 600 pixels")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_absurd_sizes_in_a_header_take_no_memory(tmp_path: Path, name: str, cont
 
     (tmp_path / name).write_bytes(content)
     tracemalloc.start()
-    _named(tmp_path / name, rf"{name}: unreadable image \(more than 178,956,970 pixels, by its header\)")
+    _named(tmp_path / name, rf"{name}: unreadable image \(its header declares more than 178,956,970 pixels\)")
     assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     tracemalloc.stop()
 
@@ -328,7 +328,7 @@ def test_class_names_that_no_report_could_show_are_refused(
     root = _folder(tmp_path / "images", each=1)
     (root / "train" / "a").rename(os.fsdecode(os.fsencode(root / "train") + b"/" + name))
     assert _train(root, tmp_path) == 2
-    assert "a class name with control characters, or not in UTF-8; rename this folder" in _one_line(capsys)
+    assert "the class name has control characters or is not UTF-8; rename this folder" in _one_line(capsys)
 
 
 def test_links_to_folders_inside_a_class_are_refused_and_classes_may_be_links(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_links_to_folders_inside_a_class_are_refused_and_classes_may_be_links(tm
     (train / "a" / "more").mkdir()
     for name, target in (("self", "."), ("up", ".."), ("more/back", "../more"), ("there", str(tmp_path / "elsewhere"))):
         (train / "a" / name).symlink_to(target)
-        with pytest.raises(UserError, match=f"train/a/{name}: a link to a folder, inside a class"):
+        with pytest.raises(UserError, match=f"train/a/{name}: links to folders are not followed"):
             scan_classes(train)
         (train / "a" / name).unlink()
 
@@ -367,14 +367,14 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path, capsys: pytest.Captur
     a = root / "train" / "a"
     (a / "gone.jpg").symlink_to(tmp_path / "gone")
     (a / "loop.jpg").symlink_to("loop.jpg")
-    _named(a / "gone.jpg", "a link to a file that is not there")
-    _named(a / "loop.jpg", "a link that leads to itself")
+    _named(a / "gone.jpg", "a link to a missing file")
+    _named(a / "loop.jpg", "a link that points to itself")
     data = load_dataset("imagefolder", data_path=root, img_size=16, skip_broken=True)
     assert list(data.left_out[0].broken) == [str(a / "gone.jpg"), str(a / "loop.jpg")]
     for link in (a / "disk2", root / "train" / "c"):
         link.symlink_to(link.name)
         assert _train(root, tmp_path) == 2
-        assert f"{link}: a link that leads nowhere" in _one_line(capsys)
+        assert f"{link}: broken link" in _one_line(capsys)
         link.unlink()
 
 
@@ -400,7 +400,7 @@ def test_a_file_in_the_place_of_a_class_folder(tmp_path: Path, capsys: pytest.Ca
     shutil.rmtree(root / "val" / "b")
     (root / "val" / "b").write_text("")
     assert _train(root, tmp_path) == 2
-    assert f"{root / 'val' / 'b'}: a file, where the folder of the class 'b' should be" in _one_line(capsys)
+    assert f"{root / 'val' / 'b'} is a file; expected a folder with the images of class 'b'" in _one_line(capsys)
 
 
 def test_one_long_path_does_not_widen_the_table_of_all(tmp_path: Path) -> None:
@@ -431,11 +431,11 @@ def test_a_home_that_nobody_has(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("[" * 100_000, "not a JSON table"),
-        ("[1]", "not a JSON table"),
+        ("[" * 100_000, "not a JSON object"),
+        ("[1]", "not a JSON object"),
         ('{"a": "two\\nlines"}', "cannot be printed"),
         ('{"a": "\\ud800"}', "cannot be printed"),
-        (b"\xff\xfe{".decode("latin-1"), "not a JSON table"),
+        (b"\xff\xfe{".decode("latin-1"), "not a JSON object"),
     ],
 )
 def test_tables_of_names_that_are_none(tmp_path: Path, table: str, message: str) -> None:
@@ -460,7 +460,7 @@ def test_broken_images_are_left_out_and_the_others_keep_their_order(tmp_path: Pa
     root = _folder(tmp_path)
     whole = load_dataset("imagefolder", data_path=root, img_size=16, cache="memory").train.images  # type: ignore[attr-defined]
     broken = _break(root)
-    with pytest.raises(UserError, match=r"replace or remove this file, or leave out .* with --skip-broken"):
+    with pytest.raises(UserError, match=r"replace or remove this file, or use --skip-broken"):
         load_dataset("imagefolder", data_path=root, img_size=16, cache="memory")
     data = load_dataset("imagefolder", data_path=root, img_size=16, cache=cache, skip_broken=True)
     assert [list(part.broken) for part in data.left_out] == [list(map(str, broken[:2])), [str(broken[2])]]
@@ -507,7 +507,7 @@ def test_the_other_processes_leave_out_what_the_main_one_found(
 def test_a_class_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     root = _folder(tmp_path, each=1)
     (root / "val" / "b" / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"val: no image of the class 'b' can be read, the first being .*b/0\.png"):
+    with pytest.raises(UserError, match=r"val: no image of class 'b' can be read; the first is .*b/0\.png"):
         load_dataset("imagefolder", data_path=root, img_size=16, skip_broken=True)
 
 
@@ -562,6 +562,6 @@ def test_links_and_members_outside_of_an_archive_lead_nowhere(tmp_path: Path) ->
 def test_annotations_that_would_move_images_elsewhere(tmp_path: Path, line: str) -> None:
     _save(tmp_path / "val" / "images" / "0.png", Image.fromarray(RAMP))
     (tmp_path / "val" / "val_annotations.txt").write_bytes((line + "\n").encode("latin-1"))
-    with pytest.raises(UserError, match=r"val_annotations\.txt: unreadable line"):
+    with pytest.raises(UserError, match=r"val_annotations\.txt: invalid line"):
         tiny_imagenet.sort_val(tmp_path / "val")
     assert (tmp_path / "val" / "images" / "0.png").is_file()

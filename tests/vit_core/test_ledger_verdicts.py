@@ -86,7 +86,7 @@ def test_a_table_is_one_claim_judged_cell_by_cell():
     assert [(c.row, c.column, c.found, c.verdict) for c in verdict.cells if c.verdict != "holds"] == [
         ("Tiny", "million", 13.05, "fails")
     ]
-    assert "differ in ('Small', 'depth')" in verdict_of(size(claimed=table), {"Tiny": table["Tiny"]}).error
+    assert "different cells: ('Small', 'depth')" in verdict_of(size(claimed=table), {"Tiny": table["Tiny"]}).error
     assert "differ in" in verdict_of(size(claimed=table), {**table, "Base": {"depth": 1}}).error
 
 
@@ -109,8 +109,8 @@ def test_a_repair_of_ours_is_shown_and_does_not_save_the_claim():
 def test_sums_that_do_not_agree_contradict_the_papers_own_figures():
     assert verdict_of(claim(), 2.47).verdict == "holds"
     verdict = verdict_of(claim(), 2.5)
-    assert (verdict.verdict, verdict.reason) == ("contradicted", "the paper's own figures give another value")
-    assert verdict.found[0].measured.results == "computed from the paper's own figures"
+    assert (verdict.verdict, verdict.reason) == ("contradicted", "the paper's own numbers give another value")
+    assert verdict.found[0].measured.results == "computed from the paper's own numbers"
 
 
 # ── results of trainings ──────────────────────────────────────────────────────────────────────────────────────────
@@ -138,7 +138,7 @@ def test_an_interval_over_images_decides_too():
     assert verdict_of(result(**below, measured=[measured(0.4, interval=[-0.6, 1.39])])).verdict == "undecided"
     assert verdict_of(result(**below, measured=[measured(-0.1, interval=[-0.12, -0.07])])).verdict == "fails"
     alone = verdict_of(result(**below, measured=[measured(5.0)]))
-    assert (alone.verdict, alone.reason) == ("undecided", "one measurement: there is no interval to judge by")
+    assert (alone.verdict, alone.reason) == ("undecided", "only one measurement, so there is no interval")
 
 
 def test_a_table_of_accuracies_is_judged_over_its_seeds():
@@ -267,7 +267,7 @@ def test_a_check_that_breaks_is_an_error_and_the_others_are_judged():
     assert [v.verdict for v in found] == ["error", "error", "error", "holds"]
     assert found[0].error == "ZeroDivisionError: of nothing"
     assert "no check called gone" in found[1].error
-    assert "Tensor, no plain value" in found[2].error
+    assert "Tensor, expected a number" in found[2].error
 
 
 def test_instant_measurements_name_where_and_how_and_leave_the_random_state_alone():

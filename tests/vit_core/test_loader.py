@@ -244,7 +244,7 @@ def test_bad_arguments_are_refused() -> None:
         _train(_source(4), batch_size=0)
     with pytest.raises(ValueError, match="rank in 0"):
         _train(_source(4), batch_size=1, rank=2, world=2)
-    with pytest.raises(ValueError, match="evaluation takes an EvalTransform"):
+    with pytest.raises(ValueError, match="evaluation requires an EvalTransform"):
         BatchLoader(_source(4), batch_size=1, transform=Augment(AugmentConfig(), 24, MEAN, STD), train=False)
 
 

@@ -77,7 +77,7 @@ def test_every_parameter_is_decayed_where_that_is_asked_for():
     (group,) = build_optimizer(model, TrainConfig(weight_decay=0.3, decay_all=True)).param_groups
     assert group["weight_decay"] == 0.3
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="cannot be combined with --layer-decay"):
         TrainConfig(decay_all=True, layer_decay=0.5)
 
 

@@ -105,10 +105,10 @@ def test_missing_and_foreign_pictures_are_named(example, tmp_path):
         picture["file"] = file
     page = Tags(write_page(results, folder))
     assert not page.named("img")
-    assert page.text.count("lies outside of the run's folder") == 2
-    assert "gone.png is not here: No such file" in page.text
-    assert read_picture(folder, str(secret))["missing"].startswith("it lies outside")
-    assert read_picture(folder, "text.png")["missing"] == "it is no PNG"
+    assert page.text.count("it is outside the run folder") == 2
+    assert "gone.png cannot be shown: No such file" in page.text
+    assert read_picture(folder, str(secret))["missing"].startswith("it is outside")
+    assert read_picture(folder, "text.png")["missing"] == "it is not a PNG"
     assert read_picture(folder, "a\0b.png")["missing"]
     assert read_picture(folder, ".")["missing"]
 
@@ -118,8 +118,8 @@ def test_empty_and_interrupted_run(example, tmp_path):
     empty["environment"] = {**empty["environment"], "git_commit": None, "gpu": "NVIDIA H100"}
     text = Tags(write_page(empty, tmp_path)).text
     assert "No Vision-Transformer papers" in text
-    assert "This run holds no paper." in text
-    assert "It was interrupted before its end" in text
+    assert "This run contains no papers." in text
+    assert "It was interrupted; the results so far" in text
     assert "NVIDIA H100" in text
 
 
@@ -147,7 +147,8 @@ def test_claims_show_both_numbers_and_where_they_come_from(example):
         "≥ 2.5×", "1.31×", "93.06 ± 0.28 %", "seeds 42, 43, 44", "b7f1f6b8a2ce", "results/toyvit/cifar10.csv",
         "< 1×10⁻⁶",
         "2.13×10⁻⁷", "measured by this run, seed 0", "takes hours or days on a GPU", "mat1 and mat2 shapes",
-        "Near this setting, no verdict: seven epochs of CIFAR-10, 62.2 %", "uv run reproduce --paper toyvit",
+        "Near this setting (not used for the verdict): seven epochs of CIFAR-10, 62.2 %",
+        "uv run reproduce --paper toyvit",
         "5 min 12 s", "96.8 %", "_of_the_dense_model.txt: The recalls by class", "1 of 2 agree", "2.40 … 4.10",
         "the original’s own code, run here",
     ):  # fmt: skip

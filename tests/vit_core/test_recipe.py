@@ -70,20 +70,20 @@ def test_configs_of_the_package_go_by_name(tmp_path):
     (tmp_path / "short.yaml").write_text("epochs: 2\n")
     recipe = dataclasses.replace(RECIPE, configs=tmp_path)
     assert recipe.parse(["--config", "short"])["epochs"] == 2
-    with pytest.raises(UserError, match=r"--config long: no such file, nor a shipped one of that name \(short\)"):
+    with pytest.raises(UserError, match=r"--config long: no such file; the built-in configs are: short"):
         recipe.parse(["--config", "long"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 3\n", "epoch is no flag of toy-train"),
+        ("epoch: 3\n", "epoch is not a flag of toy-train"),
         ("epochs: 7.5\n", "--config .*run.yaml: argument --epochs: invalid int value"),
         ("early_stopping: false\n", "--config .*run.yaml: unrecognized arguments: --no-early-stopping"),
-        ("data_path: 2020-13-45\n", "not YAML"),
-        ("- epochs\n", "needs lines of the form 'flag: value'"),
-        ("epochs: [3\n", "not YAML"),
-        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("data_path: 2020-13-45\n", "not valid YAML"),
+        ("- epochs\n", "expected lines of the form 'flag: value'"),
+        ("epochs: [3\n", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )
 def test_config_files_that_are_none(tmp_path, text, message):

@@ -136,7 +136,7 @@ def test_everything_is_done_and_written(papers, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert re.search(r"\[1/9\] Toy: training, \d+ s\..*\[\d\d:\d\d left\]", err), err
     assert err.count("\n") == 9, "a line a step where there is no terminal"
-    assert f"the report: {folder.relative_to(tmp_path)}/index.html" in out
+    assert f"report: {folder.relative_to(tmp_path)}/index.html" in out
     assert "epoch 1/1" in (folder / "log.txt").read_text(), "what the steps print goes to the log"
     assert not list(folder.rglob(".*")), "no temporary file is left"
 
@@ -180,7 +180,7 @@ def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers
     assert command.main(["--paper", "toy"]) == 1
     steps = {s["name"]: s for s in results_of(only_run(tmp_path))["papers"][0]["steps"]}
     assert "nowhere" in steps["train"]["error"]
-    assert "holds no run" in steps["evaluate"]["error"]
+    assert "contains no run" in steps["evaluate"]["error"]
     assert steps["claims"]["state"] == "done"
 
 
@@ -243,7 +243,7 @@ def test_sigterm_outside_a_training_ends_in_a_line_that_says_how_to_go_on(papers
     before = signal.getsignal(signal.SIGTERM)
     assert command.main(["--paper", "toy"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "go on with: reproduce --resume" in capsys.readouterr().out
+    assert "resume with: reproduce --resume" in capsys.readouterr().out
     assert results_of(only_run(tmp_path))["state"] == "interrupted"
     papers.replace("toy", analyse=analyse)
     assert command.main(["--resume", "--device", "cpu"]) == 0
@@ -254,7 +254,7 @@ def test_two_processes_in_one_folder_are_refused(papers, tmp_path, capsys):
     assert command.main(["train", "--paper", "toy"]) == 0
     with FolderLock(only_run(tmp_path)):
         assert command.main(["--resume"]) == 2
-    assert "another process is at work there" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
 
 
 def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, capsys):
@@ -274,7 +274,7 @@ def test_interrupted_it_goes_on_where_it_was(papers, tmp_path, monkeypatch, caps
     monkeypatch.setattr(run.steps.Study, "train", interrupted)
     assert command.main(["--paper", "toy"]) == 130
     folder = only_run(tmp_path)
-    assert f"go on with: reproduce --resume {folder.relative_to(tmp_path)}" in capsys.readouterr().out
+    assert f"resume with: reproduce --resume {folder.relative_to(tmp_path)}" in capsys.readouterr().out
     results = results_of(folder)
     assert set(states(results)["toy"].values()) == {"pending"}
     assert results["finished"] is None
@@ -316,7 +316,7 @@ def test_parts(papers, tmp_path, capsys):
     assert elsewhere[0]["acc1"] == pytest.approx(row["seeds"][0]["acc1"], abs=1e-3)
     assert "first, seed 0: top-1" in capsys.readouterr().out
     assert command.main(["evaluate", "--dataset", "fake"]) == 2
-    assert "knows 10 classes, and the dataset fake has 100" in capsys.readouterr().err
+    assert "was trained with 10 classes; the dataset fake has 100" in capsys.readouterr().err
     assert command.main(["report", str(folder)]) == 0
     assert set(states(results_of(folder))["toy"].values()) == {"done"}
     capsys.readouterr()
@@ -371,22 +371,22 @@ def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--paper", "no"], "installed are toy, zoo"),
-        (["everything"], "the commands are list, train, evaluate, claims, bench, report"),
+        (["--paper", "no"], "the installed papers are toy, zoo"),
+        (["everything"], "choose from list, train, evaluate, claims, bench, report"),
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--seeds", "1", "1"], "--seeds must be different"),
-        (["--seeds", "-1"], "none of them negative"),
+        (["--seeds", "-1"], "different integers from 0 to"),
         (["--dataset", "nosuch"], "nosuch"),
-        (["--data-path", "x"], "--data-path needs --dataset"),
+        (["--data-path", "x"], "--data-path requires --dataset"),
         (["--dataset", "imagefolder", "--data-path", "nowhere"], "nowhere"),
         (["--device", "tpu"], "tpu"),
-        (["--resume"], "there is no run in runs/reproduce yet"),
-        (["--resume", "nowhere"], "nowhere is no run"),
-        (["--resume", "--epochs", "3"], "--resume goes on with what was asked for then"),
+        (["--resume"], "there are no runs in runs/reproduce yet"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
+        (["--resume", "--epochs", "3"], "--epochs cannot be combined with --resume"),
         (["--seeds", "99999999999999999999"], "--seeds must be"),
-        (["evaluate", "--download"], "need --dataset"),
-        (["report", "nowhere"], "nowhere is no run"),
-        (["claims", "--verdict", "good"], "the verdicts are holds, holds if, undecided, fails, contradicted"),
+        (["evaluate", "--download"], "require --dataset"),
+        (["report", "nowhere"], "nowhere is not a run folder"),
+        (["claims", "--verdict", "good"], "choose from holds, holds if, undecided, fails, contradicted"),
         (["claims", "--json", "nowhere/c.json"], "is not a folder"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
@@ -402,7 +402,7 @@ def test_mistakes_are_one_line_and_exit_code_2(papers, tmp_path, capsys, words, 
 def test_no_paper_installed(papers, capsys):
     papers.found.clear()
     assert command.main(["list"]) == 2
-    assert "no paper is installed" in capsys.readouterr().err
+    assert "no papers are installed" in capsys.readouterr().err
 
 
 def test_a_damaged_or_foreign_run_is_named(papers, tmp_path, capsys):

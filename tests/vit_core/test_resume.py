@@ -108,7 +108,7 @@ def test_an_earlier_checkpoint_branches_off_and_overwrites_nothing(tmp_path, cap
     (branch,) = [r for r in (tmp_path / "checkpoints").iterdir() if r != run]
     assert [row["epoch"] for row in metrics(branch)] == ["1", "2", "3"]
     assert_same_state(final(branch)["model_state_dict"], final(run)["model_state_dict"])
-    assert "is not the latest state of" in capsys.readouterr().out
+    assert "is not the latest checkpoint in" in capsys.readouterr().out
 
 
 def test_a_branch_has_the_best_weights_of_its_past(tmp_path):
@@ -136,7 +136,7 @@ def test_resume_with_another_batch_size_begins_the_epoch_anew(tmp_path, capsys):
     capsys.readouterr()
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--batch-size", "128") == 0
     said = capsys.readouterr().out
-    assert "an epoch is not what it was (images 256 -> 128, batches 5 -> 11): epoch 2 starts at its beginning" in said
+    assert "note: images 256 -> 128, batches 5 -> 11 changed, so epoch 2 restarts from its first batch" in said
     # 11 steps an epoch by now; the schedule is where an unbroken run of that batch size would be.
     assert final(run)["progress"]["step"] == 33
     rows = metrics(run)
@@ -154,7 +154,7 @@ def test_an_older_checkpoint_is_older_whatever_its_batches_were(tmp_path, capsys
     before = {f.name: f.read_bytes() for f in run.iterdir()}
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "epoch_2.pth"), "--epochs", "3") == 0
     assert {f.name: f.read_bytes() for f in run.iterdir()} == before
-    assert "epoch_2.pth is not the latest state" in capsys.readouterr().out
+    assert "epoch_2.pth is not the latest checkpoint" in capsys.readouterr().out
 
 
 def test_kill_9_between_the_two_names_of_a_checkpoint(tmp_path, start_processes):
@@ -200,7 +200,7 @@ def test_a_run_that_went_on_meanwhile_is_not_overwritten(tmp_path, capsys, monke
 
     monkeypatch.setattr(train_command, "load_images", slowly)
     assert toy_paper.train(str(tmp_path), "--resume", str(last), "--epochs", "2") == 2
-    assert f"{last.parent}: another run went on there meanwhile" in capsys.readouterr().err
+    assert f"{last.parent}: another process has resumed this run in the meantime" in capsys.readouterr().err
     assert final(last.parent)["epoch"] == 3
     assert [row["epoch"] for row in metrics(last.parent)] == ["1", "2", "3"]
 
@@ -267,7 +267,7 @@ def test_resume_takes_flags_from_the_checkpoint_unless_given(tmp_path):
 def test_a_finished_run_says_that_there_is_nothing_to_resume(tmp_path, capsys):
     assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
     assert toy_paper.train(str(tmp_path), "--resume", str(only_run(tmp_path) / "last.pth")) == 2
-    assert "has all of its 1 epochs" in capsys.readouterr().err
+    assert "has already completed all 1 epochs" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):

@@ -69,7 +69,7 @@ def test_measured_is_the_last_epoch_with_what_the_paper_adds(tmp_path):
 
 def test_another_study_in_its_folder_is_refused(tmp_path):
     study(tmp_path, rows=("plain",)).run()
-    with pytest.raises(UserError, match="holds another study: row plain differs in train"):
+    with pytest.raises(UserError, match="contains another study: row plain differs in train"):
         study(tmp_path, rows=("plain",), epochs="2").run()
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_study_goes_on(tmp_path, capsys):
     toy_paper.Faults.calls, toy_paper.Faults.at, toy_paper.Faults.what = 0, 8, "SIGTERM"  # in epoch 2
     with pytest.raises(SystemExit, match="143"):
         study(tmp_path, rows=("plain",), epochs="3").run()
-    assert "go on with: the same command" in capsys.readouterr().out
+    assert "resume with: the same command" in capsys.readouterr().out
     assert not (tmp_path / "measurements.csv").exists()
     toy_paper.Faults.at = -1
     (row,) = study(tmp_path, rows=("plain",), epochs="3").run()
@@ -88,7 +88,7 @@ def test_an_interrupted_study_goes_on(tmp_path, capsys):
 
 def test_a_study_under_torchrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="start it without torchrun"):
+    with pytest.raises(UserError, match="start the command without torchrun"):
         study(tmp_path).run()
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process at a time writes to."""
+"""Atomic file writes, and folders that one process at a time writes to."""
 
 import errno
 import multiprocessing
@@ -63,7 +63,7 @@ def test_leftovers_are_what_a_killed_process_leaves_and_nothing_else(tmp_path):
 
 
 def test_a_folder_is_one_holders_at_a_time(tmp_path):
-    with FolderLock(tmp_path), pytest.raises(UserError, match="another process is at work there"):
+    with FolderLock(tmp_path), pytest.raises(UserError, match="in use by another process"):
         FolderLock(tmp_path)
     with FolderLock(tmp_path):
         pass
@@ -106,7 +106,7 @@ def test_a_second_run_in_a_runs_folder_is_refused(tmp_path, capsys):
     capsys.readouterr()
     with FolderLock(run):
         assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 2
-    assert f"{run}: another process is at work there" in capsys.readouterr().err
+    assert f"{run} is in use by another process" in capsys.readouterr().err
     assert {f.name: f.read_bytes() for f in run.iterdir()} == before
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 0
 

@@ -1,5 +1,5 @@
-"""The one exception that a command turns into a single line and exit code 2."""
+"""The exception that commands report as one line with exit code 2."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what is wrong and what to do, in one line."""
+    """An error that the user can fix: the message says in one line what is wrong and what to do."""

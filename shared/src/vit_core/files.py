@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process at a time writes to."""
+"""Atomic file writes, and a lock so that only one process at a time writes to a folder."""
 
 import contextlib
 import errno
@@ -15,17 +15,17 @@ from vit_core.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock
+except ImportError:  # Windows: no locking
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[Path]:
-    """A temporary name beside `path` to write to. What was written is flushed to the disk and takes the name `path`.
+    """Yield a temporary file name next to `path`; on exit, sync what was written to disk and rename it to `path`.
 
-    Whatever goes wrong before, the earlier file of that name stays as it was. The file gets the names in `also` (same
-    folder) before it gets that of `path`: whoever finds the new `path` finds the others, too. Raises UserError that
-    names the folder and its free space where the disk is full.
+    If anything fails, an existing file at `path` is unchanged. The names in `also` (same folder) are created before
+    `path` is replaced: when the new `path` exists, so do they. Raises UserError that names the folder and its free
+    space when the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -40,14 +40,14 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[Path]:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
         if is_full(e):
-            raise UserError(f"{full_disk(path, e, written)}; the files written before are intact") from e
+            raise UserError(f"{full_disk(path, e, written)}; files written earlier are intact") from e
         raise
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a text of UTF-8 in the place of the file `path`. Errors: see `replacing`.
+    """Atomically replace the file `path` with `text` in UTF-8. Errors: see `replacing`.
 
-    A link, a pipe or a device, such as /dev/stdout, is written to as it is, and not replaced.
+    A symbolic link, pipe or device, such as /dev/stdout, is written to directly and not replaced.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8", newline="")
@@ -57,7 +57,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def second_name(source: Path, target: Path) -> None:
-    """Give `source` a second name, swapped in whole. It will be replaced, never changed, so a hard link will do."""
+    """Atomically make `target` another name of `source`: a hard link (our files are replaced, never modified), or a
+    copy where the file system has no hard links.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -74,36 +76,36 @@ def second_name(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what processes left in a run's folder that were killed while they wrote. For who holds its lock."""
+    """Delete temporary files left in a run folder by killed processes. The caller must hold the folder's lock."""
     for file in folder.glob(".*"):
         if re.fullmatch(r"\.(.+\.pth|config\.json|metrics\.csv|write_test)\.\d+", file.name) and file.is_file():
             file.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError where nothing can be written to `folder`."""
+    """Raises OSError if `folder` is not writable."""
     probe = folder / f".write_test.{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:
-    """Whether there was no room on the disk, or in the user's quota."""
+    """Whether the disk is full or the user's quota is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def full_disk(path: Path, error: OSError, written: int = 0) -> str:
-    """What to say when there is no room for the file `path`, of which so many bytes could be written."""
+    """The message for a full disk: `path` is the file being written, `written` the bytes written so far."""
     folder = next(f for f in (path, *path.absolute().parents) if f.is_dir())
-    part = f"{written / 1e6:.1f} MB of it could be written" if written else "nothing of it could be written"
+    part = f"{written / 1e6:.1f} MB written" if written else "nothing written"
     if error.errno == errno.EDQUOT:
-        return f"{path}: your quota of the disk is used up ({part} in {folder}): free some space"
+        return f"{path}: your disk quota is used up ({part} in {folder}): free some space"
     free = shutil.disk_usage(folder).free / 1e6
     return f"{path}: the disk is full ({free:.1f} MB free in {folder}, {part}): free some space"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the file system can: the file is in its place in any case."""
+    """Make a rename survive a power failure, where the file system supports it. Errors are ignored."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -113,10 +115,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FolderLock:
-    """Held until `release`, or until this process ends, however that may be: it leaves no file behind.
+    """An flock on `folder`, held until `release` or until this process ends for any reason; creates no lock file.
 
-    Raises UserError where another process, or another part of this one, holds the lock of `folder`. Where the file
-    system knows no locks nothing is held.
+    Raises UserError if this or another process already holds the lock of `folder`. Does nothing on file systems
+    without locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +130,9 @@ class FolderLock:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise UserError(f"{folder}: another process is at work there; wait for it, or choose another") from None
+            raise UserError(
+                f"{folder} is in use by another process: wait until it ends, or choose another folder"
+            ) from None
         except OSError:
             os.close(handle)
             return
@@ -156,5 +160,5 @@ def _release_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A data worker outlives a killed main process by seconds: it must not hold the lock for it.
+    # Data workers outlive a killed main process by seconds and must not keep its lock.
     os.register_at_fork(after_in_child=_release_all)

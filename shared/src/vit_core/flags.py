@@ -1,7 +1,7 @@
-"""Command lines made from dataclasses: one documented field is one flag, one default and one line of help.
+"""Command lines built from dataclasses: each field defines one flag with its default and help text.
 
-A script builds an `ArgumentParser`, adds the flags of its config dataclasses with `add_flags`, and runs its
-body under `command`, which turns a `UserError` into one line on standard error and exit code 2.
+A script builds an `ArgumentParser`, adds the flags of its config dataclasses with `add_flags`, and decorates its
+main function with `command`, which turns a `UserError` into one line on stderr and exit code 2.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from vit_core.files import full_disk, is_full
 
 _OS_ADVICE = {
     errno.ENOENT: "no such file or folder",
-    errno.EEXIST: "a file of that name is in the way",
+    errno.EEXIST: "a file of that name already exists",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.ENOSPC: "the disk is full: free some space",
-    errno.EPIPE: "nobody reads the output any more",
-    errno.EFBIG: "the file would be larger than the system allows",
+    errno.EPIPE: "the program reading the output has closed it",
+    errno.EFBIG: "the file would exceed the maximum file size",
     errno.ENAMETOOLONG: "this name is too long",
-    errno.ELOOP: "these symbolic links lead round in a circle",
+    errno.ELOOP: "the symbolic links form a loop",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "operation not permitted: choose a folder that you may write to",
@@ -39,15 +39,15 @@ _OS_ADVICE = {
 def flag(default: Any, help: str, *, choices: Sequence[str] | None = None, bare: str | None = None) -> Any:
     """A dataclass field that is also a command-line flag of the same name.
 
-    bare: what the flag means without a value; `--no-NAME` then means "off".
+    bare: the value when the flag is given without one; if set, `--no-NAME` means "off".
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare})
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with both spellings of a flag (`--batch-size`, `--batch_size`) and one-line errors, exit code 2.
+    """An argparse parser that accepts `--batch-size` and `--batch_size` and exits with code 2 and a one-line error.
 
-    source: where the words come from, if not from the command line; errors are then UserErrors that name it.
+    source: where the arguments come from, if not from the command line; errors are then UserErrors that name it.
     """
 
     source: str | None = None
@@ -59,12 +59,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         for name, _, value in (a.partition("=") for a in args if a.startswith("--")):
-            if value == "--":  # argparse would hand on an empty list
+            if value == "--":  # argparse would pass on an empty list
                 self.error(f"argument {name}: expected a value, not --")
         return super().parse_known_args([_hyphens(a) for a in args], namespace)
 
     def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())  # what was typed may hold a line break
+        message = " ".join(message.split())  # arguments may contain line breaks
         if self.source is not None:
             raise UserError(f"{self.source}: {message}")
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -80,7 +80,7 @@ def _hyphens(arg: str) -> str:
 def add_flags(
     parser: argparse.ArgumentParser, config: type, title: str, aliases: Mapping[str, str] = types.MappingProxyType({})
 ) -> None:
-    """Add one flag for each field of the dataclass `config`; `aliases`: another name of a flag -> its field.
+    """Add one flag for each field of the dataclass `config`; `aliases`: alternative flag name -> field.
 
     Flags that are not given are left out of the namespace (`argparse.SUPPRESS`), so that a preset or the
     configuration of a resumed run can supply them; the field's default is shown in the help.
@@ -108,21 +108,21 @@ def add_flags(
                 options |= {"nargs": "?", "const": meta["bare"]}
                 group.add_argument(
                     "--no-" + name[2:], dest=f.name, action="store_const", const="off", default=argparse.SUPPRESS,
-                    help=f"{name} off",
+                    help=f"same as {name} off",
                 )  # fmt: skip
         others = ["--" + theirs.replace("_", "-") for theirs, ours in aliases.items() if ours == f.name]
         group.add_argument(name, *others, dest=f.name, **options)
 
 
 def _plain_type(hint: Any) -> Any:
-    """`float | None` -> float; the flag of an optional field is simply not given for None."""
+    """`float | None` -> float; to keep the None of an optional field, omit its flag."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = [t for t in typing.get_args(hint) if t is not types.NoneType]
     return str if typing.get_origin(hint) is typing.Literal else hint
 
 
 def build(config: type, values: Mapping[str, Any]) -> Any:
-    """Construct the dataclass from those of `values` that it has; its ValueErrors become UserErrors."""
+    """Construct the dataclass from the matching entries of `values`; its ValueErrors become UserErrors."""
     names = {f.name for f in dataclasses.fields(config)}
     try:
         return config(**{k: v for k, v in values.items() if k in names})
@@ -131,7 +131,7 @@ def build(config: type, values: Mapping[str, Any]) -> Any:
 
 
 def output_file(text: str) -> Path:
-    """A file that a flag names for the result. UserError, before the work begins, where it cannot be written."""
+    """The output file that a flag names. Raises UserError before any work is done if it cannot be written."""
     path = Path(text)
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is not a folder")
@@ -143,26 +143,28 @@ def output_file(text: str) -> Path:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """torch.OutOfMemoryError, known by its name so that `--help` need not import torch; or the CPU's allocator."""
+    """Whether the error is a torch.OutOfMemoryError (matched by name, so `--help` does not import torch), a
+    MemoryError, or a failure of torch's CPU allocator.
+    """
     names = (type(error).__name__, str(error))
     return isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Decorate a script's `main(argv=None) -> int` so that a user's mistake ends in one line and exit code 2."""
+    """Decorate a script's `main(argv=None) -> int` so that user errors print one line and exit with code 2."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a class or a file may have a name that the terminal cannot show
+        if isinstance(sys.stdout, io.TextIOWrapper):  # class and file names may not be printable in this encoding
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except UserError as e:
             message = str(e)
         except OSError as e:
-            if e.errno is None:  # raised by a program, not by the system
+            if e.errno is None:  # raised by a library, not by the operating system
                 raise
-            if isinstance(e, BrokenPipeError):  # what is said from here on, at the exit above all, has no reader
+            if isinstance(e, BrokenPipeError):  # the flush at exit would fail again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if is_full(e) and e.filename:
                 message = full_disk(Path(e.filename), e)

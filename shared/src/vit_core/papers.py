@@ -1,4 +1,4 @@
-"""What a paper brings to the workspace, and how the installed ones are found: the entry-point group `vit_core.papers`.
+"""What a paper's package provides, and how installed ones are found: the entry-point group `vit_core.papers`.
 
 An entry point names a `Paper`: `my_paper = "my_paper.paper:PAPER"` in the package's pyproject.toml. Loading it imports
 the package, which registers its models with timm. docs/adding_a_paper.md is the guide.
@@ -25,21 +25,21 @@ GROUP = "vit_core.papers"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One comparison: rows that are trained under the same recipe, each with every seed, and measured."""
+    """One comparison: rows trained with the same recipe and measured, each with every seed."""
 
-    name: str  # "digits", "CIFAR-100": a file name, too
+    name: str  # "digits", "CIFAR-100"; also used as a file name
     recipe: Recipe
-    rows: Mapping[str, Mapping[str, Any]]  # label -> what its flags say, as `Recipe.parse` gives them
-    compared: Sequence[str] = ()  # the rows that stand for the paper beside other papers
-    seconds: float = 60.0  # of one row on two CPU cores: only what the progress display starts from
-    images: int = 1437  # to train on, for the estimate of what the run will take
-    download_gb: float = 0.0  # of its dataset, where it must be had first
-    disk_gb: float = 0.0  # unpacked
-    where: str = ""  # how to get it, if no download does
+    rows: Mapping[str, Mapping[str, Any]]  # label -> flags, as `Recipe.parse` returns them
+    compared: Sequence[str] = ()  # the rows that represent this paper in comparisons with other papers
+    seconds: float = 60.0  # per row on two CPU cores; only the initial estimate of the progress display
+    images: int = 1437  # training images, for estimating the run time
+    download_gb: float = 0.0  # download size of the dataset
+    disk_gb: float = 0.0  # unpacked size
+    where: str = ""  # how to get the dataset if it cannot be downloaded automatically
 
 
 class Picture(NamedTuple):
-    file: str  # PNG in the folder that `analyse` was given
+    file: str  # PNG in the folder passed to `analyse`
     title: str
     caption: str  # what is shown, and what to look for
 
@@ -53,50 +53,50 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What a paper's signature analysis of its trained models gives."""
+    """Results of a paper's own analysis of its trained models."""
 
-    findings: Sequence[str] = ()  # a sentence each, with its figures
+    findings: Sequence[str] = ()  # one sentence each, with its numbers
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A model beside the one that it is to be compared with, and the most that the ratios may be on a CPU."""
+    """A model, its baseline, and the largest acceptable time ratios on a CPU."""
 
-    model: str  # timm's name
+    model: str  # timm model name
     against: str
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     against_kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
-    inference: float | None = None  # target: time an image ≤ this × the baseline's
+    inference: float | None = None  # target: time per image ≤ this × the baseline's
     training: float | None = None
 
 
 class Figure(NamedTuple):
-    """What a benchmark of the paper's own gives, and what it is to reach on a CPU."""
+    """A result of a paper's own benchmark, and its target on a CPU."""
 
     what: str
     value: float
     target: float
-    at_least: bool = False  # else at most
+    at_least: bool = False  # the target is a minimum; otherwise a maximum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A paper's package. Everything that `reproduce` shows and does comes from here."""
+    """A paper's package: everything that `reproduce` needs."""
 
-    package: str  # import name; claims.yaml lies in it
+    package: str  # import name; contains claims.yaml
     title: str
-    idea: str  # three sentences, for who has not read the paper
-    source: str  # where it comes from, and under which licence
+    idea: str  # three sentences, for readers who have not read the paper
+    source: str  # origin and license
     citation: str  # BibTeX
-    model: str  # timm's name of its smallest model
-    micro: Sequence[Training]  # on the embedded digits, in about a minute
+    model: str  # timm name of its smallest model
+    micro: Sequence[Training]  # on the built-in digits dataset, in about a minute
     published: Sequence[Training]  # the paper's own recipes on its own datasets
-    # (rows of the first training -> model of the first seed, every measurement of it, a folder for pictures)
+    # (rows of the first training -> model of the first seed, all its measurements, a folder for pictures)
     analyse: Callable[[Mapping[str, "Subject"], Sequence["Measurement"], Path], Analysis]
-    checks: Mapping[str, Callable[[], "Value"]]  # what `check` of an instant claim names
+    checks: Mapping[str, Callable[[], "Value"]]  # name in an instant claim's `check` -> function
     benchmarks: Sequence[Benchmark] = ()
     further_benchmarks: Callable[["torch.device", int], Sequence[Figure]] | None = None  # (device, rounds)
     attention_map: Callable[["nn.Module", Any], Any] | None = None  # (model, images) -> (B, H, W), for FAP
@@ -110,15 +110,15 @@ class Paper:
 
 
 def load_papers() -> tuple[dict[str, Paper], dict[str, Exception]]:
-    """Every installed paper by the name of its entry point, and what kept others from loading."""
+    """Every installed paper by entry-point name, and the errors of those that failed to load."""
     papers: dict[str, Paper] = {}
     broken: dict[str, Exception] = {}
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
         try:
             paper = entry.load()
             if not isinstance(paper, Paper):
-                raise TypeError(f"{entry.value} is no vit_core.papers.Paper")
+                raise TypeError(f"{entry.value} is not a vit_core.papers.Paper")
             papers[entry.name] = paper
-        except Exception as e:  # one paper's mistake must not take the others away
+        except Exception as e:  # one broken paper must not disable the others
             broken[entry.name] = e
     return papers, broken

@@ -1,7 +1,7 @@
-"""What a paper tells the shared commands: its models, its presets, its own flags; and how a run is put together.
+"""What a paper defines for the shared commands (models, presets, flags), and how a run's settings are resolved.
 
-A value of a run comes from, in rising order: the default of its flag, the paper's preset for this model and dataset,
-the checkpoint that is resumed, the file of --config, the command line.
+Later sources override earlier ones: the flag's default, the paper's preset for this model and dataset, the resumed
+checkpoint, the --config file, the command line.
 """
 
 import argparse
@@ -28,48 +28,46 @@ from vit_core.training.distributed import World, broadcast, together
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """Flags of a paper that has none."""
+    """For papers without flags of their own."""
 
 
 def start_as_built(model: nn.Module, start: Any) -> None:
-    """A new run of a paper without weights to start from: the model stays as it was initialised."""
+    """Default of `Recipe.initialise`: keep the model's random initialization."""
 
 
 def nothing_to_do(model: nn.Module, progress: float) -> None:
-    """Before each step, of a paper whose model stays as it is but for its weights."""
+    """Default of `Recipe.before_step`: only the optimizer changes the model."""
 
 
 def nothing_to_say(model: nn.Module) -> str:
-    """After each epoch, of a paper whose training log has no line of its own."""
+    """Default of `Recipe.describe`: no extra line in the training log."""
     return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A paper, as `train_command.run` and `evaluate_command.run` need to know it."""
+    """What `commands.train.run` and `commands.evaluate.run` need to know about a paper."""
 
-    paper: str  # as the result block names it: "QAViT"
+    paper: str  # name in the evaluation output: "QAViT"
     description: str
     command: str  # console scripts are `<command>-train` and `<command>-evaluate`
-    models: Mapping[str, str]  # what --model says -> timm's name
-    model_groups: tuple[str, ...] = ()  # other words for --model, which the paper's own script turns into some of these
-    presets: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # given flags -> values, `model` and `dataset` included
+    models: Mapping[str, str]  # value of --model -> timm model name
+    model_groups: tuple[str, ...] = ()  # further values of --model, which the paper's script expands to some of these
+    presets: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # given flags -> values, including `model` and `dataset`
     options: type = NoOptions  # dataclass of flags that go to timm.create_model where they are not None
     start_options: type = NoOptions  # dataclass of flags about where a new run's weights come from
-    initialise: Callable[[nn.Module, Any], None] = start_as_built  # new model, start_options; never on resume
+    initialise: Callable[[nn.Module, Any], None] = start_as_built  # (new model, start_options); not called on resume
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
-    before_step: Callable[[nn.Module, float], None] = nothing_to_do  # the model, share of the training done (0 to 1)
-    describe: Callable[[nn.Module], str] = nothing_to_say  # the model after an epoch -> a line of the training log
-    aliases: Mapping[str, str] = field(default_factory=dict)  # the original's name of a flag -> ours: "data_dir"
-    test_splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split of what evaluates a checkpoint
-    configs: Path | None = None  # folder of the YAML files that --config knows by name
-    translate_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = (
-        dict  # of a file of the original's -> our flags
-    )
+    before_step: Callable[[nn.Module, float], None] = nothing_to_do  # (model, fraction of training done, 0 to 1)
+    describe: Callable[[nn.Module], str] = nothing_to_say  # model after an epoch -> extra line of the training log
+    aliases: Mapping[str, str] = field(default_factory=dict)  # the original's flag name -> ours: "data_dir"
+    test_splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split that `evaluate` uses by default
+    configs: Path | None = None  # folder of the YAML files that --config finds by name
+    translate_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # the original's config file -> our flags
 
     def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """The flags that were given; under them, those of --config. UserError for a file that is not one."""
+        """The given flags, which override those of the --config file. UserError for an invalid config file."""
         parser = self.train_parser()
         given = vars(parser.parse_args(argv))
         name = given.pop("config", None)
@@ -79,13 +77,13 @@ class Recipe:
         parser.source = f"--config {name}"
         filed = vars(parser.parse_args(words))
         typed = given.get("model_kwargs", [])
-        for key in parse_model_kwargs(typed):  # --model-kwargs dropout=0 goes before the file's dropout
+        for key in parse_model_kwargs(typed):  # --model-kwargs dropout=0 overrides the file's dropout
             filed.pop(key, None)
         joined = {"model_kwargs": filed.get("model_kwargs", []) + typed} if typed else {}
         return filed | given | joined
 
     def _config_flags(self, name: str, known: set[str]) -> list[str]:
-        """The words of a command line that says what the file says."""
+        """The config file's contents as command-line arguments."""
         shipped = self.configs / f"{name}.yaml" if self.configs else None
         file = shipped if shipped is not None and shipped.is_file() else Path(name)
         try:
@@ -93,15 +91,15 @@ class Recipe:
                 text = f.read(MOST_YAML + 1)
         except FileNotFoundError:
             names = ", ".join(sorted(f.stem for f in self.configs.glob("*.yaml"))) if self.configs else "none"
-            raise UserError(f"--config {name}: no such file, nor a shipped one of that name ({names})") from None
+            raise UserError(f"--config {name}: no such file; the built-in configs are: {names}") from None
         except OSError as e:
             raise UserError(f"--config {name}: {e.strerror}") from e
         try:
             values = read_yaml(text)
         except ValueError as e:
-            raise UserError(f"--config {name}: not YAML: {e}") from e
+            raise UserError(f"--config {name}: not valid YAML: {e}") from e
         if not isinstance(values, dict):
-            raise UserError(f"--config {name}: needs lines of the form 'flag: value'")
+            raise UserError(f"--config {name}: expected lines of the form 'flag: value'")
         try:
             values = self.translate_config(values)
         except (ValueError, TypeError) as e:
@@ -110,7 +108,7 @@ class Recipe:
         for key, value in values.items():
             key = str(key).replace("-", "_")
             if self.aliases.get(key, key) not in known or key in ("config", "help"):
-                raise UserError(f"--config {name}: {key} is no flag of {self.command}-train")
+                raise UserError(f"--config {name}: {key} is not a flag of {self.command}-train")
             flag = "--" + key.replace("_", "-")
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
@@ -120,9 +118,9 @@ class Recipe:
             elif isinstance(value, list):
                 words += [flag, *map(str, value)]
             elif value is not None:
-                words.append(f"{flag}={value}")  # one word: a value may begin with a hyphen
+                words.append(f"{flag}={value}")  # one argument: the value may begin with a hyphen
             if isinstance(value, list | dict) and any(str(v).startswith("-") for v in value):
-                raise UserError(f"--config {name}: {key}: a value that looks like a flag")
+                raise UserError(f"--config {name}: {key}: list items must not begin with a hyphen")
         return words
 
     def train_parser(self) -> ArgumentParser:
@@ -132,11 +130,11 @@ class Recipe:
         others = (f"--{theirs}" for theirs, ours in self.aliases.items() if ours == "preset")
         parser.add_argument(
             "--preset", *others, dest="preset", choices=self.preset_names, default=argparse.SUPPRESS,
-            help=f"hyperparameters that the flags below start from (default: {self.preset_names[0]})",
+            help=f"preset that sets the defaults of the flags below (default: {self.preset_names[0]})",
         )  # fmt: skip
         parser.add_argument(
             "--config", metavar="FILE", default=argparse.SUPPRESS,
-            help="YAML file of flags; those on the command line go before it",
+            help="YAML file of flags; command-line flags override it",
         )  # fmt: skip
         groups = {"data": DataConfig, "training": TrainConfig, "augmentation": AugmentConfig, "output": OutputConfig}
         for title, config in groups.items():
@@ -151,15 +149,15 @@ class Recipe:
         )  # fmt: skip
         parser.add_argument(
             "--model-kwargs", nargs="+", metavar="NAME=VALUE", default=argparse.SUPPRESS,
-            help="further arguments of the model, such as depth=2",
+            help="additional model arguments, such as depth=2",
         )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run with all its values settled."""
+    """The resolved settings of a run."""
 
-    model: str  # timm's name
+    model: str  # timm model name
     model_kwargs: dict[str, Any]
     start: dict[str, Any]  # fields of the recipe's start_options
     data: DataConfig
@@ -167,7 +165,7 @@ class Run:
     augment: AugmentConfig
 
     def settings(self, dataset: Dataset, img_size: int) -> dict[str, Any]:
-        """What a checkpoint's `config` and config.json hold: plain values, enough to build the model and the data."""
+        """Contents of a checkpoint's `config` and of config.json: plain values that define the model and the data."""
         return {
             "model": self.model, "model_kwargs": self.model_kwargs, "start": self.start, "img_size": img_size,
             "num_classes": dataset.num_classes, "class_names": list(dataset.class_names),
@@ -177,7 +175,7 @@ class Run:
 
 
 def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] | None) -> Run:
-    """Combine defaults, preset, resumed settings and flags. UserError for values that cannot be."""
+    """Combine defaults, preset, resumed settings and flags. UserError for invalid values."""
     given = dict(given)
     kwargs = parse_model_kwargs(given.pop("model_kwargs", []))
     earlier: dict[str, Any] = {}
@@ -186,7 +184,7 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
         short = {name: key for key, name in recipe.models.items()}.get(resumed["model"])
         if short is None or given.get("model", short) != short:
             raise UserError(
-                f"--resume: the checkpoint is of {resumed['model']}, not of "
+                f"--resume: this is a checkpoint of {resumed['model']}, not of "
                 f"{recipe.models.get(given.get('model', ''), recipe.paper)}"
             )
         earlier["model"] = short
@@ -198,7 +196,9 @@ def settle(recipe: Recipe, given: Mapping[str, Any], resumed: Mapping[str, Any] 
         earlier_start = resumed.get("start", {})
         unused = [name for name in start if name in given and given[name] != earlier_start.get(name)]
         if unused:
-            raise UserError(f"--{unused[0].replace('_', '-')} is for a new run: --resume has its weights")
+            raise UserError(
+                f"--{unused[0].replace('_', '-')} applies to new runs only: --resume loads the checkpoint's weights"
+            )
         start = earlier_start
     names = {f.name for f in dataclasses.fields(recipe.options)}
     if resumed is None:
@@ -221,32 +221,35 @@ def parse_model_kwargs(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"--model-kwargs takes NAME=VALUE, got {word!r}")
+            raise UserError(f"--model-kwargs expects NAME=VALUE, got {word!r}")
         try:
             value = read_yaml(text)
         except ValueError as e:
-            raise UserError(f"--model-kwargs {word[:80]}: not a value: {e}") from e
+            raise UserError(f"--model-kwargs {word[:80]}: invalid value: {e}") from e
         name = name.replace("-", "_")
         if name in ("pretrained", "num_classes", *_READ_ELSEWHERE):
-            raise UserError(f"--model-kwargs {name}: no argument of the architecture; --help has the flags for weights")
+            raise UserError(
+                f"--model-kwargs {name} is not allowed: it is not an argument of the architecture; "
+                "see --help for the flags that set weights"
+            )
         pairs[name] = value
     return pairs
 
 
-# With these timm's create_model reads another file, or goes to the network.
+# These make timm's create_model read another file or access the network.
 _READ_ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-_MOST_BLOCKS = 1000  # a model of a million narrow blocks would take hours to be built, and then fail
+_MOST_BLOCKS = 1000  # a model of a million narrow blocks would take hours to build, and then fail
 
 
 def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_size: int | None) -> nn.Module:
-    """The timm model. UserError for arguments that it does not take, or that cannot work together.
+    """Create a timm model. UserError for arguments that it does not accept or that are incompatible.
 
-    A model with arguments of the user's is tried on an image: timm builds some that fail or give NaN.
+    With user-supplied arguments the model is run once on one image: timm builds some models that fail or output NaN.
     """
     size = {} if img_size is None else {"img_size": img_size}
-    if ":" in name or not kwargs.keys().isdisjoint(_READ_ELSEWHERE):  # from a checkpoint that somebody made up
+    if ":" in name or not kwargs.keys().isdisjoint(_READ_ELSEWHERE):  # from an untrusted checkpoint
         raise UserError(
-            f"{name}: weights come from a checkpoint or --weights, never with the model's name or arguments"
+            f"{name}: the model's name and arguments must not name a weights file; use a checkpoint or --weights"
         )
     depth = kwargs.get("depth")
     if isinstance(depth, int) and depth > _MOST_BLOCKS:
@@ -254,12 +257,12 @@ def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_siz
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's, of layers without weights
             model = timm.create_model(name, **{**kwargs, **size, "num_classes": num_classes})
-    except Exception as e:  # of arguments that nobody thought of timm raises whatever comes first
-        if size and isinstance(e, TypeError) and "img_size" in str(e):  # a convolutional network: any size will do
+    except Exception as e:  # for unexpected arguments timm may raise anything
+        if size and isinstance(e, TypeError) and "img_size" in str(e):  # a convolutional network takes any size
             return create_model(name, kwargs, num_classes, None)
         if "Unknown model" in str(e):
             raise UserError(f"{name}: no model of that name is registered with timm") from e
-        if not kwargs and not size:  # no mistake of the user's
+        if not kwargs and not size:  # not a user error
             raise
         raise UserError(f"{name}: {_reason(e)}") from e
     if (kwargs or size) and not any(p.is_meta for p in model.parameters()):
@@ -268,29 +271,29 @@ def create_model(name: str, kwargs: Mapping[str, Any], num_classes: int, img_siz
 
 
 def _try(model: nn.Module, name: str, img_size: int | None) -> None:
-    """UserError unless the model makes finite logits of an image."""
+    """UserError unless the model outputs finite logits for an image."""
     was_training = model.training
     try:
         side = img_size or input_size(model)
         with torch.no_grad():
             logits = model.eval()(torch.zeros(1, 3, side, side))
         if logits.ndim != 2:
-            raise ValueError(f"it gives {tuple(logits.shape)} for an image, not a value for each class")
+            raise ValueError(f"the output for one image has shape {tuple(logits.shape)}, expected (1, num_classes)")
         finite = bool(logits.isfinite().all())
     except Exception as e:
         raise UserError(f"{name} does not work with these arguments: {_reason(e)}") from e
     finally:
         model.train(was_training)
     if not finite:
-        raise UserError(f"{name} gives no finite numbers with these arguments")
+        raise UserError(f"{name} outputs NaN or infinity with these arguments")
 
 
 def _reason(error: Exception) -> str:
-    return "there is not enough memory for it" if is_out_of_memory(error) else str(error) or type(error).__name__
+    return "out of memory" if is_out_of_memory(error) else str(error) or type(error).__name__
 
 
 def input_size(model: nn.Module) -> int:
-    """Side in pixels of the square images that a timm model takes."""
+    """Side in pixels of the square input images of a timm model."""
     for part in (getattr(model, "config", None), getattr(model, "patch_embed", None)):  # an argument may have set it
         size = getattr(part, "img_size", None)
         if size is not None:
@@ -299,7 +302,7 @@ def input_size(model: nn.Module) -> int:
 
 
 def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """The `config` of a checkpoint that one of this project's runs wrote. UserError for another's."""
+    """The `config` of a checkpoint written by one of this project's runs. UserError for any other."""
     settings = checkpoint["config"]
     required = {
         "model": str, "model_kwargs": dict, "num_classes": int, "class_names": list, "img_size": int, "mean": list,
@@ -314,30 +317,30 @@ def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str,
         != (settings["num_classes"], 3, 3)
     ):
         raise UserError(
-            f"{source}: its config is not one of this project's runs; of a checkpoint of the original's code the "
-            "paper's convert command makes one that is"
+            f"{source} was not written by a run of this project (its config has missing or invalid entries); convert "
+            "checkpoints of the original code with the paper's convert command"
         )
     return settings
 
 
 def check_classes(settings: Mapping[str, Any], source: str | Path, dataset: Dataset, name: str) -> str | None:
-    """UserError when the run of `settings` has another number of classes; a note when only their names differ."""
+    """UserError if the run of `settings` has a different number of classes; a note if only their names differ."""
     if settings["num_classes"] != dataset.num_classes:
         raise UserError(
-            f"{source} knows {settings['num_classes']} classes, and the dataset {name} has {dataset.num_classes}"
+            f"{source} was trained with {settings['num_classes']} classes; the dataset {name} has {dataset.num_classes}"
         )
     pairs = zip(settings["class_names"], dataset.class_names, strict=True)
     differ = [(ours, theirs) for ours, theirs in pairs if ours.lower() != theirs.lower()]
     if not differ:
         return None
     ours, theirs = differ[0]
-    return f"note: {len(differ)} classes have other names than in training, such as {theirs!r} for {ours!r}"
+    return f"note: {len(differ)} class names differ from those in training: for example {theirs!r} instead of {ours!r}"
 
 
 def load_images(config: DataConfig, img_size: int, world: World) -> Dataset:
-    """The dataset of a run; one process of each machine downloads, the others wait. UserError for a wrong count.
+    """The dataset of a run; one process per machine downloads, the others wait. UserError for a wrong class count.
 
-    With `skip_broken` the main process looks for broken images and says which; the others leave out the same.
+    With `skip_broken` the main process finds and reports broken images; all processes leave out the same ones.
     """
     turns = [True]
     if config.download:

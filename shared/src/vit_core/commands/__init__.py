@@ -1,1 +1,1 @@
-"""What users run: train, evaluate, curves, studies."""
+"""The user commands: train, evaluate, convert, curves, studies."""

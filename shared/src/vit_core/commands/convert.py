@@ -1,6 +1,6 @@
-"""The `convert` command of every paper: a checkpoint of the original as one of this project, which evaluate reads.
+"""The `convert` command of every paper: convert a checkpoint of the original code for use with this project.
 
-The file is read as tensors and plain values only: nothing in it is run.
+The file is loaded as tensors and plain values only; no code in it is executed.
 """
 
 import argparse
@@ -20,38 +20,40 @@ from vit_core.flags import ArgumentParser, output_file
 from vit_core.recipe import Recipe, settle
 from vit_core.training.checkpoint import read_safely, save_checkpoint
 
-_WRAPPERS = ("model_state_dict", "state_dict", "model")  # where trainers put the weights
+_WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys under which trainers store the weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A model with the original's weights, and what its checkpoint is to say of it."""
+    """A model with the original's weights, and the settings to store in its checkpoint."""
 
     model: nn.Module
     recipe: Recipe
     name: str  # one of the recipe's models
-    arguments: Mapping[str, Any]  # which make the model anew, beside num_classes and img_size
+    arguments: Mapping[str, Any]  # model arguments, except num_classes and img_size
     num_classes: int
     img_size: int
-    dataset: str  # that it was trained on; its preset gives the rest of the settings
-    stats: Stats | None = None  # mean and deviation of its images, where they are not the preset's
+    dataset: str  # training dataset; its preset provides the remaining settings
+    stats: Stats | None = None  # mean and std of the images, if different from the preset's
 
 
-# (weights, what the file holds under "config", flags) -> the model; ValueError for weights of another model
+# (weights, the file's "config" entry, flags) -> the model; ValueError for weights of another model
 Convert = Callable[[Mapping[str, Tensor], Mapping[str, Any], argparse.Namespace], Converted]
 
 
 def parser(name: str, paper: str) -> ArgumentParser:
     """A parser with the flags that all papers share."""
-    p = ArgumentParser(prog=name, description=f"Make a checkpoint of this project of one of {paper}'s original code.")
-    p.add_argument("--checkpoint", "--model-path", dest="checkpoint", required=True, help="the original's file")
+    p = ArgumentParser(
+        prog=name, description=f"Convert a checkpoint of {paper}'s original code to this project's format."
+    )
+    p.add_argument("--checkpoint", "--model-path", dest="checkpoint", required=True, help="checkpoint to convert")
     p.add_argument("--output", type=output_file, required=True, help="file to write")
-    p.add_argument("--class-names", help="text file, a name a line, in the order of the classifier")
+    p.add_argument("--class-names", help="text file with one class name per line, in the order of the classifier")
     return p
 
 
 def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Read, convert and write, as the flags say; returns the exit code."""
+    """Parse the flags, convert the checkpoint and write the result. Returns the exit code."""
     args = parser.parse_args(argv)
     weights, config = read_original(args.checkpoint)
     try:
@@ -61,7 +63,7 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
     count = converted.num_classes
     names = _class_names(args.class_names) if args.class_names else [f"class {i}" for i in range(count)]
     if len(names) != count:
-        raise UserError(f"--class-names {args.class_names}: {len(names)} names for {count} classes")
+        raise UserError(f"--class-names {args.class_names}: has {len(names)} names; the model has {count} classes")
     save_checkpoint(
         args.output,
         {
@@ -80,7 +82,7 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
 
 
 def _settings(converted: Converted, class_names: Sequence[str]) -> dict[str, Any]:
-    """What our checkpoints say of their run: the published recipe's, for this model."""
+    """The `config` of the checkpoint: the published recipe's settings for this model."""
     run = settle(converted.recipe, {"model": converted.name, "dataset": converted.dataset}, None)
     mean, std = converted.stats or statistics(run.data.dataset, run.data.normalize)
     return {
@@ -99,25 +101,25 @@ def _settings(converted: Converted, class_names: Sequence[str]) -> dict[str, Any
 
 
 def read_original(file: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, without what a trainer put around them, and what it has under "config".
+    """The weights in a file, unwrapped from a training checkpoint if necessary, and its "config" entry.
 
-    UserError for a file that holds no weights, and for one that is damaged or hostile.
+    UserError for a file without weights, and for one that is damaged or unsafe.
     """
     if Path(file).suffix == ".safetensors":
         try:
             return dict(load_file(file)), {}
         except (SafetensorError, OSError) as e:
-            raise UserError(f"{file} is not a safetensors file, or is damaged ({e})") from e
+            raise UserError(f"{file} cannot be read as a safetensors file ({e})") from e
     found: Any = read_safely(file)
     config = found.get("config") if isinstance(found, Mapping) else None
     for name in _WRAPPERS:
         if isinstance(found, Mapping) and name in found:
             found = found[name]
     if not isinstance(found, Mapping):
-        raise UserError(f"{file} holds a {type(found).__name__}, not the weights of a model")
+        raise UserError(f"{file} contains a {type(found).__name__}, expected a state dict")
     weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if any(v.is_complex() for v in weights.values()):
-        raise UserError(f"{file} holds complex numbers: it is none of the original's checkpoints")
+        raise UserError(f"{file} contains complex tensors: it is not a checkpoint of the original code")
     return weights, dict(config) if isinstance(config, Mapping) else {}
 
 
@@ -125,4 +127,4 @@ def _class_names(file: str) -> list[str]:
     try:
         return Path(file).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as e:
-        raise UserError(f"--class-names {file} is no text file") from e
+        raise UserError(f"--class-names {file}: not a UTF-8 text file") from e

@@ -1,4 +1,4 @@
-"""Curves of several runs in one picture, accuracy and loss by epoch: the `plot_logs` command of the papers."""
+"""The `plot_logs` command of the papers: plot accuracy and loss per epoch of several runs."""
 
 import csv
 import json
@@ -10,41 +10,41 @@ from vit_core.flags import ArgumentParser, output_file
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv, an epoch each. UserError where there are none."""
+    """The rows of a run's metrics.csv, one per epoch. UserError if there are none."""
     try:
         with (run / "metrics.csv").open(newline="") as f:
             rows = list(csv.DictReader(f))
     except UnicodeDecodeError as e:
         raise UserError(f"{run / 'metrics.csv'} is damaged: {e}") from e
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run} is no run folder: it has no metrics.csv") from None
+        raise UserError(f"{run} is not a run folder: it has no metrics.csv") from None
     if not rows or "epoch" not in rows[0]:
-        raise UserError(f"{run / 'metrics.csv'} holds no epoch yet")
+        raise UserError(f"{run / 'metrics.csv'} contains no epochs yet")
     return rows
 
 
-Reader = Callable[[Path], Sequence[dict[str, str]]]  # of a run's log: rows as in metrics.csv, an epoch each
+Reader = Callable[[Path], Sequence[dict[str, str]]]  # reads a run's log: rows as in metrics.csv, one per epoch
 
 
 def run(prog: str, argv: Sequence[str] | None = None, read: Reader = read_metrics, also: str = "") -> int:
-    """Parse `argv`, draw, say where. Returns the exit code.
+    """Parse `argv`, plot, and print the picture's path. Returns the exit code.
 
-    read: for a paper whose original wrote logs of its own, which `also` names in the help.
+    read: for papers whose original code writes its own log format; `also` describes it in the help.
     """
-    parser = ArgumentParser(prog=prog, description="Draw the curves of run folders.")
-    parser.add_argument("runs", nargs="+", type=Path, help=f"run folders, each with its metrics.csv{also}")
-    parser.add_argument("--labels", nargs="+", help="names of the runs in the picture (default: their models)")
-    parser.add_argument("--output", type=output_file, default="curves.png", help="picture (default: %(default)s)")
+    parser = ArgumentParser(prog=prog, description="Plot the training curves of run folders.")
+    parser.add_argument("runs", nargs="+", type=Path, help=f"run folders with a metrics.csv{also}")
+    parser.add_argument("--labels", nargs="+", help="labels of the runs in the legend (default: their models)")
+    parser.add_argument("--output", type=output_file, default="curves.png", help="image file (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.labels and len(args.labels) != len(args.runs):
-        raise UserError(f"--labels: {len(args.labels)} names for {len(args.runs)} runs")
+        raise UserError(f"--labels: got {len(args.labels)} labels for {len(args.runs)} runs")
     draw(args.runs, args.output, args.labels, read)
     print(f"curves: {args.output}")
     return 0
 
 
 def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = None, read: Reader = read_metrics) -> None:
-    """Write the picture. UserError for a run that holds no metrics."""
+    """Write the picture. UserError for a run without metrics."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -53,7 +53,7 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
     for number, folder in enumerate(runs):
         rows = read(folder)
         label = labels[number] if labels else _model_of(folder)
-        colour = f"C{number}"
+        color = f"C{number}"
         for ax, name in ((accuracy, "acc1"), (loss, "loss")):
             for split, style in (("val", "-o"), ("train", "--")):
                 try:
@@ -61,9 +61,9 @@ def draw(runs: Sequence[Path], picture: Path, labels: Sequence[str] | None = Non
                 except (TypeError, ValueError) as e:
                     raise UserError(f"{folder}: its log is damaged: {e}") from e
                 if seen:
-                    ax.plot(*zip(*seen, strict=True), style, color=colour, markersize=3, label=f"{label}, {split}")
+                    ax.plot(*zip(*seen, strict=True), style, color=color, markersize=3, label=f"{label}, {split}")
     if not accuracy.lines:
-        raise UserError(f"{', '.join(map(str, runs))}: no epoch with an accuracy")
+        raise UserError(f"{', '.join(map(str, runs))}: no epoch has an accuracy")
     accuracy.set(xlabel="epoch", ylabel="top-1 accuracy, %")
     loss.set(xlabel="epoch", ylabel="loss")
     for ax in (accuracy, loss):

@@ -1,4 +1,4 @@
-"""The `evaluate` command of every paper: a checkpoint's loss, accuracy and speed on a dataset."""
+"""The `evaluate` command of every paper: loss, accuracy and speed of a checkpoint on a dataset."""
 
 import dataclasses
 import json
@@ -22,16 +22,16 @@ from vit_core.training.run_folder import environment
 def parser(recipe: Recipe, folder: str | None = None) -> ArgumentParser:
     p = ArgumentParser(prog=f"{recipe.command}-evaluate", description=f"Evaluate a checkpoint of {recipe.paper}.")
     add_checkpoint_flag(p)
-    p.add_argument("--model", choices=tuple(recipe.models), help="check that the checkpoint is of this model")
+    p.add_argument("--model", choices=tuple(recipe.models), help="fail unless the checkpoint is of this model")
     add_data_flags(p)
     if folder is not None:
-        p.add_argument("--output-dir", default=folder, help="folder of results.txt and .json (default: %(default)s)")
-    p.add_argument("--json", metavar="FILE", type=output_file, help="write the result there too")
+        p.add_argument("--output-dir", default=folder, help="folder for results.txt and .json (default: %(default)s)")
+    p.add_argument("--json", metavar="FILE", type=output_file, help="also write the result to this JSON file")
     return p
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = None) -> int:
-    """Parse `argv`, evaluate, print the result block; where a folder is given, write it to results.txt there, too.
+    """Parse `argv`, evaluate, and print the result block; if `folder` is given, also write it to results.txt there.
 
     Returns the exit code.
     """
@@ -69,5 +69,5 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = 
             place.mkdir(parents=True, exist_ok=True)
             write_whole(place / "results.txt", block + "\n")
             write_whole(place / "results.json", text)
-            print(f"results.txt and results.json are in {place}")
+            print(f"results written to {place / 'results.txt'} and {place / 'results.json'}")
     return 0

@@ -1,7 +1,7 @@
-"""Several models under one recipe: train each with each seed, measure each, keep a table of what came out.
+"""Studies: train several models with the same recipe and seeds, measure each, and tabulate the results.
 
-A study is a folder. What is finished in it is not done again, what was interrupted is resumed: give the same command.
-Measured is the model after its last epoch: to take the best epoch would be to choose by the images that are tested on.
+A study is a folder. Running the same command again skips what is finished and resumes what was interrupted.
+Models are measured after the last epoch: choosing the best epoch would be model selection on the test images.
 """
 
 import csv
@@ -34,7 +34,7 @@ Measurement = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A trained row as `measure` gets it: the model after its last epoch, and the images that it was validated on."""
+    """What `measure` receives for a row: the model after its last epoch, and the images it was validated on."""
 
     trained: TrainedModel
     dataset: Dataset
@@ -42,7 +42,7 @@ class Subject:
     run: Run
 
     def loader(self, limit: int | None = None) -> BatchLoader:
-        """The evaluation split in batches as in training; of it `limit` images, evenly spread."""
+        """The evaluation split with the training batch size; with `limit`, only that many images, evenly spaced."""
         return self.trained.loader(
             self.dataset, self.world, batch_size=self.run.train.batch_size, num_workers=self.run.data.num_workers,
             limit=limit,
@@ -50,15 +50,19 @@ class Subject:
 
 
 def nothing_more(subject: Subject) -> Measurement:
-    """Accuracy and parameters, which every study has, are all that is measured."""
+    """Default of `Study.measure`: no columns besides accuracy and parameter count."""
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """rows: label -> what the flags of its training say, as `Recipe.parse` gives them. measure: further columns of a
-    row. measured_by: what those depend on; a folder holds measurements of one kind. announce: told before a row of a
-    seed is trained or measured.
+    """Rows to train and measure with each seed.
+
+    Args:
+        rows: label -> flags of its training, as `Recipe.parse` returns them.
+        measure: computes further columns of a row.
+        measured_by: settings that `measure` depends on; all measurements in a folder must use the same.
+        announce: called with row and seed before each is trained or measured.
     """
 
     recipe: Recipe
@@ -68,12 +72,12 @@ class Study:
     measure: Callable[[Subject], Measurement] = nothing_more
     measured_by: Mapping[str, Any] = field(default_factory=dict)
     announce: Callable[[str, int], None] = lambda row, seed: print(f"\n{row}, seed {seed}", flush=True)
-    on_step: Callable[[float], None] = train_command.nothing_on_step  # told the share of a training that is done
+    on_step: Callable[[float], None] = train_command.nothing_on_step  # called with the fraction of training completed
 
     def run(self) -> list[Measurement]:
         """Train and measure what is missing in measurements.csv.
 
-        UserError where a training does not end well, or another process is at work in the folder.
+        UserError if a training fails or another process uses the folder.
         """
         with self._begin():
             done = self._read()
@@ -85,14 +89,14 @@ class Study:
             return self._of_this(done)
 
     def train(self) -> None:
-        """Train what is missing, and measure nothing. Errors: see `run`."""
+        """Train what is missing, without measuring. Errors: see `run`."""
         with self._begin():
             for row, seed in self._missing([]):
                 self.announce(row, seed)
                 self._train(row, seed)
 
     def measure_trained(self) -> list[Measurement]:
-        """Measure what `train` trained. UserError where a row has no run yet; others: see `run`."""
+        """Measure what `train` trained. UserError if a row has no run yet; other errors: see `run`."""
         with self._begin():
             done = self._read()
             for row, seed in self._missing(done):
@@ -103,11 +107,13 @@ class Study:
 
     def _begin(self) -> FolderLock:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("a study trains model by model in one process: start it without torchrun")
+            raise UserError("studies run in a single process: start the command without torchrun")
         ours = {"resume", "seed", "save_dir", "log_dir"} & {name for given in self.rows.values() for name in given}
         if ours:
             name = min(ours).replace("_", "-")
-            raise UserError(f"--{name} is not for a study, which resumes by itself, and has --seeds and --output-dir")
+            raise UserError(
+                f"--{name} is not available here: studies resume automatically; use --seeds and --output-dir"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(self.folder)
         try:
@@ -125,19 +131,19 @@ class Study:
         return [m for m in done if m["row"] in self.rows and int(m["seed"]) in self.seeds]
 
     def settled(self, row: str) -> Run:
-        """The run of a row, as its flags say. Without early stopping: all rows have the same budget."""
+        """The resolved settings of a row, without early stopping: all rows train for their full number of epochs."""
         run = settle(self.recipe, self.rows[row], None)
         return dataclasses.replace(run, train=dataclasses.replace(run.train, early_stopping=None))
 
     def title(self, what: str) -> str:
-        """what: "Ablation of …"; with the images and the budget of the first row."""
+        """`what` ("Ablation of …") followed by the dataset and number of epochs of the first row."""
         run = self.settled(next(iter(self.rows)))
         named = run.data.dataset == "imagefolder" and run.data.data_path
         images = Path(run.data.data_path or "").name if named else run.data.dataset
         return f"{what}: {images}, {run.train.epochs} epochs"
 
     def _check_identity(self) -> None:
-        """study.json: what each row is. UserError where the folder's study has a row of that name that is another."""
+        """Check the rows against study.json, and add new ones. UserError if a row there has other settings."""
         file = self.folder / "study.json"
         try:
             earlier = json.loads(file.read_text()) if file.is_file() else {}
@@ -147,17 +153,17 @@ class Study:
             raise UserError(f"{file} is damaged ({e}); choose another --output-dir") from e
         for row in self.rows:
             settings = json.loads(json.dumps({**dataclasses.asdict(self.settled(row)), **self.measured_by}))
-            for part in ("train", "data"):  # where it ran is not what it is
+            for part in ("train", "data"):  # these do not define the row
                 for name in ("device", "num_workers", "seed"):
                     settings[part].pop(name, None)
             known = earlier.setdefault(row, settings)
             for part, config in (("train", TrainConfig()), ("data", DataConfig()), ("augment", AugmentConfig())):
-                for name in settings[part].keys() - known.get(part, {}).keys():  # a flag that did not exist then
+                for name in settings[part].keys() - known.get(part, {}).keys():  # flags added since then
                     known.setdefault(part, {})[name] = getattr(config, name)
             if known != settings:
                 other = [k for k in settings if known.get(k) != settings[k]]
                 raise UserError(
-                    f"{self.folder} holds another study: row {row} differs in {', '.join(other)}; "
+                    f"{self.folder} contains another study: row {row} differs in {', '.join(other)}; "
                     "choose another --output-dir"
                 )
         write_whole(file, json.dumps(earlier, indent=2) + "\n")
@@ -166,7 +172,7 @@ class Study:
         return self.folder / "runs" / f"{row.replace(' ', '')}_seed{seed}"
 
     def checkpoint(self, row: str, seed: int) -> Path | None:
-        """last.pth of the row's run, if there is one."""
+        """last.pth of the row's run, or None."""
         found = sorted(self._place(row, seed).glob("*/last.pth"))
         return found[-1] if found else None
 
@@ -183,14 +189,14 @@ class Study:
         try:
             train_command.train(self.recipe, given, self.on_step)
         except Stopped as stopped:
-            print(f"{stopped}\ngo on with: the same command")
+            print(f"{stopped}\nresume with: the same command")
             raise SystemExit(128 + stopped.signal_number) from None
 
     def subject(self, row: str, seed: int) -> Subject:
-        """The row's model after its last epoch. UserError where it has no run."""
+        """The row's model after its last epoch. UserError if it has no run."""
         last = self.checkpoint(row, seed)
         if last is None:
-            raise UserError(f"{self._place(row, seed)} holds no run")
+            raise UserError(f"{self._place(row, seed)} contains no run: train the study first")
         run = self.settled(row)
         world = World(0, 1, pick_device(run.train.device))
         trained = load_trained(self.recipe, last, world.device)
@@ -220,12 +226,12 @@ class Study:
                     float(row[name])
                 row["row"], int(row["seed"])
         except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{file} is damaged ({e!r}): remove what is not a whole line, or the file") from e
+            raise UserError(f"{file} is damaged ({e!r}): remove the invalid lines, or the file") from e
         return rows
 
 
 def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> None:
-    """measurements.csv: a line a measurement, a column for whatever any of them has."""
+    """Write measurements.csv: one line per measurement, with the union of their columns."""
     with replacing(folder / "measurements.csv") as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for m in measurements for name in m)))
         writer.writeheader()
@@ -234,19 +240,21 @@ def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> Non
 
 
 def add_study_flags(parser: ArgumentParser, seeds: Sequence[int], folder: str) -> None:
-    """The flags that every study has beside those of its trainings; seeds, folder: the defaults."""
+    """Add the flags of every study; `seeds` and `folder` are the defaults."""
     default = " ".join(map(str, seeds))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help=f"of each row (default: {default})")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=list(seeds), help=f"random seeds of each row (default: {default})"
+    )
     parser.add_argument("--output-dir", default=folder, help="folder of the study (default: %(default)s)")
 
 
 def column(measurements: Sequence[Measurement], row: str, name: str) -> list[float]:
-    """The values of one row, a seed each."""
+    """The values of one row, one per seed."""
     return [float(m[name]) for m in measurements if m["row"] == row and name in m]
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
-    """ "62.1 ± 0.4": mean and standard deviation over the seeds; "—" for no value."""
+    """ "62.1 ± 0.4": mean and standard deviation over the seeds; "—" without values."""
     if not values:
         return "—"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -259,7 +267,7 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def bars(ax: Any, measurements: Sequence[Measurement], rows: Sequence[str], name: str, label: str) -> None:
-    """Draw one column on a matplotlib axis, rows from top to bottom: bars are means, dots are seeds."""
+    """Plot one column on matplotlib axes, rows from top to bottom: bars are means, dots are seeds."""
     for place, row in enumerate(rows):
         values = column(measurements, row, name)
         if not values:

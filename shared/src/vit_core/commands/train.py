@@ -1,4 +1,4 @@
-"""The `train` command of every paper: flags -> model, data, run folder -> `Trainer` -> what to do next."""
+"""The `train` command of every paper: flags -> model, data, run folder -> `Trainer` -> next steps."""
 
 import logging
 import shlex
@@ -33,32 +33,35 @@ from vit_core.training.trainer import Stopped, Trainer
 
 
 def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv`, train, and say what to do next. Returns the exit code: 0, or 128 + signal after a signal."""
+    """Parse `argv`, train, and print the next steps. Returns the exit code: 0, or 128 + signal after a signal."""
     return run_given(recipe, recipe.parse(argv))[0]
 
 
 def run_given(recipe: Recipe, given: Mapping[str, Any]) -> tuple[int, RunFolder | None]:
-    """As `run`, for what `Recipe.parse` gave. Returns the run's folder, too, where the training came to its end."""
+    """As `run`, for the flags returned by `Recipe.parse`. Also returns the run's folder if training finished."""
     try:
         trainer = train(recipe, given)
     except Stopped as stopped:
         if stopped.world.is_main:
-            print(f"{stopped}\ngo on with: {_resume_command(recipe, stopped, build(OutputConfig, given))}")
+            print(f"{stopped}\nresume with: {_resume_command(recipe, stopped, build(OutputConfig, given))}")
         return 128 + stopped.signal_number, None
     if trainer.world.is_main:
         _say_what_next(recipe, trainer)
     return 0, trainer.run
 
 
-OnStep = Callable[[float], None]  # told the share of the training that is done, after each optimizer step
+OnStep = Callable[[float], None]  # called with the fraction of training completed, after each optimizer step
 
 
 def nothing_on_step(share: float) -> None:
-    """Nobody asks."""
+    """Default of `on_step`: do nothing."""
 
 
 def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on_step) -> Trainer:
-    """Train as the flags say that `Recipe.parse` gave, anew or from `resume`. Raises Stopped on SIGTERM or Ctrl-C."""
+    """Train with the flags returned by `Recipe.parse`; resumes if they contain `resume`.
+
+    Raises Stopped on SIGTERM or Ctrl-C.
+    """
     output: OutputConfig = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     planned, checkpoint = _plan(recipe, given, source)
@@ -68,7 +71,7 @@ def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on
         logging.basicConfig(
             level=logging.INFO if world.is_main else logging.ERROR, format="%(message)s", stream=sys.stdout
         )
-        if (own := _of_earlier_start(output, world)) is not None:  # further on than --resume
+        if (own := _of_earlier_start(output, world)) is not None:  # later than --resume
             source = own
             planned, checkpoint = _plan(recipe, given, source)
         _check_alike(checkpoint, source)
@@ -84,7 +87,7 @@ def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on
             raise
         last = trainer.last_saved if trainer is not None else source
         advice = (
-            f"go on with: the same torchrun command with --resume {shlex.quote(str(last))}"
+            f"resume with: the same torchrun command with --resume {shlex.quote(str(last))}"
             if last
             else "no checkpoint was written yet"
         )
@@ -97,7 +100,7 @@ def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on
 
 
 def _plan(recipe: Recipe, given: Mapping[str, Any], source: Path | None) -> tuple[Run, dict[str, Any] | None]:
-    """The run, and the checkpoint that it goes on from, if any."""
+    """The run's settings, and the checkpoint to resume from, if any."""
     if source is None:
         return settle(recipe, given, None), None
     checkpoint = load_checkpoint(source)
@@ -107,21 +110,23 @@ def _plan(recipe: Recipe, given: Mapping[str, Any], source: Path | None) -> tupl
 
 
 def _of_earlier_start(output: OutputConfig, world: distributed.World) -> Path | None:
-    """last.pth of this job, where torchrun starts it again after it lost a process (`--max-restarts`)."""
+    """last.pth of this job, if torchrun restarted it after the loss of a process (`--max-restarts`)."""
     job = distributed.job()
     if job is None or not distributed.is_restart():
         return None
     found = RunFolder.latest_of_job(output.save_dir, job) if world.is_main else None
     if world.is_main and found is None:
-        print("started again by torchrun before the first checkpoint of this run")
+        print("note: restarted by torchrun, but this job has no checkpoint yet")
     source: Path | None = distributed.broadcast(found)
     return source
 
 
 def _check_alike(checkpoint: Mapping[str, Any] | None, source: Path | None) -> None:
-    """UserError where machines that share no disk have each another file of that name."""
+    """UserError if the processes read different checkpoints, on machines without a shared disk."""
     if len(set(distributed.gather(checkpoint and checkpoint["checksum"]))) > 1:
-        raise UserError(f"the processes read different files as {source}: put it on a disk that all machines share")
+        raise UserError(
+            f"{source} is not the same file on all machines: put the checkpoint on a disk that all machines share"
+        )
 
 
 def prepare(
@@ -133,7 +138,7 @@ def prepare(
     source: Path | None = None,
     on_step: OnStep = nothing_on_step,
 ) -> Trainer:
-    """Model, data, run folder and trainer of a run; at the state of `checkpoint`, read from `source`, where given."""
+    """Create model, data, run folder and trainer; restore the state of `checkpoint`, read from `source`, if given."""
     train = planned.train
     distributed.seed_everything(train.seed)  # the same weights on every rank
     img_size = planned.data.img_size or input_size(create_model(planned.model, planned.model_kwargs, 1, None))
@@ -155,7 +160,9 @@ def prepare(
     if checkpoint is not None and source is not None:
         note = check_classes(checkpoint["config"], source, dataset, planned.data.dataset)
     if checkpoint is not None and checkpoint["epoch"] >= train.epochs:
-        raise UserError(f"{source} has all of its {train.epochs} epochs: give a larger --epochs to train on")
+        raise UserError(
+            f"{source} has already completed all {train.epochs} epochs: use a larger --epochs to continue training"
+        )
     folder = _run_folder(planned, world, output, source, checkpoint)
     try:
         batch_images = train_loader.num_images // len(train_loader)
@@ -188,7 +195,7 @@ def prepare(
 
 
 def _initialise(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
-    """The weights that a new run starts from; one process of a machine downloads them, the others find them there."""
+    """Initialize the weights of a new run; one process per machine downloads them, the others use its copy."""
     start = recipe.start_options(**planned.start)
     for is_turn in (world.local_rank == 0, world.local_rank != 0):
         with distributed.together():
@@ -203,7 +210,7 @@ def _run_folder(
     source: Path | None,
     checkpoint: dict[str, Any] | None,
 ) -> RunFolder:
-    """A new folder; or that of the checkpoint, if it is the folder's latest: a run never overwrites a later state."""
+    """A new folder, or the checkpoint's own if it is the latest there: a run never overwrites a later state."""
     folder, has_best = None, True
     with distributed.together():
         if world.is_main:
@@ -217,7 +224,7 @@ def _run_folder(
 def _choose_folder(
     planned: Run, output: OutputConfig, source: Path | None, checkpoint: dict[str, Any] | None
 ) -> tuple[RunFolder, bool]:
-    """The folder, and whether its best.pth is the one that the checkpoint knows of."""
+    """The folder, and whether its best.pth belongs to the checkpoint's best epoch."""
     name = f"{planned.model}_{planned.data.dataset}"
     if source is None or checkpoint is None:
         return RunFolder.create(output.save_dir, output.log_dir, name), False
@@ -228,16 +235,18 @@ def _choose_folder(
             folder = RunFolder.of_checkpoint(source, output.log_dir)
             try:
                 changed = load_checkpoint(source)["checksum"] != checkpoint["checksum"]
-                if changed or not _is_latest(last, source, checkpoint):  # while this one loaded its images
-                    raise UserError(f"{source.parent}: another run went on there meanwhile; give the command again")
+                if changed or not _is_latest(last, source, checkpoint):  # while this process loaded its images
+                    raise UserError(
+                        f"{source.parent}: another process has resumed this run in the meantime; run the command again"
+                    )
                 folder.keep_metrics_until(checkpoint["epoch"])
             except BaseException:
                 folder.close()
                 raise
-            # A run that was killed between the two names of a checkpoint left the best.pth of the epoch to come, which
-            # is its best so far: it becomes so again.
+            # A run killed after writing best.pth but before last.pth has the best.pth of the next epoch, which will be
+            # the best again.
             return folder, _epoch_of(best) == progress["best_epoch"]
-        print(f"{source.name} is not the latest state of {source.parent}: this run gets a folder of its own")
+        print(f"note: {source.name} is not the latest checkpoint in {source.parent}, so this run uses a new folder")
     folder = RunFolder.create(output.save_dir, output.log_dir, name)
     folder.keep_metrics_until(checkpoint["epoch"], source.parent / "metrics.csv")
     if not progress["best_epoch"]:  # no evaluation yet
@@ -246,7 +255,7 @@ def _choose_folder(
         if _epoch_of(file) == progress["best_epoch"]:
             second_name(file, folder.checkpoint("best"))
             return folder, True
-    print(f"the best weights up to {source.name} are not there any more: best.pth starts anew")
+    print(f"note: the best checkpoint up to {source.name} no longer exists; best.pth will be the best from now on")
     return folder, False
 
 
@@ -260,13 +269,13 @@ def _is_latest(last: Path, source: Path, checkpoint: dict[str, Any]) -> bool:
         print(f"note: {e}")
         return False
     ours, theirs = checkpoint["progress"], latest["progress"]
-    if latest["epoch_plan"] != checkpoint["epoch_plan"] and theirs["batch"]:  # batches of another size
+    if latest["epoch_plan"] != checkpoint["epoch_plan"] and theirs["batch"]:  # different batch size
         return bool(theirs["epoch"] < ours["epoch"])
     return bool((theirs["epoch"], theirs["batch"]) <= (ours["epoch"], ours["batch"]))
 
 
 def _epoch_of(checkpoint: Path) -> int | None:
-    """None for a file that is missing or damaged."""
+    """Epochs completed in the checkpoint; None if it is missing or damaged."""
     try:
         return int(load_checkpoint(checkpoint)["epoch"])
     except UserError:
@@ -283,11 +292,14 @@ def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], s
     )
     per_step = c.batch_size * c.grad_accum * world.size
     print(
-        f"{planned.data.dataset}: {images:,} training images an epoch, {trainer.steps_per_epoch} steps of {per_step}; "
-        f"run folder {trainer.run.path}"
+        f"{planned.data.dataset}: {images:,} training images per epoch in {trainer.steps_per_epoch} steps of "
+        f"{per_step}; run folder {trainer.run.path}"
     )
     if trainer.schedule.warmup >= c.epochs * trainer.steps_per_epoch:
-        print(f"note: the warm-up is as long as the training, so --lr {c.lr:g} is never reached; set --warmup-epochs")
+        print(
+            f"note: warm-up lasts the whole training, so the learning rate never reaches --lr {c.lr:g}; "
+            "reduce --warmup-epochs"
+        )
     if source is not None:
         p = trainer.progress
         print(f"resuming {source} after {p.epoch} epochs" + (f" and {p.batch} batches" if p.batch else ""))
@@ -297,7 +309,7 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     p, run = trainer.progress, trainer.run
     best = run.checkpoint("best") if run.checkpoint("best").is_file() else run.checkpoint("last")
     if p.epoch < trainer.config.epochs:
-        print(f"stopped early: no better {trainer.task.measure} in {p.evaluations_without_gain} evaluations")
+        print(f"early stopping: no better {trainer.task.measure} in {p.evaluations_without_gain} evaluations")
     data = trainer.settings["data"]
     where = f" --data-path {shlex.quote(data['data_path'])}" if data["data_path"] else ""
     print(f"best validation {trainer.task.measure} {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
@@ -308,6 +320,6 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
 def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> str:
     log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {shlex.quote(output.log_dir)}"
     start = f"uv run {recipe.command}-train"
-    if stopped.world.size > 1:  # with another number of processes the epoch would start anew
+    if stopped.world.size > 1:  # with another number of processes the epoch would restart
         start = "the same torchrun command with"
     return f"{start} --resume {shlex.quote(str(stopped.checkpoint))}{log_dir}"

@@ -1,4 +1,4 @@
-"""A model from the checkpoint of its run, and the images to try it on: what every analysis script begins with."""
+"""Load a trained model from a checkpoint, and the images to evaluate it on; used by all analysis scripts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from vit_core.training.precision import MODES
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model in evaluation mode on its device, and what its run was."""
+    """A model in evaluation mode on its device, and the settings of its run."""
 
     model: nn.Module
     settings: dict[str, Any]  # the checkpoint's `config`
     source: Path
-    epoch: int = 0  # epochs that the run had done
+    epoch: int = 0  # epochs completed
     test_splits: Mapping[str, str] = field(default_factory=dict)  # the recipe's
 
     @property
@@ -33,13 +33,16 @@ class TrainedModel:
         return tuple(self.settings["class_names"])
 
     def transform(self) -> EvalTransform:
-        """The run's own: uint8 (B, 3, H, W) -> normalised (B, 3, S, S)."""
+        """The evaluation transform of the run: uint8 (B, 3, H, W) -> normalized (B, 3, S, S)."""
         s = self.settings
         crop_pct = AugmentConfig(**s["augment"]).eval_crop_pct
         return EvalTransform(s["img_size"], s["mean"], s["std"], crop_pct)
 
     def dataset(self, args: Any, world: World) -> tuple[Dataset, DataConfig]:
-        """What `add_data_flags` asked for; by default that of the run. UserError for another number of classes."""
+        """The dataset selected by the flags of `add_data_flags`; by default that of the run.
+
+        UserError for a different number of classes.
+        """
         trained = self.settings["data"]
         same = args.dataset in (None, trained["dataset"])
         name = args.dataset or trained["dataset"]
@@ -60,7 +63,7 @@ class TrainedModel:
     def loader(
         self, dataset: Dataset, world: World, *, batch_size: int, num_workers: int, limit: int | None = None
     ) -> BatchLoader:
-        """The evaluation split, in its order; of it `limit` images, evenly spread."""
+        """The evaluation split in order; with `limit`, only that many images, evenly spaced."""
         return BatchLoader(
             dataset.val,
             batch_size=batch_size,
@@ -77,27 +80,26 @@ class TrainedModel:
 def add_checkpoint_flag(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", "--model-path", dest="checkpoint", required=True,
-        help="file that training wrote, such as best.pth",
+        help="checkpoint written by training, such as best.pth",
     )  # fmt: skip
 
 
 def add_data_flags(parser: ArgumentParser, *, amp: bool = True) -> None:
-    """Flags of a script that evaluates: which images, how many at a time, where; mixed precision, if that is for it."""
-    parser.add_argument("--dataset", help="dataset to evaluate on (default: the one it was trained on)")
-    parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: the one it was trained on)")
-    parser.add_argument("--download", action="store_true", help="download the dataset where it is missing")
+    """Add the flags of an evaluation script: dataset, batch size, device and, with `amp`, mixed precision."""
+    parser.add_argument("--dataset", help="dataset to evaluate on (default: the training dataset)")
+    parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: that used in training)")
+    parser.add_argument("--download", action="store_true", help="download the dataset if it is missing")
     parser.add_argument(
         "--eval-split",
         choices=("val", "test"),
-        help="which images of it (default: those that the training was validated on, or the paper's test split)",
+        help="split to evaluate on (default: the paper's test split if it has one, else the split used in training)",
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="images a batch (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="batch size (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=4, help="data-loading processes (default: %(default)s)")
     parser.add_argument(
         "--skip-broken",
         action="store_true",
-        help="leave out images that cannot be read, as always where the training did; to find them, each is decoded "
-        "once before the rest begins",
+        help="skip unreadable images (always on if training used it); to find them, every image is decoded once first",
     )
     add_loading_flags(parser)
     if not amp:
@@ -109,10 +111,10 @@ def add_data_flags(parser: ArgumentParser, *, amp: bool = True) -> None:
 
 
 def add_loading_flags(parser: ArgumentParser) -> None:
-    """Flags of a script that loads a model: onto which device, and which of its weights."""
+    """Add the flags of a script that loads a model: device, and EMA or raw weights."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument(
-        "--raw-weights", action="store_true", help="the weights themselves where the run kept an EMA of them"
+        "--raw-weights", action="store_true", help="use the raw weights instead of their EMA, if the run kept one"
     )
 
 
@@ -124,9 +126,9 @@ def check_data_flags(args: Any) -> None:
 def load_trained(
     recipe: Recipe, path: str | Path, device: torch.device, *, model: str | None = None, raw_weights: bool = False
 ) -> TrainedModel:
-    """The model of a checkpoint that one of the recipe's runs wrote; its EMA where the run kept one.
+    """Load the model of a checkpoint written by one of the recipe's runs; the EMA weights if the run kept them.
 
-    model: what --model says, where the user expects one. Raises UserError for a checkpoint of something else.
+    model: the expected value of --model, if any. Raises UserError for a checkpoint of another paper or model.
     """
     checkpoint = load_checkpoint(path)
     settings = run_settings(checkpoint, path)

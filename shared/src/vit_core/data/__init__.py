@@ -1,4 +1,4 @@
-"""Data sets, augmentation and batches. `load_dataset` finds the images, `BatchLoader` batches them."""
+"""Datasets, augmentation and data loading. `load_dataset` finds the images, `BatchLoader` makes batches."""
 
 from vit_core.data.augment import Augment, AugmentConfig, EvalTransform
 from vit_core.data.datasets import DATASETS, Dataset, load_dataset

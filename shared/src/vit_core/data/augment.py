@@ -1,11 +1,11 @@
-"""Augmentation: torchvision's transforms, each image with its own draws.
+"""Augmentation with torchvision's transforms and independent random draws per image.
 
-Crop, mirroring, rotation, color jitter and RandAugment work on uint8, one image at a time under a seed of its own
-(`Augment.image`), in worker processes where there are some. Where nothing but crop and mirroring is asked for and the
-images lie in memory, a whole batch of them is made on its device (`Augment.batch`). Normalization and random erasing,
-which come last, are always of a whole batch on its device (`finish`).
+Crop, horizontal flip, rotation, color jitter and RandAugment work on uint8, one image at a time with its own seed
+(`Augment.image`), in worker processes if there are any. If only crop and flip are enabled and the images are in
+memory, a whole batch is transformed on its device (`Augment.batch`). Normalization and random erasing, the last steps,
+always work on a whole batch on its device (`finish`).
 
-Mixup, cutmix and label smoothing act on labels too and are not here: see `timm.data.Mixup`.
+Mixup, CutMix and label smoothing also change the labels and are not done here: see `timm.data.Mixup`.
 """
 
 import math
@@ -24,58 +24,58 @@ from vit_core.flags import flag
 
 CROPS = ("none", "random", "pad", "resized")
 ERASE_FILLS = ("mean", "random")
-_ERASE_LEAST = 0.02  # share of the image, and
-_ERASE_ASPECT = 10 / 3  # aspect 1/a … a, as torchvision's RandomErasing has them
+_ERASE_LEAST = 0.02  # minimum fraction of the image's area, and
+_ERASE_ASPECT = 10 / 3  # aspect ratio 1/a … a, as in torchvision's RandomErasing
 _ERASE_ATTEMPTS = 10
 
-Rand = Callable[..., Tensor]  # rand(*shape) -> (B, *shape) on the batch's device, even in [0, 1)
+Rand = Callable[..., Tensor]  # rand(*shape) -> (B, *shape) on the batch's device, uniform in [0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training augmentation. The defaults are what all papers share: resize and horizontal flip."""
+    """Training augmentation. The defaults, common to all papers, are resize and horizontal flip."""
 
     crop: str = flag(
         "none",
-        "none: resize only; random: resize to img_size/crop_ratio, then crop; pad: black border, then crop; "
-        "resized: RandomResizedCrop",
+        "none: resize only; random: resize to img_size/crop_ratio, then random crop; pad: pad with black, then random "
+        "crop; resized: RandomResizedCrop",
         choices=CROPS,
     )
-    crop_ratio: float = flag(0.875, "--crop random: share of the resized side that is kept (224 of 256)")
-    crop_pad: float = flag(0.125, "--crop pad: border on each side as a share of the image (4 of 32 pixels)")
-    crop_scale_min: float = flag(0.08, "--crop resized: smallest share of the image's area")
-    crop_scale_max: float = flag(1.0, "--crop resized: largest share of the image's area")
-    crop_aspect: float = flag(4 / 3, "--crop resized: width to height between 1/a and a")
-    hflip: float = flag(0.5, "chance of a mirrored image")
-    rotation: float = flag(0.0, "largest rotation in degrees, either way")
+    crop_ratio: float = flag(0.875, "--crop random: crop side / resized side (224 / 256)")
+    crop_pad: float = flag(0.125, "--crop pad: padding on each side as a fraction of the image side (4 / 32)")
+    crop_scale_min: float = flag(0.08, "--crop resized: minimum area of the crop as a fraction of the image")
+    crop_scale_max: float = flag(1.0, "--crop resized: maximum area of the crop as a fraction of the image")
+    crop_aspect: float = flag(4 / 3, "--crop resized: maximum aspect ratio a; drawn between 1/a and a")
+    hflip: float = flag(0.5, "probability of a horizontal flip")
+    rotation: float = flag(0.0, "maximum rotation in degrees, in either direction")
     color_jitter: float = flag(0.0, "strength of brightness, contrast and saturation jitter")
-    hue_jitter: float = flag(0.0, "largest turn of the hue, as a share of the circle, at most 0.5")
-    randaugment_ops: int = flag(0, "RandAugment: operations on each image, 0 for none")
-    randaugment_magnitude: float = flag(0.3, "RandAugment: strength as a share of each operation's range")
-    randaugment_choice: str = flag("", "RandAugment: comma-separated operations to draw from, empty for all sixteen")
+    hue_jitter: float = flag(0.0, "maximum hue shift, as a fraction of the color circle, at most 0.5")
+    randaugment_ops: int = flag(0, "RandAugment: number of operations per image; 0 disables it")
+    randaugment_magnitude: float = flag(0.3, "RandAugment: magnitude as a fraction of each operation's range")
+    randaugment_choice: str = flag("", "RandAugment: comma-separated operations to draw from; empty: all sixteen")
     randaugment_rule: str = flag(
         "torchvision",
-        "RandAugment: torchvision: its ranges, directions drawn; fixed: no directions, small shears and shifts",
+        "RandAugment: torchvision: its ranges, random directions; fixed: fixed directions, small shears and shifts",
         choices=randaugment.RULES,
     )
-    erasing: float = flag(0.0, "chance of erasing a random rectangle")
-    erasing_area: float = flag(1 / 3, "--erasing: largest share of the image that is erased")
+    erasing: float = flag(0.0, "probability of random erasing")
+    erasing_area: float = flag(1 / 3, "--erasing: maximum erased area as a fraction of the image")
     erasing_fill: str = flag(
         "mean",
-        "--erasing: mean: the data set's mean color, aspect drawn by its logarithm; random: each channel a value drawn "
-        "from 0 to 1, after normalization, aspect drawn evenly",
+        "--erasing: mean: the dataset's mean color, log-uniform aspect ratio; random: each channel uniform in [0, 1) "
+        "after normalization, uniform aspect ratio",
         choices=ERASE_FILLS,
     )
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
-            raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {self.crop!r}")
+            raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
         if self.randaugment_rule not in randaugment.RULES:
             raise ValueError(
-                f"randaugment_rule must be {' or '.join(randaugment.RULES)}, not {self.randaugment_rule!r}"
+                f"randaugment_rule must be {' or '.join(randaugment.RULES)}, got {self.randaugment_rule!r}"
             )
         if self.erasing_fill not in ERASE_FILLS:
-            raise ValueError(f"erasing_fill must be {' or '.join(ERASE_FILLS)}, not {self.erasing_fill!r}")
+            raise ValueError(f"erasing_fill must be {' or '.join(ERASE_FILLS)}, got {self.erasing_fill!r}")
         for name in ("hflip", "erasing", "crop_pad", "randaugment_magnitude"):
             _check(name, getattr(self, name), 0, 1)
         _check("erasing_area", self.erasing_area, _ERASE_LEAST, 1)
@@ -88,7 +88,7 @@ class AugmentConfig:
         _check("hue_jitter", self.hue_jitter, 0, 0.5)
         _check("randaugment_ops", self.randaugment_ops, 0, 20)
         if self.crop_scale_min == 0:
-            raise ValueError("crop_scale_min must be over 0")
+            raise ValueError("crop_scale_min must be greater than 0")
         unknown = set(self.randaugment_names) - set(randaugment.NAMES)
         if unknown:
             raise ValueError(
@@ -97,7 +97,7 @@ class AugmentConfig:
 
     @property
     def eval_crop_pct(self) -> float:
-        """The crop of evaluation that goes with this one: the centre where training crops a resized image."""
+        """The matching crop_pct for evaluation: a center crop if training uses --crop random, else 1."""
         return self.crop_ratio if self.crop == "random" else 1.0
 
     @property
@@ -108,18 +108,18 @@ class AugmentConfig:
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also refuses NaN
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value}")
+    if not low <= value <= high:  # also rejects NaN
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
 
 
 class _Transform:
-    """What training and evaluation share: the size, and normalization."""
+    """Common base of the training and evaluation transforms: image size and normalization."""
 
     def __init__(self, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         if img_size < 1:
-            raise ValueError(f"img_size must be at least 1, not {img_size}")
+            raise ValueError(f"img_size must be at least 1, got {img_size}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std need three values each, std over 0, not {mean} and {std}")
+            raise ValueError(f"mean and std must have three values each, and std must be positive, got {mean}, {std}")
         self.img_size, self.mean, self.std = img_size, tuple(mean), tuple(std)
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -134,7 +134,7 @@ class _Transform:
 
 
 class Augment(_Transform):
-    """The training transform that `config` describes."""
+    """The training transform for an `AugmentConfig`."""
 
     def __init__(self, config: AugmentConfig, img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(img_size, mean, std)
@@ -154,18 +154,18 @@ class Augment(_Transform):
 
     @property
     def takes_batches(self) -> bool:
-        """Whether `batch` can do it: there is nothing but a crop, mirroring and erasing."""
+        """Whether `batch` can be used: only crop, flip and erasing are enabled."""
         c = self.config
         return c.crop != "resized" and not (c.rotation or c.color_jitter or c.hue_jitter or c.randaugment_ops)
 
     def image(self, image: Image.Image | Tensor, seed: int) -> Tensor:
-        """One RGB image, by PIL or uint8 (3, H, W), to uint8 (3, S, S), by the draws of `seed` alone."""
-        with seeded(seed), torch.autocast("cpu", enabled=False):  # the caller's would rotate in 16 bits
+        """One RGB image, PIL or uint8 (3, H, W), to uint8 (3, S, S), with draws that depend only on `seed`."""
+        with seeded(seed), torch.autocast("cpu", enabled=False):  # the caller's autocast would rotate in 16 bits
             pixels: Tensor = self._steps(image)
         return pixels
 
     def batch(self, images: Tensor, rand: Rand) -> Tensor:
-        """uint8 (B, 3, H, W) to uint8 (B, 3, S, S), where `takes_batches`."""
+        """uint8 (B, 3, H, W) to uint8 (B, 3, S, S); requires `takes_batches`."""
         c, (H, W) = self.config, images.shape[2:]
         if c.crop == "random":
             large = tvf.resize(images, [round(self.img_size / c.crop_ratio)])
@@ -179,12 +179,12 @@ class Augment(_Transform):
         return images
 
     def finish(self, pixels: Tensor, rand: Rand) -> Tensor:
-        """uint8 (B, 3, S, S) to float32: normalized, and rectangles of some images erased."""
+        """uint8 (B, 3, S, S) to float32: normalization, then random erasing."""
         x = self.normalize(pixels)
         return self._erase(x, rand) if self.config.erasing else x
 
     def _erase(self, x: Tensor, rand: Rand) -> Tensor:
-        """torchvision's RandomErasing, for all images at once; `erasing_fill` says how "random" differs."""
+        """torchvision's RandomErasing for a whole batch; see `erasing_fill` for how "random" differs."""
         c, S = self.config, self.img_size
         area, aspect, top, left = rand(4, _ERASE_ATTEMPTS).unbind(1)
         area = S * S * torch.lerp(area.new_tensor(_ERASE_LEAST), area.new_tensor(c.erasing_area), area)
@@ -195,7 +195,7 @@ class Augment(_Transform):
         height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = (height < S) & (width < S)
         boxes = torch.stack([(top * (S - height + 1)).floor(), (left * (S - width + 1)).floor(), height, width], 2)
-        first = fits.int().argmax(1)  # of the attempts that fit
+        first = fits.int().argmax(1)  # the first attempt that fits
         top, left, height, width = boxes[torch.arange(len(x), device=x.device), first].unbind(1)
         erased = (rand() < c.erasing) & fits.any(1)
         place = torch.arange(S, device=x.device)
@@ -207,10 +207,10 @@ class Augment(_Transform):
 
 
 class EvalTransform(_Transform):
-    """Evaluation transform: the whole image at S×S, or with crop_pct < 1 the centre after a resize.
+    """Evaluation transform: resize to S×S, or with crop_pct < 1 resize and center crop.
 
-    crop_pct 1 does not keep the aspect ratio (torchvision's `Resize((S, S))`); below 1, the shorter side is
-    resized to S / crop_pct and the centre S×S is kept.
+    crop_pct 1 does not keep the aspect ratio (torchvision's `Resize((S, S))`); below 1, the shorter side is resized
+    to S / crop_pct and the center S×S is cropped.
     """
 
     takes_batches = True
@@ -223,7 +223,7 @@ class EvalTransform(_Transform):
         self._steps = v2.Compose([resize, v2.CenterCrop(img_size), v2.PILToTensor()])
 
     def image(self, image: Image.Image | Tensor, seed: int = 0) -> Tensor:
-        """One RGB image, by PIL or uint8 (3, H, W), to uint8 (3, S, S); nothing is drawn."""
+        """One RGB image, PIL or uint8 (3, H, W), to uint8 (3, S, S); deterministic."""
         pixels: Tensor = self._steps(image)
         return pixels
 
@@ -252,7 +252,7 @@ def _crop(c: AugmentConfig, size: int) -> list[nn.Module]:
 
 
 class _PaddedCrop(nn.Module):
-    """A crop of the image's own size out of the image with a black border, which is a share of its sides."""
+    """Pad with black by a fraction of the image's sides, then randomly crop to the original size."""
 
     def __init__(self, pad: float) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class _PaddedCrop(nn.Module):
 
 
 def _windows(images: Tensor, height: int, width: int, places: Tensor) -> Tensor:
-    """(B, C, height, width) of images (B, C, H, W): where, places (B, 2) in [0, 1) say."""
+    """Crop images (B, C, H, W) to (B, C, height, width) at relative positions `places` (B, 2) in [0, 1)."""
     every = images.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, tops, lefts, height, width)
     top, left = ((places[:, i] * every.shape[2 + i]).long() for i in (0, 1))
     return every[torch.arange(len(images), device=images.device), :, top, left]

@@ -1,6 +1,6 @@
-"""The data sets by name: where their files are, which splits they have, and their statistics.
+"""The datasets by name: their files, splits and statistics.
 
-Several processes on one machine: let one call `load_dataset(download=True)` first, then the others.
+With several processes on one machine, let one of them call `load_dataset(download=True)` before the others.
 """
 
 import errno
@@ -26,7 +26,7 @@ Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 IMAGENET_STATS: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_STATS: Stats = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-# The mean over images of each image's own deviation, which many CIFAR-10 scripts take for that of the data set.
+# The mean over images of the per-image std, which many CIFAR-10 scripts use as the std of the dataset.
 CIFAR10_IMAGE_STATS: Stats = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS: Stats = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 DIGITS_STATS: Stats = ((0.305,) * 3, (0.376,) * 3)
@@ -37,16 +37,16 @@ NORMALIZATIONS = ("dataset", "imagenet", "half", "none", "cifar10_image_std")
 
 FAKE_CLASSES, FAKE_TRAIN, FAKE_VAL = 100, 10_000, 1_000
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_NAMED = 3  # broken images that are named; of the others the number is said
+_NAMED = 3  # broken images listed by path; the others are only counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What `skip_broken` found in the images of one split; `str` says it."""
+    """The images of one split that `skip_broken` left out; `str` gives a one-line summary."""
 
     folder: Path
-    images: int  # with the broken ones
-    broken: Mapping[str, str]  # path -> what is wrong with it
+    images: int  # including broken ones
+    broken: Mapping[str, str]  # path -> reason
 
     def __str__(self) -> str:
         which = [f"{shown(path)}: {reason}" for path, reason in list(self.broken.items())[:_NAMED]]
@@ -63,21 +63,21 @@ class Dataset:
     name: str
     train: ImageSource
     val: ImageSource
-    eval_split: str  # what `val` is officially called: "val" or "test"
+    eval_split: str  # official name of `val`: "val" or "test"
     class_names: tuple[str, ...]
-    mean: tuple[float, float, float]  # of values in [0, 1], each channel
+    mean: tuple[float, float, float]  # per channel, of values in [0, 1]
     std: tuple[float, float, float]
-    left_out: tuple[LeftOut, ...] = ()  # one for each split that `skip_broken` looked through
+    left_out: tuple[LeftOut, ...] = ()  # one for each split that `skip_broken` checked
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of `load_dataset`, as a data set's own function gets them."""
+    """The arguments of `load_dataset`, as passed to the function of a dataset."""
 
     name: str
     path: Path | None
@@ -89,7 +89,7 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """`--data-path`, or `data` for the sets that can be downloaded."""
+        """`--data-path`, or `data` for datasets that can be downloaded."""
         return self.path or Path("data")
 
 
@@ -104,24 +104,23 @@ def load_dataset(
     normalize: str = "dataset",
     skip_broken: bool | Collection[str] = False,
 ) -> Dataset:
-    """Find the data set `name` (one of `DATASETS`) and decode it, if it is small.
+    """Load the dataset `name` (one of `DATASETS`); small datasets are decoded into memory.
 
     Args:
-        data_path: the data set's folder, or the folder that holds it; default `data` for what can be
+        data_path: the dataset's folder, or the folder that contains it; default `data` for datasets that can be
             downloaded.
-        download: fetch missing files (cifar10, cifar100, flowers102, tiny_imagenet).
-        img_size: side of the images of `fake`; the others are resized by the loader.
+        download: download missing files (cifar10, cifar100, flowers102, tiny_imagenet).
+        img_size: image side of `fake`; the images of other datasets are resized by the loader.
         cache: "memory", "disk", or "auto" (see `vit_core.data.sources.source_from_files`).
-        eval_split: "val" or "test"; the default is the first that the data set offers.
-        normalize: whose mean and deviation: the data set's own, "imagenet"'s, "half" (0.5 for both), "none" (0 and 1),
-            "cifar10_image_std" (CIFAR-10's mean, and the mean of its images' own deviations).
-        skip_broken: leave out images that cannot be read, and say so in `left_out`. To find them, each image is
-            decoded once, on all cores: as long as an epoch that does nothing but read. The others keep their
-            order. A collection of paths: leave out these, which another process found. Data sets that are no
-            image files have nothing to leave out.
+        eval_split: "val" or "test"; the default is the first split of the dataset.
+        normalize: mean and std: "dataset" (the dataset's), "imagenet", "half" (0.5 for both), "none" (0 and 1),
+            "cifar10_image_std" (CIFAR-10's mean and the average of its per-image std).
+        skip_broken: leave out unreadable images and list them in `left_out`. To find them, every image is decoded
+            once, on all cores, which takes as long as reading one epoch. The others keep their order. A collection
+            of paths: leave out these, found by another process. No effect on datasets not stored as image files.
 
-    Raises: UserError for an unknown name or split, for missing, damaged or unreadable files, and where
-    `skip_broken` leaves a class without images.
+    Raises: UserError for an unknown name or split, for missing, damaged or unreadable files, and if `skip_broken`
+    leaves a class without images.
     """
     if cache not in CACHES:
         raise UserError(f"unknown cache {cache!r}; choose from {', '.join(CACHES)}")
@@ -134,7 +133,7 @@ def load_dataset(
     if eval_split is None and name == "imagefolder":
         eval_split = "val" if path is None or (path / "val").is_dir() or not (path / "test").is_dir() else "test"
     if eval_split not in (None, *splits):
-        raise UserError(f"{name} has no labelled {eval_split!r} split; choose from {', '.join(splits)}")
+        raise UserError(f"{name} has no labeled {eval_split!r} split; choose from {', '.join(splits)}")
     split = eval_split or splits[0]
     request = Request(
         name=name, path=path, download=download, img_size=img_size, cache=cache, eval_split=split,
@@ -154,9 +153,9 @@ def load_dataset(
 
 
 def statistics(name: str, normalize: str) -> Stats:
-    """Mean and deviation of the channels by which the images of data set `name` are normalized.
+    """Per-channel mean and std for normalizing the images of dataset `name`.
 
-    Raises: UserError for an unknown data set or normalization.
+    Raises: UserError for an unknown dataset or normalization.
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}")
@@ -169,7 +168,7 @@ def statistics(name: str, normalize: str) -> Stats:
 
 
 class Loaded(NamedTuple):
-    """What a data set's own function gives."""
+    """Result of a dataset's function."""
 
     train: ImageSource
     val: ImageSource
@@ -222,7 +221,7 @@ def _flowers102(request: Request) -> Loaded:
 
 
 def _from_torchvision(kind: Any, request: Request, **split: Any) -> Any:
-    """Build one of torchvision's data sets, which checks its files' checksums before it reads them."""
+    """Build a torchvision dataset, which verifies the checksums of its files first."""
     try:
         return kind(str(request.folder), download=request.download, **split)
     except (RuntimeError, OSError) as e:
@@ -231,11 +230,11 @@ def _from_torchvision(kind: Any, request: Request, **split: Any) -> Any:
         if request.download:
             raise UserError(
                 f"download of {request.name} to {request.folder} failed ({e}); check the network, "
-                "or put the files there by hand"
+                "or put the files there manually"
             ) from e
         raise UserError(
-            f"{request.folder}: {request.name} is not there, or a file fails its checksum; "
-            "add --download, or point --data-path at the folder that holds it"
+            f"{request.folder}: {request.name} not found, or a file has a wrong checksum; "
+            "add --download, or set --data-path to the folder that contains it"
         ) from e
 
 
@@ -245,7 +244,7 @@ def _tiny_imagenet(request: Request) -> Loaded:
 
 
 def _imagefolder(request: Request) -> Loaded:
-    root = _given_folder(request, "a folder with train/<class>/<image> and val/ or test/ like it")
+    root = _given_folder(request, "a folder with train/<class>/<image> and val/<class>/<image> or test/<class>/<image>")
     for split in ("train", request.eval_split):
         if not (root / split).is_dir():
             raise UserError(f"{root / split}: no such folder; expected {root}/train and {root}/val or {root}/test")
@@ -272,10 +271,10 @@ def _imagenet100(request: Request) -> Loaded:
         words = json.loads(table.read_text(encoding="utf-8"))
         names = tuple(str(words.get(n, n)).split(",")[0] for n in loaded.class_names)
     except (ValueError, AttributeError, RecursionError) as e:
-        raise UserError(f"{table}: not a JSON table of class names ({e}); mend or remove it") from e
+        raise UserError(f"{table}: not a JSON object of class names ({e}); fix or remove it") from e
     for name in names:
         if not is_printable(name):
-            raise UserError(f"{table}: the class name {name!r} cannot be printed; mend or remove it")
+            raise UserError(f"{table}: the class name {name!r} cannot be printed; fix or remove it")
     return loaded._replace(class_names=names)
 
 
@@ -306,9 +305,9 @@ def _sub(root: Path, layout: str, *names: str) -> Path:
 
 
 def _folders(request: Request, train: list[Path], val: Path) -> Loaded:
-    """Image folders; the training set may be spread over several, with the classes divided among them."""
+    """Load image folders; the classes of the training set may be distributed over several folders."""
     paths: list[str] = []
-    classes: list[str] = []  # of each image
+    classes: list[str] = []  # one per image
     for root in train:
         more, labels, found = scan_classes(root)
         paths += more
@@ -317,7 +316,7 @@ def _folders(request: Request, train: list[Path], val: Path) -> Loaded:
     index = {name: i for i, name in enumerate(names)}
     for folder in (root / name for root in train for name in names):
         if folder.is_symlink() and val.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{folder}: a link to the images to evaluate on; remove it")
+            raise UserError(f"{folder} is a link to the evaluation images; remove it")
     where = train[0] if len(train) == 1 else train[0].parent
     val_paths, val_labels, _ = scan_classes(val, names)
     return _from_files(
@@ -348,15 +347,15 @@ def _without_broken(request: Request, files: Files, names: Sequence[str]) -> tup
     if lost:
         path = files.paths[files.labels.index(lost[0])]
         raise UserError(
-            f"{shown(files.folder)}: no image of the class {names[lost[0]]!r} can be read, the first being "
-            f"{shown(path)} ({broken[path]}); --skip-broken needs one of each class"
+            f"{shown(files.folder)}: no image of class {names[lost[0]]!r} can be read; the first is "
+            f"{shown(path)} ({broken[path]}); --skip-broken requires at least one readable image per class"
         )
     missing = LeftOut(folder=files.folder, images=len(files.paths), broken=broken)
     return Files(files.folder, [files.paths[i] for i in kept], labels), missing
 
 
 _REGISTRY: dict[str, tuple[Callable[[Request], Loaded], tuple[str, ...], Stats]] = {
-    # name: function, labelled evaluation splits (the usual one first), statistics
+    # name: function, labeled evaluation splits (the default first), statistics
     "digits": (_digits, ("test",), DIGITS_STATS),
     "cifar10": (_cifar, ("test",), CIFAR10_STATS),
     "cifar100": (_cifar, ("test",), CIFAR100_STATS),

@@ -1,7 +1,7 @@
-"""Images one by one, decoded and augmented in worker processes by PyTorch's DataLoader.
+"""Decoding and augmentation of single images in the worker processes of PyTorch's DataLoader.
 
-A worker gets (epoch, image index) pairs and augments each image by the draws of (seed, epoch, index): what it gives
-does not depend on how many workers there are, nor on where an epoch was started.
+Workers get (epoch, image index) pairs and seed the augmentation of each image with (seed, epoch, index), so the result
+depends neither on the number of workers nor on the batch at which an epoch was started.
 """
 
 import os
@@ -23,14 +23,14 @@ from vit_core.errors import UserError
 
 
 class _Failure:
-    """A user's error on its way from a worker process, without the traceback that DataLoader would add."""
+    """Carries a UserError's message out of a worker process, without the traceback that DataLoader would add."""
 
     def __init__(self, message: str) -> None:
         self.message = message
 
 
 class Decoder:
-    """Decodes and augments the images of a source in worker processes that live as long as the loader."""
+    """Decodes and augments the images of a source in persistent worker processes."""
 
     def __init__(
         self, source: ImageSource, transform: Augment | EvalTransform, seed: int, num_workers: int, pin: bool
@@ -41,8 +41,8 @@ class Decoder:
         if num_workers:
             options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _start_worker}
             if sys.platform == "linux":
-                # Said, as from Python 3.14 on it is a server that starts processes. A worker ends when the process that
-                # it comes from is gone: that server would keep it alive when the training is killed.
+                # Set explicitly: the default is "forkserver" from Python 3.14 on. Workers exit when their parent
+                # process dies; with a fork server as parent, they would outlive a killed training.
                 options["multiprocessing_context"] = "fork"
         self._loader: DataLoader[Any] = DataLoader(
             _Images(source, transform, seed),
@@ -50,7 +50,7 @@ class Decoder:
             num_workers=num_workers,
             collate_fn=_identity,
             pin_memory=pin,
-            # Else each epoch would take a number from the global generator, and resume would not be exact.
+            # Otherwise each epoch would draw from the global generator, and resume would not be exact.
             generator=torch.Generator(),
             **options,
         )
@@ -64,13 +64,13 @@ class Decoder:
                 batch = next(batches)
             except StopIteration:
                 return
-            # What a killed worker looks like depends on where it was: nothing more comes, or half a message.
+            # The error after a killed worker depends on what it was doing: no more data, or an incomplete message.
             except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as e:
                 if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
                     raise
                 raise UserError(
-                    "a data worker was killed, most often for lack of memory or of shared memory (/dev/shm): "
-                    f"use a --num-workers under {self._workers} or a smaller --batch-size"
+                    "a data worker was killed, most likely because memory or shared memory (/dev/shm) ran out: "
+                    f"use --num-workers below {self._workers} or a smaller --batch-size"
                 ) from e
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
@@ -79,12 +79,12 @@ class Decoder:
     def _start(self) -> Iterator[Any]:
         if threading.current_thread() is not threading.main_thread():
             return iter(self._loader)
-        # DataLoader's handler for dead children raises wherever the main program happens to be, in the middle
-        # of a training step or of writing a checkpoint. Without it, the next batch reports the dead worker.
+        # DataLoader's SIGCHLD handler raises at any point of the main program, even in a training step or while a
+        # checkpoint is written. Without it, the next batch reports the dead worker.
         before = signal.getsignal(signal.SIGCHLD)
         try:
             with warnings.catch_warnings():
-                # From Python 3.12 on, a fork beside threads warns; the workers use none of ours.
+                # Python 3.12 and later warn about forking a multi-threaded process; the workers use no threads of ours.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return iter(self._loader)
         finally:
@@ -92,10 +92,10 @@ class Decoder:
 
 
 class _Plan:
-    """The batches of the epoch to come, for the DataLoader.
+    """Batch sampler with the batches of the next epoch.
 
-    An object of its own: if the decoder were reachable from its own DataLoader, only the cyclic collector
-    would free the two, which closes the workers' queues first and then waits 5 s for each worker in vain.
+    A separate object: if the DataLoader referenced the decoder, only the cyclic garbage collector could free them,
+    and it closes the workers' queues first and then waits 5 s for each worker.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class _Plan:
 
 
 class _Images(torch.utils.data.Dataset[Any]):
-    """The part of the DataLoader that runs in a worker: a whole batch at a time."""
+    """The dataset inside the DataLoader, which runs in the workers and returns whole batches."""
 
     def __init__(self, source: ImageSource, transform: Augment | EvalTransform, seed: int) -> None:
         self._source, self._transform, self._seed = source, transform, seed
@@ -131,7 +131,9 @@ def _identity(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C, and often SIGTERM, go to the whole process group: the main process decides when its workers end."""
+    """Isolate a worker from signals: Ctrl-C, and often SIGTERM, go to the whole process group, but the main process
+    decides when its workers end.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

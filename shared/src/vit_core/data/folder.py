@@ -1,6 +1,6 @@
-"""Folders of images, one folder a class: which files there are, each named by one path.
+"""Image folders with one subfolder per class: find the image files.
 
-Everything a user can get wrong about a folder is a `UserError` of one line that names the path.
+Every problem with a folder raises a one-line `UserError` that names the path.
 """
 
 import os
@@ -18,12 +18,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", 
 def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[list[str], list[int], tuple[str, ...]]:
     """The images of `root/<class>/…`, sorted by class and path: paths, labels and class names.
 
-    With `class_names` (those of the training set) the labels are indices into it, and a class that it lacks
-    is an error; a class without a folder is not. Hidden files and folders are left out, and what is neither
-    file nor folder (a pipe, a socket). Images and class folders may be links.
+    With `class_names` (those of the training set) the labels are indices into it; a folder of another class is an
+    error, a class without a folder is not. Hidden files and folders and special files (pipes, sockets) are skipped.
+    Images and class folders may be symbolic links.
 
-    Raises: UserError for a missing folder, one without class folders, one that may not be read, an empty class
-    folder, a link that leads nowhere, an unknown class, or a class whose name cannot be printed.
+    Raises: UserError for a missing or unreadable folder, a folder without class folders, an empty class folder, a
+    broken link, an unknown class, or a class name that cannot be printed.
     """
     if not root.is_dir():
         raise UserError(f"{shown(root)}: no such folder")
@@ -35,13 +35,13 @@ def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[
     index = {name: i for i, name in enumerate(names)}
     for name in files:
         if name in index:
-            raise UserError(f"{shown(root / name)}: a file, where the folder of the class {name!r} should be")
+            raise UserError(f"{shown(root / name)} is a file; expected a folder with the images of class {name!r}")
     paths: list[str] = []
     labels: list[int] = []
     for name in found:
         if not is_printable(name):
             raise UserError(
-                f"{shown(root / name)}: a class name with control characters, or not in UTF-8; rename this folder"
+                f"{shown(root / name)}: the class name has control characters or is not UTF-8; rename this folder"
             )
         if (root / name).is_symlink():
             _check_link(root, name, found)
@@ -52,43 +52,45 @@ def scan_classes(root: Path, class_names: Sequence[str] | None = None) -> tuple[
             )
         images = _images_under(str(root / name))
         if not images:
-            raise UserError(f"{root / name}: empty class folder (no image in it); add images or remove the folder")
+            raise UserError(f"{root / name}: empty class folder (no images); add images or remove the folder")
         paths += images
         labels += [index[name]] * len(images)
     return paths, labels, names
 
 
 def _check_link(root: Path, name: str, classes: Sequence[str]) -> None:
-    """UserError for a class folder that is a link to another class, or to a folder that holds the classes."""
+    """UserError for a class folder that is a link to another class, or to a folder that contains the classes."""
     target = (root / name).resolve()
     if root.resolve().is_relative_to(target):
-        raise UserError(f"{root / name}: a link to {shown(target)}, which holds the other classes, too; remove it")
+        raise UserError(
+            f"{root / name} is a link to {shown(target)}, which also contains the other classes; remove the link"
+        )
     for other in classes:
         if other != name and (root / other).resolve() == target:
-            raise UserError(f"{root / name}: a link to the same folder as the class {other!r}; remove one of them")
+            raise UserError(f"{root / name} is a link to the same folder as class {other!r}; remove one of them")
 
 
 def is_printable(name: str) -> bool:
-    """Whether a class name fits on one line and in UTF-8; unlike `str.isprintable`, joiners of letters are fine."""
+    """Whether a class name fits on one line and in UTF-8; unlike `str.isprintable`, allows zero-width joiners."""
     return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
 def find_images(path: Path, most: int) -> list[Path]:
-    """The image itself, or the first `most` images of the folder and those in it. UserError where there is none."""
+    """`path` itself if it is a file, else the first `most` images below the folder. UserError if there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"{shown(path)}: no such file or folder")
     files = sorted(map(Path, _images_under(str(path))))
     if not files:
-        raise UserError(f"{shown(path)} holds no image ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{shown(path)} contains no images ({', '.join(EXTENSIONS)})")
     if len(files) > most:
-        print(f"the first {most} of {len(files)} images; --max-images for more")
+        print(f"using the first {most} of {len(files)} images; use --max-images for more")
     return files[:most]
 
 
 def _images_under(top: str) -> list[str]:
-    """Files first, then the folders in it, both by name. UserError for a link to a folder: it may lead anywhere."""
+    """Images below `top`: files first, then subfolders, both sorted by name. UserError for a link to a folder."""
     images: list[str] = []
     waiting = [top]
     while waiting:
@@ -99,17 +101,17 @@ def _images_under(top: str) -> list[str]:
         for below in (inside + name for name in sorted(folders, reverse=True)):
             if os.path.islink(below):  # noqa: PTH114
                 raise UserError(
-                    f"{shown(below)}: a link to a folder, inside a class, is not followed; remove it, or link the "
-                    "class or the images themselves"
+                    f"{shown(below)}: links to folders are not followed inside a class folder; remove it, or link the "
+                    "class folder or the images instead"
                 )
             waiting.append(below)
     return images
 
 
 def _list(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the files and of the folders in `folder`, hidden ones left out, with those that links lead to.
+    """Names of the files and folders in `folder`, including links to them, without hidden ones.
 
-    A link with an image's name counts as a file if it leads nowhere: it is named when it is read.
+    A broken link with an image's extension counts as a file; the error is reported when it is read.
     """
     files, folders = [], []
     try:
@@ -128,12 +130,12 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
-    """S_IFREG for a file, S_IFDIR for a folder, of what a link leads to; opening other kinds may wait for ever."""
-    if not entry.is_symlink():  # known without asking the file system about each file
+    """S_IFREG for a file, S_IFDIR for a folder, after following links; opening other kinds could block forever."""
+    if not entry.is_symlink():  # known without a stat call per file
         return stat.S_IFREG if entry.is_file() else stat.S_IFDIR if entry.is_dir() else 0
     try:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError as e:
         if entry.name.lower().endswith(EXTENSIONS):
             return stat.S_IFREG
-        raise UserError(f"{shown(entry.path)}: a link that leads nowhere ({e.strerror}); mend or remove it") from e
+        raise UserError(f"{shown(entry.path)}: broken link ({e.strerror}); fix or remove it") from e

@@ -1,14 +1,14 @@
-"""Image files to pixels: which formats, how each becomes 8-bit RGB, and what is said of one that cannot be read.
+"""Decoding of image files: supported formats, conversion to 8-bit RGB, and error messages for unreadable files.
 
-Conventions, those of `PIL.Image.convert("RGB")` but where noted:
+Conventions, those of `PIL.Image.convert("RGB")` unless noted:
 
-- an alpha channel, or a transparent colour, is dropped: the colours under it are what is seen;
-- of an animation or a file of several pages the first picture is read;
-- 16 bits a channel become 8 by dropping the lower 8 (Pillow would clip 16-bit grey to white);
-- 32-bit integers and floating-point numbers say nothing about what is white: they are refused;
-- the rotation that EXIF asks for is not done, as in torchvision, except that Pillow itself does it for TIFF.
+- alpha channels and transparent colors are dropped, without blending;
+- of animations and multi-page files, the first frame is read;
+- 16-bit channels are reduced to 8 bits by dropping the lower 8 (Pillow would clip 16-bit grayscale to white);
+- 32-bit integer and float images are rejected, because they have no defined white level;
+- EXIF orientation is ignored, as in torchvision, except for TIFF, where Pillow applies it.
 
-Damage that a format's own checks do not show, such as a changed byte within a JPEG's data, goes unnoticed.
+Damage that a format's own checks do not detect, such as a changed byte in JPEG data, is not detected.
 """
 
 import ctypes
@@ -30,25 +30,25 @@ from torch import Tensor
 
 from vit_core.errors import UserError
 
-# Others that Pillow knows are left out on purpose: for EPS, say, it would start Ghostscript.
+# Pillow's other formats are excluded on purpose: for EPS, for example, it would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
-_SAMPLE = 64  # images whose headers are read before deciding whether all have one size
-_PART = 256  # images that a thread takes at a time
+_SAMPLE = 64  # number of headers read to check whether all images have the same size
+_PART = 256  # images per thread task
 
 
 class UnreadableImageError(UserError):
-    """One image file that cannot be read; the message names it, `reason` is what is wrong with it."""
+    """An unreadable image file; the message includes its path and `reason`, the cause."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
 
 
-_SKIP = ", or leave out what cannot be read with --skip-broken"
+_SKIP = ", or use --skip-broken to skip unreadable images"
 
 
 def shown(path: str | Path) -> str:
-    """The path on one line and in encodable letters, whatever bytes the file's name has."""
+    """The path as one printable line, whatever bytes the file name contains."""
     text = str(path)
     return text if text.isprintable() else repr(text)[1:-1]
 
@@ -64,26 +64,26 @@ def _reason(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not an image in one of the formats {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, by its header"
+        return f"its header declares more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, FileNotFoundError):
-        return "a link to a file that is not there" if Path(path).is_symlink() else "the file is gone"
+        return "a link to a missing file" if Path(path).is_symlink() else "the file does not exist"
     if isinstance(error, OSError) and error.errno:
-        return "a link that leads to itself" if error.errno == errno.ELOOP else os.strerror(error.errno)
+        return "a link that points to itself" if error.errno == errno.ELOOP else os.strerror(error.errno)
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def open_image(path: str) -> Image.Image:
-    """Decode one image to RGB, as the head of this module says.
+    """Decode one image to RGB, with the conventions of this module's docstring.
 
-    Raises: UnreadableImageError, naming the path, for a file that is missing, damaged, no image, absurdly large,
-    or of a kind that has no certain meaning in 8 bits; MemoryError.
+    Raises: UnreadableImageError, naming the path, for a file that is missing, damaged, not an image, far too large,
+    or has no defined conversion to 8 bits; MemoryError.
     """
     with _quiet():
         return _open(path)
 
 
 def read_pixels(path: Path) -> Tensor:
-    """One image that the user named as uint8 (3, H, W). Raises as `open_image`."""
+    """Decode an image given by the user to uint8 (3, H, W). Raises as `open_image`."""
     with _quiet():
         image = _open(str(path), advice="")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -91,7 +91,7 @@ def read_pixels(path: Path) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings about odd metadata and large images. Not for a thread: the filters are shared."""
+    """Suppress Pillow's warnings about metadata and large images. Not thread-safe: warning filters are global."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -102,7 +102,7 @@ def _open(path: str, advice: str = _SKIP) -> Image.Image:
         return _rgb(path)
     except MemoryError:
         raise
-    # Pillow's plugins raise what they like on damaged files: struct.error, KeyError, zlib.error, …
+    # Pillow's plugins raise all kinds of errors on damaged files: struct.error, KeyError, zlib.error, …
     except Exception as e:
         raise _unreadable(path, e, advice) from e
 
@@ -118,7 +118,9 @@ def _rgb(path: str) -> Image.Image:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             return _from_16_bits(image)
         if image.mode in ("I", "F"):
-            raise ValueError("its numbers say not what is white; convert it to 8 or 16 unsigned bits")
+            raise ValueError(
+                "32-bit integer and float images have no defined white level; convert to 8- or 16-bit unsigned"
+            )
         if image.mode == "P" and "transparency" in image.info:
             return image.convert("RGBA").convert("RGB")
         return image.convert("RGB")
@@ -126,34 +128,34 @@ def _rgb(path: str) -> Image.Image:
 
 @functools.cache
 def _silence_tiff() -> None:
-    """Beside what Pillow raises, it logs what is wrong, and libtiff prints it on standard error, often many lines."""
+    """Silence Pillow's TIFF logger and libtiff's messages on stderr; errors are still raised."""
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
     set_handler = getattr(ctypes.CDLL(Image.core.__file__), "TIFFSetErrorHandler", None)
-    if set_handler is not None:  # in some builds of Pillow it cannot be reached
+    if set_handler is not None:  # not exported by some builds of Pillow
         set_handler.argtypes = [ctypes.c_void_p]
         set_handler(None)
 
 
 def _check_strips(image: Image.Image) -> None:
-    """Where a TIFF has no strips, Pillow shows black. Of one that is stored in tiles, nothing is checked."""
+    """ValueError for a TIFF with missing strips, which Pillow would decode as black. Tiled TIFFs are not checked."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     height = tags[257]
     if 273 in tags and len(tags[273]) * tags.get(278, height) < height:
-        raise ValueError("fewer strips of pixels than its height needs")
+        raise ValueError("missing image strips: fewer than the image height requires")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey; as Pillow itself reads 16-bit colours, and a TIFF of 12 bits likewise."""
-    tags = getattr(image, "tag_v2", {})  # of a TIFF, before its file is closed
+    """Convert 16-bit (in TIFF also 12-bit) grayscale to 8 bits, the way Pillow converts 16-bit color."""
+    tags = getattr(image, "tag_v2", {})  # TIFF only; read before the file is closed
     depth = 12 if tags.get(258) == (12,) else 16
-    grey = (np.asarray(image) >> (depth - 8)).astype(np.uint8)
-    if tags.get(262) == 0:  # "white is zero", which Pillow heeds for 8 bits only
-        grey = 255 - grey
-    return Image.fromarray(grey).convert("RGB")
+    gray = (np.asarray(image) >> (depth - 8)).astype(np.uint8)
+    if tags.get(262) == 0:  # "white is zero", which Pillow supports only for 8 bits
+        gray = 255 - gray
+    return Image.fromarray(gray).convert("RGB")
 
 
 def common_size(paths: Sequence[str]) -> tuple[int, int] | None:
-    """Height and width that a sample of the images shares, or None; reads at most about 64 headers."""
+    """Common height and width of a sample of the images, or None if they differ; reads about 64 headers at most."""
     step = max(1, len(paths) // _SAMPLE)
     sizes = set()
     for path in paths[::step]:
@@ -168,7 +170,7 @@ def common_size(paths: Sequence[str]) -> tuple[int, int] | None:
 
 
 class UnequalSizesError(Exception):
-    """Images that should have one size do not; the message names two of them."""
+    """Images differ in size; the message names two of them."""
 
 
 def decode_all(paths: Sequence[str], size: tuple[int, int]) -> Tensor:
@@ -188,15 +190,15 @@ def decode_all(paths: Sequence[str], size: tuple[int, int]) -> Tensor:
                 )
             out[i] = image.transpose(2, 0, 1)
 
-    # The interpreter's lock makes two threads slower than one where an image takes 50 microseconds.
+    # For images that take about 50 microseconds, the GIL makes two threads slower than one.
     _in_parts(len(paths), decode, threads=1 if size[0] * size[1] < 96 * 96 else os.cpu_count())
     return torch.from_numpy(out)
 
 
 def find_broken(paths: Sequence[str]) -> dict[str, str]:
-    """Decode every image once, on all cores, and tell which cannot be read: path -> what is wrong, in their order.
+    """Decode every image once, on all cores, and return the unreadable ones: path -> reason, in the given order.
 
-    It costs what reading the whole set once costs. Raises UserError where it is memory that lacks.
+    Takes as long as reading the whole dataset once. Raises UserError if memory runs out.
     """
     broken: dict[str, str] = {}
 
@@ -214,7 +216,7 @@ def find_broken(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _in_parts(count: int, work: Callable[[range], None], threads: int | None) -> None:
-    """Do `work` for parts of range(count) in threads; the first failure ends it."""
+    """Run `work` on parts of range(count) in threads; stops at the first error."""
     with _quiet(), ThreadPoolExecutor(threads) as pool:
         jobs = [pool.submit(work, range(i, min(i + _PART, count))) for i in range(0, count, _PART)]
         try:
@@ -229,10 +231,10 @@ def _decode(path: str) -> np.ndarray:
     """One image as uint8 (H, W, 3)."""
     if path.lower().endswith((".jpg", ".jpeg")):
         try:
-            # The file read at once and the format named: a fifth less time on small files.
+            # Reading the file at once and naming the format saves a fifth of the time for small files.
             with Image.open(io.BytesIO(Path(path).read_bytes()), formats=("JPEG",)) as image:
                 if image.mode == "RGB":
                     return np.asarray(image)
-        except Exception:  # noqa: S110 (damaged, or no JPEG in spite of its name: the general way says what is wrong)
+        except Exception:  # noqa: S110 (damaged, or not a JPEG despite its name: _open reports the error)
             pass
     return np.asarray(_open(path))

@@ -1,8 +1,8 @@
-"""Batches for training and evaluation: order, sharding over ranks, and resume at any batch.
+"""Batches for training and evaluation: shuffling, sharding over ranks, and resuming at any batch.
 
-Everything random comes from (seed, epoch, batch index) or (seed, epoch, image index), never from a running
-generator. So there is no state to save: `epoch(e, start_batch=k)` continues exactly where a stopped run was;
-two ranks see exactly what one process with the doubled batch sees; and the number of workers changes nothing.
+All randomness is derived from (seed, epoch, batch index) or (seed, epoch, image index), not from a stateful
+generator. So there is no state to save: `epoch(e, start_batch=k)` continues exactly where a run stopped; two ranks
+together see exactly the batches of one process with twice the batch size; the number of workers has no effect.
 """
 
 import math
@@ -18,25 +18,25 @@ from vit_core.data.sources import ImageSource, MemorySource, TensorSource
 from vit_core.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
-# A smaller set than this is kept on the GPU: it saves the copy of every batch.
+# Datasets up to this size are kept on the GPU, which avoids copying every batch.
 _DEVICE_BYTES = 512 * 2**20
 
 
 class BatchLoader:
-    """Batches of (images float32 (B, 3, S, S) on `device`, normalised; labels int64 (B,) on `device`).
+    """Batches of (images float32 (B, 3, S, S) on `device`, normalized; labels int64 (B,) on `device`).
 
-    Training (`train=True`): each epoch has its own order, cut in global batches of batch_size · world
-    images, of which rank r takes the r-th part; the last, incomplete one is left out. A set smaller than one
-    global batch is one batch, cut to a multiple of `world`. Evaluation: rank r takes images r, r + world, …
-    in order, all of them.
+    Training (`train=True`): each epoch is shuffled and split into global batches of batch_size · world images, of
+    which rank r takes the r-th part; the last, incomplete batch is dropped. A dataset smaller than one global batch
+    is one batch, truncated to a multiple of `world`. Evaluation: rank r takes images r, r + world, … in order; no
+    image is dropped.
 
     Args:
-        batch_size: images a batch on this rank.
+        batch_size: batch size on this rank.
         transform: `Augment` or `EvalTransform`; its img_size is S.
-        seed: of the order and of the augmentation; the same on all ranks.
-        num_workers: processes that decode images from the disk, and that augment one by one what does not go in
-            batches. Of a set in memory none on a CPU: its cores are busy with training.
-        limit: evaluate on so many images only, spread evenly over the source: files are often sorted by class.
+        seed: random seed for shuffling and augmentation; the same on all ranks.
+        num_workers: processes that decode images from disk, and that apply augmentations which work on single
+            images. Not used for a dataset in memory when training on a CPU, whose cores are busy.
+        limit: evaluate only this many images, evenly spaced, because files are often sorted by class.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class BatchLoader:
         limit: int | None = None,
     ) -> None:
         if limit is not None and (train or limit < 1):
-            raise ValueError("limit is for evaluation, and at least 1")
+            raise ValueError("limit must be at least 1 and is only allowed with train=False")
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world:
             raise ValueError(
                 f"batch_size must be at least 1, num_workers at least 0 and rank in 0 … world − 1, "
-                f"not {batch_size}, {num_workers} and {rank} of {world}"
+                f"got {batch_size}, {num_workers} and {rank} of {world}"
             )
         if not train and isinstance(transform, Augment):
-            raise ValueError("evaluation takes an EvalTransform: an Augment would draw at random")
+            raise ValueError("evaluation requires an EvalTransform; Augment is random")
         self.batch_size, self.train, self.seed, self.rank, self.world = batch_size, train, seed, rank, world
         self.device = torch.device(device)
         self.transform = transform
@@ -69,7 +69,7 @@ class BatchLoader:
         self._labels = source.labels
         if train:
             self._batches = max(1, self._images // (batch_size * world))
-            self._share = min(batch_size, self._images // world)  # of a batch, for this rank
+            self._share = min(batch_size, self._images // world)  # images per batch on this rank
             if self._share == 0:
                 raise UserError(
                     f"{self._images} training images are too few for {world} processes: use fewer processes"
@@ -94,17 +94,17 @@ class BatchLoader:
 
     @property
     def evaluated(self) -> Tensor:
-        """Which images of the source an evaluation gives on this rank, in their order."""
+        """Indices of the source images that this rank evaluates, in order."""
         return self._order(0)
 
     def __len__(self) -> int:
-        """Batches an epoch on this rank."""
+        """Batches per epoch on this rank."""
         return self._batches
 
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches `start_batch`, `start_batch` + 1, … of `epoch`, the same whatever the start.
+        """The batches `start_batch`, `start_batch` + 1, … of `epoch`; each batch is independent of `start_batch`.
 
-        Raises: UserError for an image that cannot be read, with its path, and for a worker that was killed.
+        Raises: UserError for an unreadable image, with its path, and for a killed worker process.
         """
         order = self._order(epoch)
         parts = [self._part(order, b) for b in range(start_batch, self._batches)]
@@ -125,7 +125,7 @@ class BatchLoader:
         return self._evaluated[self.rank :: self.world]
 
     def _part(self, order: Tensor, batch: int) -> Tensor:
-        """Which images this rank has in `batch`."""
+        """Indices of this rank's images in `batch`."""
         if not self.train:
             return order[batch * self.batch_size : (batch + 1) * self.batch_size]
         first = (batch * self.world + self.rank) * self._share
@@ -135,7 +135,7 @@ class BatchLoader:
         stream = generator("batch", self.seed, epoch, batch, device=self.device)
         share = slice(self.rank * self._share, (self.rank + 1) * self._share) if self.train else slice(None)
 
-        def rand(*shape: int) -> Tensor:  # of the global batch: a rank's part does not depend on how many there are
+        def rand(*shape: int) -> Tensor:  # drawn for the global batch: independent of the number of ranks
             whole = self._share * self.world if self.train else len(images)
             return torch.rand(whole, *shape, generator=stream, device=self.device)[share]
 
@@ -151,7 +151,7 @@ class BatchLoader:
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Prepare each batch on a stream of its own while the one before it is being used."""
+    """Prepare each batch on a separate CUDA stream while the previous one is being used."""
     main = torch.cuda.current_stream(device)
     side = torch.cuda.Stream(device)
     side.wait_stream(main)

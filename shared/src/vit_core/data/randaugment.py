@@ -1,11 +1,11 @@
-"""RandAugment (Cubuk et al., 2020, https://arxiv.org/abs/1909.13719) of one uint8 image (3, H, W).
+"""RandAugment (Cubuk et al., 2020, https://arxiv.org/abs/1909.13719) for one uint8 image (3, H, W).
 
-Magnitudes are a share in [0, 1] of each operation's range. The sixteen operations are those of the TensorFlow
-code of the paper; the ranges are those of `torchvision.transforms.RandAugment`, and where that has no such
-operation, of the TensorFlow code. Geometric operations interpolate bilinearly and fill with black.
+Magnitudes are fractions in [0, 1] of each operation's range. The sixteen operations are those of the paper's
+TensorFlow code. The ranges are those of `torchvision.transforms.RandAugment`; for operations that it lacks, those
+of the TensorFlow code. Geometric operations use bilinear interpolation and fill with black.
 
-A second rule, "fixed", draws no directions, has other ranges (shears of up to one degree, shifts of up to a third,
-...), inverts every second time, and takes the nearest pixel.
+The alternative rule "fixed" draws no directions, has other ranges (shears up to one degree, translations up to a
+third of the image, ...), applies Invert with probability 0.5, and uses nearest-neighbor interpolation.
 """
 
 import math
@@ -22,11 +22,11 @@ SIXTEEN = (
 )
 NAMES = (*SIXTEEN, "Identity")
 RULES = ("torchvision", "fixed")
-_GREY = 128
+_GRAY = 128
 
 
 class RandAugment(nn.Module):
-    """`num_ops` operations out of `names`, drawn with replacement; a direction is drawn for those that have one."""
+    """Apply `num_ops` operations drawn from `names` with replacement, each in a random direction if it has one."""
 
     def __init__(
         self, num_ops: int, magnitude: float, names: Sequence[str] = SIXTEEN, rule: str = "torchvision"
@@ -43,7 +43,7 @@ class RandAugment(nn.Module):
 
 
 def operation(image: Tensor, name: str, magnitude: float, sign: int = 1, rule: str = "torchvision") -> Tensor:
-    """One of NAMES, `sign` (−1 or 1) being its direction. uint8 (3, H, W) to the same."""
+    """Apply one of NAMES in direction `sign` (−1 or 1). uint8 (3, H, W) -> uint8 (3, H, W)."""
     table = _FIXED if rule == "fixed" else _TORCHVISION
     return table[name](image, magnitude, sign)
 
@@ -51,7 +51,7 @@ def operation(image: Tensor, name: str, magnitude: float, sign: int = 1, rule: s
 def _affine(
     image: Tensor, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0), *, fixed: bool = False
 ) -> Tensor:
-    """Sheared, by degrees, about the top left corner and bilinearly; fixed: about the center, by nearest pixels."""
+    """Shear (in degrees) about the top left corner, bilinear; if `fixed`, about the center, nearest-neighbor."""
     moved: Tensor = tvf.affine(
         image,
         0.0,
@@ -77,12 +77,12 @@ def _solarize_add(image: Tensor, magnitude: float) -> Tensor:
 
 
 def _cutout(image: Tensor, magnitude: float) -> Tensor:
-    """Grey square of up to 80/224 of the side, its center anywhere, cut at the border."""
+    """Gray square with a side of up to 80/224 of the image's, centered anywhere, clipped at the border."""
     H, W = image.shape[1:]
     half, (y, x) = 40 / 224 * W * magnitude, torch.rand(2).tolist()
     rows = (torch.arange(H) + 0.5 - y * H).abs() < half
     columns = (torch.arange(W) + 0.5 - x * W).abs() < half
-    return image.masked_fill(rows[:, None] & columns, _GREY)
+    return image.masked_fill(rows[:, None] & columns, _GRAY)
 
 
 _TORCHVISION: dict[str, Callable[[Tensor, float, int], Tensor]] = {

@@ -1,4 +1,4 @@
-"""Where a loader takes images from: a tensor in memory, files on disk, or random numbers."""
+"""Image sources of a loader: a tensor in memory, files on disk, or random numbers."""
 
 import os
 from pathlib import Path
@@ -19,20 +19,20 @@ _MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that cache="auto" keeps in 
 
 
 class ImageSource(Protocol):
-    """N labelled images; `MemorySource`, `DiskSource` and `FakeSource` differ in where the pixels are."""
+    """N labeled images; `MemorySource`, `DiskSource` and `FakeSource` differ in where the pixels come from."""
 
     labels: Tensor  # (N,) int64, on the CPU
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image | Tensor:
-        """One image: by PIL in RGB, or uint8 (3, H, W) on the CPU. Raises UserError where it cannot be read."""
+        """One image: a PIL RGB image, or uint8 (3, H, W) on the CPU. Raises UserError if it cannot be read."""
         ...
 
 
 @runtime_checkable
 class TensorSource(ImageSource, Protocol):
-    """A source whose images all have one size and are picked out of a tensor."""
+    """A source whose images all have the same size and are stored in a tensor."""
 
     def gather(self, indices: Tensor, device: torch.device) -> Tensor:
         """Images at `indices` (B,): uint8 (B, 3, H, W) on `device`."""
@@ -44,9 +44,9 @@ class MemorySource:
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+            raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         if labels.shape != images.shape[:1]:
-            raise ValueError(f"{len(images)} images but labels of shape {tuple(labels.shape)}")
+            raise ValueError(f"labels must have shape ({len(images)},), got {tuple(labels.shape)}")
         self.images = images
         self.labels = labels.long()
 
@@ -70,11 +70,11 @@ class MemorySource:
 
 
 class DiskSource:
-    """Image files, decoded when they are needed, by the worker processes of a `BatchLoader`."""
+    """Image files, decoded on demand by the worker processes of a `BatchLoader`."""
 
     def __init__(self, paths: list[str], labels: list[int]) -> None:
         # One block of bytes: a list of a million strings would be copied into every worker, page by page, as
-        # their reference counts change. End to end: in a table, one long path would widen the row of each.
+        # their reference counts change. Concatenated: in a NumPy string array, one long path would widen all rows.
         encoded = [os.fsencode(p) for p in paths]
         self._names = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)])
@@ -88,7 +88,7 @@ class DiskSource:
         return Path(os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]]))
 
     def image(self, index: int) -> Image.Image:
-        """Image `index`, decoded. Raises UserError, which names the file."""
+        """Image `index`, decoded. Raises UserError that names the file."""
         path = str(self.path(index))
         try:
             return open_image(path)
@@ -99,7 +99,7 @@ class DiskSource:
 
 
 class FakeSource:
-    """`count` random images of S×S, out of 64 that are made on the device that asks for them."""
+    """`count` random S×S images, drawn from a pool of 64 that is generated on the requested device."""
 
     pool_size = 64
 
@@ -117,7 +117,7 @@ class FakeSource:
         return self.gather(torch.tensor([index]), torch.device("cpu"))[0]
 
     def gather(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Images at `indices` (B,): uint8 (B, 3, S, S) on `device`, the same at each call."""
+        """Images at `indices` (B,): uint8 (B, 3, S, S) on `device`, the same on every call."""
         if device not in self._pools:
             generator = torch.Generator(device).manual_seed(self._seed)
             self._pools[device] = torch.randint(256, self._shape, generator=generator, dtype=torch.uint8, device=device)
@@ -125,16 +125,15 @@ class FakeSource:
 
 
 def source_from_files(paths: list[str], labels: list[int], cache: Cache) -> MemorySource | DiskSource:
-    """The images in memory or on disk, as `cache` says.
+    """A source that keeps the images in memory or reads them from disk, depending on `cache`.
 
-    "auto" is memory where all images have one size and take at most 2 GiB; it reads about 64 headers to
-    rule that out, and falls back to disk when it meets an odd image, or the end of the memory, while it
-    decodes the rest.
+    "auto" uses memory if all images have the same size and take at most 2 GiB. It first compares about 64 headers,
+    and falls back to disk if it finds an image of another size, or runs out of memory, while decoding the rest.
 
-    Raises: UserError for an unreadable image, and for cache "memory" with images of unequal size or too many.
+    Raises: UserError for an unreadable image, and for cache "memory" if the images differ in size or do not fit.
     """
     if cache not in CACHES:
-        raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
+        raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
     if cache == "disk":
         return DiskSource(paths, labels)
     size = common_size(paths)

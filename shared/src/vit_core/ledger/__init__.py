@@ -1,1 +1,1 @@
-"""The ledger: what papers claim (`claims`), what was found (`verdicts`), when rows differ (`statistics`)."""
+"""The ledger: the papers' claims (`claims`), their verdicts (`verdicts`) and significance tests (`statistics`)."""

@@ -1,7 +1,7 @@
-"""Whether rows of a table differ: paired differences over seeds, t intervals, Holm's correction.
+"""Significance of differences between rows: paired differences over seeds, t intervals, Holm correction.
 
-A seed draws the same initial values and the same order of images for every row, so rows are compared seed by seed. With
-two or three seeds an interval is wide (t = 12.7 and 4.3); that is how little two or three runs say.
+All rows with the same seed use the same initialization and data order, so rows are compared seed by seed. With two or
+three seeds the intervals are wide (t = 12.7 and 4.3), as they should be for so few runs.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ UNBOUNDED = (float("-inf"), float("inf"))
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences with its interval; `p` of the two-sided paired t-test, corrected where said."""
+    """Mean of paired differences with its interval; `p` from the two-sided paired t-test, Holm-adjusted where noted."""
 
     mean: float
     low: float
@@ -27,11 +27,11 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        """ "+3.22 (+2.38 … +4.06)"; one pair has no interval."""
+        """ "+3.22 (+2.38 … +4.06)"; a single pair has no interval."""
         interval = f"({self.low:+.2f} … {self.high:+.2f})" if self.n > 1 else "(one seed: no interval)"
         return f"{self.mean:+.2f} {interval}"
 
@@ -46,15 +46,17 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float,
 
 
 def paired_difference(treatment: Sequence[float], baseline: Sequence[float], level: float = LEVEL) -> Difference:
-    """treatment - baseline, the same seed at the same position. ValueError where they do not pair."""
+    """treatment - baseline, with the same seed at the same position. ValueError for different or zero lengths."""
     if len(treatment) != len(baseline) or not treatment:
-        raise ValueError(f"{len(treatment)} and {len(baseline)} values: paired differences need a pair for each seed")
+        raise ValueError(
+            f"paired differences need one value per seed in both rows, got {len(treatment)} and {len(baseline)} values"
+        )
     differences = [a - b for a, b in zip(treatment, baseline, strict=True)]
     mean = statistics.fmean(differences)
     low, high = mean_interval(differences, level)
     if len(differences) < 2:
         p = 1.0
-    elif low == high:  # all alike: no spread to judge by
+    elif low == high:  # all differences are equal: zero variance
         p = float(mean == 0)
     else:
         p = float(stats.ttest_1samp(differences, 0).pvalue)
@@ -74,10 +76,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def corrected_differences(
     pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], level: float = LEVEL
 ) -> dict[str, Difference]:
-    """The paired difference of each pair (treatment, baseline), corrected for their number by Holm's method.
+    """The paired difference of each pair (treatment, baseline), Holm-corrected for the number of pairs.
 
-    An interval has the level at which Holm's procedure decides about its pair, so it leaves zero out exactly where the
-    adjusted p is under 1 - level.
+    Each interval has the level at which Holm's procedure tests its pair, so it excludes zero exactly if the adjusted p
+    is below 1 - level.
     """
     raw = {name: paired_difference(*pair).p for name, pair in pairs.items()}
     adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
@@ -87,7 +89,7 @@ def corrected_differences(
         alpha = (1 - level) / tests
         difference = paired_difference(*pairs[name], level=1 - alpha)
         found[name] = dataclasses.replace(difference, p=adjusted[name])
-        if raw[name] < alpha:  # rejected: the next is tested at a larger alpha; the first that is not ends that
+        if raw[name] < alpha:  # rejected: the next is tested at a larger alpha, until the first non-rejection
             tests -= 1
     return {name: found[name] for name in pairs}
 
@@ -97,7 +99,7 @@ def differences_to_baseline(
 ) -> dict[str, Difference]:
     """Each row against the baseline over the seeds that both have, corrected for the number of rows.
 
-    rows: row -> seed -> value. A row that shares no seed with the baseline is left out.
+    rows: row -> seed -> value. Rows that share no seed with the baseline are left out.
     """
     pairs = {}
     for row, values in rows.items():

@@ -1,18 +1,18 @@
-"""The verdict of each claim, computed from what is claimed and what was found; never written down.
+"""The verdict of each claim, always computed from the claim and the evidence, never stored.
 
     contradicted       the original's own code, logs, tables or figures say otherwise
-    holds              the claim agrees with what was measured at its setting, or with what the original's code does
+    holds              the claim agrees with a measurement at its setting, or with what the original's code does
     holds if …         not as stated, but under another reading of the setting, which the entry names
     fails              measured at its setting, and false under every reading
-    undecided          measured at its setting, but the interval reaches from agreement into disagreement, or there is
-                       one training only and so no interval
+    undecided          measured at its setting, but the interval includes both agreeing and disagreeing values, or there
+                       is only one training and so no interval
     scaled: …          not measured at its setting; a smaller model, over at least three paired seeds, agrees with its
-                       direction, disagrees, or leaves it undecided
-    cannot be run      weights, data or machine are not to be had
+                       direction, disagrees, or is inconclusive
+    cannot be run      weights, data or hardware are not available
     not run            nothing was measured at its setting
-    error              the check itself ended in an exception, which the report shows
+    error              the check itself raised an exception, which the report shows
 
-The first in this order that applies is given: what the original's own artefacts say comes before what is measured here.
+The first in this order that applies is used: the original's own artifacts take precedence over measurements made here.
 """
 
 import dataclasses
@@ -52,41 +52,41 @@ SEED = 0  # of every instant check
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a claim beside what was found; of what is no table row and column are empty."""
+    """One claimed value and the value found; row and column are empty unless the claim is a table."""
 
     row: str
     column: str
     claimed: Scalar | Sequence[float]
-    found: Scalar | Sequence[float] | None  # None: nothing
-    verdict: str  # holds, fails or undecided; "" where nothing was found
+    found: Scalar | Sequence[float] | None
+    verdict: str  # holds, fails or undecided; "" if nothing was found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A measurement that the page shows beside a claim."""
+    """A measurement shown with a claim."""
 
     measured: Measured
     decides: bool  # whether its run meets the claim's setting
-    interval: tuple[float, float] | None = None  # 95%, of a single number
+    interval: tuple[float, float] | None = None  # 95% interval of a single number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim with what was found."""
+    """A claim with its verdict and the evidence for it."""
 
     claim: Claim
     verdict: str  # one of VERDICTS
-    reason: str = ""  # what decided, in words
-    cells: Sequence[Cell] = ()  # of the measurement or artefact that decided
-    found: Sequence[Found] = ()  # every measurement, the deciding one first
+    reason: str = ""  # what the verdict is based on
+    cells: Sequence[Cell] = ()  # values of the measurement or artifact that the verdict is based on
+    found: Sequence[Found] = ()  # all measurements, the deciding one first
     condition: str = ""  # "holds if" this
-    under: Sequence[tuple[str, Value]] = ()  # what the other readings gave
-    differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)  # of a scaled verdict: by row
+    under: Sequence[tuple[str, Value]] = ()  # values under the other readings
+    differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)  # of a scaled verdict, by row
     how: str = ""  # of an instant check: the first paragraph of its function's docstring
     error: str = ""
 
 
-Trained = Callable[[Sequence[Outcome]], Measured | None]  # what this run's own trainings reached
+Trained = Callable[[Sequence[Outcome]], Measured | None]  # results of this run's own trainings
 
 
 def judge(
@@ -95,10 +95,10 @@ def judge(
     on_claim: Callable[[Claim], None] | None = None,
     trained: Trained = lambda outcomes: None,
 ) -> list[Verdict]:
-    """The verdict of each claim, the instant ones measured now.
+    """The verdict of each claim; instant claims are measured now.
 
-    on_claim: called before each. trained: what this run's own trainings by the paper's recipe reached; it replaces what
-    is recorded.
+    on_claim: called before each claim. trained: returns results of this run's own trainings with the paper's recipe,
+    which replace the recorded measurements.
     """
     now = run_of_now()
     verdicts = []
@@ -108,14 +108,14 @@ def judge(
         reached = trained(claim.outcomes) if claim.outcomes else None
         try:
             verdicts.append(_judge(claim, checks, now, reached))
-        except (Exception, SystemExit) as e:  # a broken check is a result, too: the other claims are still to be judged
+        except (Exception, SystemExit) as e:  # a broken check must not stop the other claims
             how = _how(checks, claim.check)
             verdicts.append(Verdict(claim=claim, verdict=ERROR, how=how, error=f"{type(e).__name__}: {e}"))
     return verdicts
 
 
 def run_of_now() -> Run:
-    """The provenance of what is measured here and now."""
+    """The provenance of measurements made by this process."""
     where = environment()
     return Run(
         name="now", what="measured by this run", by="ours", meets=(), command="reproduce claims",
@@ -154,11 +154,11 @@ def _judge(claim: Claim, checks: Checks, now: Run, reached: Measured | None) -> 
 
 
 def _measurements(claim: Claim, checks: Checks, now: Run, reached: Measured | None) -> list[Found]:
-    """What was measured of a claim: first what decides, and of that first what the original's own code gave."""
+    """The measurements of a claim: deciding ones first, and among these the original's own code first."""
     if claim.cost == "instant":
         if not claim.check:
             return []
-        results = "computed from the paper's own figures" if claim.kind == "arithmetic" else "measured by this run"
+        results = "computed from the paper's own numbers" if claim.kind == "arithmetic" else "measured by this run"
         seed = None if claim.kind == "arithmetic" else SEED
         value = _measure(checks, claim.check)
         return [Found(measured=Measured(run=now, value=value, seed=seed, results=results), decides=True)]
@@ -170,7 +170,7 @@ def _measurements(claim: Claim, checks: Checks, now: Run, reached: Measured | No
 
 
 def interval_of(measured: Measured) -> tuple[float, float] | None:
-    """95% interval of a measured number: as it is recorded, or by t over the seeds; None where there is none."""
+    """95% interval of a measured number: the recorded one, or a t interval over the seeds; None if there is none."""
     if measured.interval is not None:
         low, high = measured.interval
         return low, high
@@ -185,7 +185,7 @@ def _by_measurement(base: Verdict, found: Found, checks: Checks, now: Run) -> Ve
     compared = _compare(claim, measured.value, measured, found.interval)
     verdict = _of_cells(compared)
     if verdict == FAILS and claim.kind == "arithmetic":
-        reason = "the paper's own figures give another value"
+        reason = "the paper's own numbers give another value"
         return dataclasses.replace(base, verdict=CONTRADICTED, reason=reason, cells=compared)
     if verdict != FAILS:
         reason = "" if verdict == HOLDS else _why_undecided(measured)
@@ -205,8 +205,8 @@ def _by_measurement(base: Verdict, found: Found, checks: Checks, now: Run) -> Ve
 def _why_undecided(measured: Measured) -> str:
     seeds = len(measured.seed) if isinstance(measured.seed, Sequence) else 1
     if seeds == 1 and measured.interval is None:
-        return "one measurement: there is no interval to judge by"
-    return "the interval reaches from agreement into disagreement" + (f" (n = {seeds})" if seeds > 1 else "")
+        return "only one measurement, so there is no interval"
+    return "the interval includes both agreeing and disagreeing values" + (f" (n = {seeds})" if seeds > 1 else "")
 
 
 def _by_scaled(base: Verdict, scaled: Scaled) -> Verdict:
@@ -222,7 +222,7 @@ def _by_scaled(base: Verdict, scaled: Scaled) -> Verdict:
 
 
 def _of_cells(compared: Sequence[Cell]) -> str:
-    """Of a table: one cell that fails is enough."""
+    """Verdict of a table: it fails if any cell fails."""
     verdicts = [cell.verdict for cell in compared]
     return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
@@ -235,12 +235,12 @@ def _compare(
     *,
     partial: bool = False,
 ) -> list[Cell]:
-    """Cell by cell. ValueError where a cell is missing (unless `partial`) or is none of the claim's."""
+    """Compare cell by cell. ValueError for a missing cell (unless `partial`) or one that is not in the claim."""
     claimed = {(row, column): cell for row, column, cell in cells(claim.claimed)}
     found = {(row, column): cell for row, column, cell in cells(value)}
     missing, foreign = claimed.keys() - found.keys(), found.keys() - claimed.keys()
     if foreign or (missing and not partial):
-        raise ValueError(f"the table claimed and the one found differ in {min(foreign or missing)}")
+        raise ValueError(f"the claimed and the measured table have different cells: {min(foreign or missing)}")
     return [
         Cell(row, column, claimed[row, column], cell, _decide(claim, claimed[row, column], cell, measured, interval))
         for (row, column), cell in found.items()
@@ -254,14 +254,14 @@ def _decide(
     measured: Measured | None,
     interval: tuple[float, float] | None,
 ) -> str:
-    """holds, fails or undecided. Where there is an interval, it is held against the band of values that agree."""
+    """holds, fails or undecided. An interval, if there is one, is compared with the range of agreeing values."""
     band = _band(claim, claimed)
     if band is None or isinstance(found, str | bool):
         agree = [found] if isinstance(found, Scalar) else list(found)
         return HOLDS if agree and all(type(f) is type(claimed) and f == claimed for f in agree) else FAILS
     if measured is not None and claim.kind in OF_A_RUN:
         if interval is None and isinstance(found, Sequence) and len(found) > 1 and isinstance(measured.seed, Sequence):
-            interval = mean_interval([float(f) for f in found])  # of one cell of a table
+            interval = mean_interval([float(f) for f in found])  # for one cell of a table
         if interval is None:
             return UNDECIDED
         inside = [_inside(band, end) for end in interval]
@@ -270,14 +270,14 @@ def _decide(
             return HOLDS
         return FAILS if not any(inside) and (interval[1] <= low or interval[0] >= high) else UNDECIDED
     values = [float(f) for f in found] if isinstance(found, Sequence) else [float(found)]
-    return HOLDS if values and all(_inside(band, v) for v in values) else FAILS  # of several, one a block: each
+    return HOLDS if values and all(_inside(band, v) for v in values) else FAILS  # e.g. one value per block: all of them
 
 
-Band = tuple[float, float, bool]  # from, to, whether the ends are outside
+Band = tuple[float, float, bool]  # low, high, whether the ends are excluded
 
 
 def _band(claim: Claim, claimed: Scalar | Sequence[float]) -> Band | None:
-    """The values that agree with a claimed number; None for a text or a truth value."""
+    """The range of values that agree with a claimed number; None for strings and booleans."""
     if isinstance(claimed, Sequence) and not isinstance(claimed, str):
         low, high = (float(c) for c in claimed)
         return low, high, False
@@ -299,14 +299,14 @@ def _inside(band: Band, value: float) -> bool:
 
 
 def _measure(checks: Checks, name: str) -> Value:
-    """Run a check under a seed of its own; the caller's random state stays as it was."""
+    """Run a check with its own random seed; the caller's random state is unchanged."""
     if name not in checks:
         raise ValueError(f"the package has no check called {name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         value = checks[name]()
     if not isinstance(value, float | int | bool | str | Sequence | Mapping):
-        raise TypeError(f"the check {name} gave {type(value).__name__}, no plain value")
+        raise TypeError(f"the check {name} returned a {type(value).__name__}, expected a number, string, list or table")
     return value
 
 
@@ -317,13 +317,13 @@ def _how(checks: Checks, name: str) -> str:
 
 
 def count(verdicts: Iterable[str]) -> dict[str, int]:
-    """How many of the verdicts are each."""
+    """Number of occurrences of each verdict."""
     counted = Counter(verdicts)
     return {name: counted[name] for name in VERDICTS}
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """How many claims were checked, and how, in one sentence: what decided first, what was not run last."""
+    """How many claims were checked, and how, in one sentence: decided claims first, unmeasured ones last."""
     measured = {HOLDS: "hold", HOLDS_IF: "hold under another reading", FAILS: "fail", UNDECIDED: "undecided"}
     scaled = {AGREES: "agree", DISAGREES: "disagree", OPEN: "undecided"}
     parts = []

@@ -1,1 +1,1 @@
-"""`reproduce`: every installed paper trained, evaluated, explained, and its claims beside what was measured."""
+"""`reproduce`: train, evaluate and explain every installed paper, and compare its claims with measurements."""

@@ -1,7 +1,7 @@
-"""`reproduce bench`: every paper's models beside the ones they are compared with, and the targets of the speed ratios.
+"""`reproduce bench`: time every paper's models and their baselines, and check the targets of the speed ratios.
 
-Both models of a pair alternate within one process: a machine whose speed drifts slows both. A ratio is the median of
-the rounds' ratios.
+The two models of a pair alternate within one process, so that drifting machine speed affects both. A ratio is the
+median of the per-round ratios.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from vit_core.training.run_folder import environment
 def bench(
     papers: Mapping[str, Paper], device: torch.device, amp: str, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Figures of every benchmark, as JSON has them. say: told each line of the table as soon as it is known."""
+    """Results of every benchmark, as JSON values. say: called with each line of the table as soon as it is known."""
     say(
         f"{device}, {torch.get_num_threads()} threads, AMP {amp}, medians of {rounds} rounds; targets are for a CPU "
-        f"without AMP\n{_line('model (batch)', 'beside', 'inference', 'training', 'GMACs', 'params', 'peak memory')}"
+        f"without AMP\n{_line('model (batch)', 'baseline', 'inference', 'training', 'GMACs', 'params', 'peak memory')}"
     )
     judged = device.type == "cpu" and amp == "off"
     rows = []
@@ -48,7 +48,7 @@ def bench(
 def _further(paper: Paper, device: torch.device, rounds: int, judged: bool) -> list[dict[str, Any]]:
     if paper.further_benchmarks is None:
         return []
-    with redirect_stdout(io.StringIO()):  # their own tables
+    with redirect_stdout(io.StringIO()):  # they print their own tables
         figures = paper.further_benchmarks(device, rounds)
     return [
         f._asdict() | {"met": (f.value >= f.target if f.at_least else f.value <= f.target) if judged else None}

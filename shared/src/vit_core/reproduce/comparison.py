@@ -1,4 +1,4 @@
-"""The papers side by side, on the same images: accuracy, size, speed, and how good their explanations are."""
+"""Comparison of the papers on the same images: accuracy, size, speed, and quality of the explanations."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -19,27 +19,27 @@ from vit_core.training.evaluation import evaluate
 from vit_core.training.precision import choose_precision
 
 IMAGES = 40  # for the explanations
-BATCH, ROUNDS = 64, 5  # of the timing
+BATCH, ROUNDS = 64, 5  # for the timing
 HEADS = (
-    "paper", "row", "dataset", "epochs", "top-1, %", "parameters", "multiply-adds, 10⁶", "images a second",
-    "deletion beyond random", "±", "insertion beyond random", "±", "FAP, %", "±",
+    "paper", "row", "dataset", "epochs", "top-1, %", "parameters", "multiply-adds, 10⁶", "images/s",
+    "deletion − random", "±", "insertion − random", "±", "FAP, %", "±",
 )  # fmt: skip
 CAPTION = (
-    "Every row was trained by its own paper's recipe and for the epochs that it names, so accuracies of different"
-    " papers do not compare: plain ViTs of the same size stand in several papers' rows, and how far these lie "
-    "apart is what a recipe and a few epochs do. What compares is size and speed (batches of {batch}, all models "
-    "in turn, medians of {rounds} rounds). Explanations, over {images} test images and the true class, ± the "
-    "standard error over the images: deletion takes away the patches that Grad-CAM calls important (lower is "
-    "better), insertion puts them back (higher is better), both as areas under the class's probability in "
-    "percent, minus those of random maps. FAP is the share of Grad-CAM's top 15% of places that the model's own "
-    "attention has on top, too; by chance 15.6%; — where a model has no one map of attention."
+    "Each row was trained with its own paper's recipe and number of epochs, so accuracies of different papers are not "
+    "comparable: several papers' rows include plain ViTs of the same size, and their accuracies differ because of "
+    "recipe and epochs alone. Size and speed are comparable (batch size {batch}, models timed in turn, medians of "
+    "{rounds} rounds). Explanations are measured on {images} test images for the true class, ± the standard error over "
+    "images: deletion removes the patches that Grad-CAM marks as important (lower is better), insertion adds them back "
+    "(higher is better); both are areas under the curve of the class's probability in percent, minus those of random "
+    "maps. FAP is the share of Grad-CAM's top 15% of positions that are also in the top 15% of the model's attention; "
+    "15.6% by chance; — if a model has no single attention map."
 )
 
 
 def compare(
     papers: Mapping[str, Paper], options: Options, folder: Path, report: Callable[[float, str], None]
 ) -> dict[str, Any] | None:
-    """heads, rows and caption for the page; None where nothing is trained."""
+    """heads, rows and caption for the page; None if nothing is trained."""
     chosen: list[tuple[Paper, str, Subject]] = []
     for name, paper in papers.items():
         found = studies(paper, options, folder / name)
@@ -49,7 +49,7 @@ def compare(
                 chosen += [(paper, row, study.subject(row, options.seeds[0])) for row in training.compared]
     if not chosen:
         return None
-    chosen.sort(key=lambda entry: entry[2].dataset.name)  # rows of the same images together
+    chosen.sort(key=lambda entry: entry[2].dataset.name)  # group rows of the same dataset
     speeds = _images_per_second([subject for _, _, subject in chosen])
     rows = []
     for number, ((paper, label, subject), speed) in enumerate(zip(chosen, speeds, strict=True)):
@@ -61,7 +61,7 @@ def compare(
 
 
 def _images_per_second(subjects: list[Subject]) -> list[float]:
-    """Of each model, in batches of `BATCH`; of fewer evaluation images, in one batch of those."""
+    """Inference speed of each model with batch size `BATCH`, or all evaluation images if there are fewer."""
     batches = [
         next(iter(s.trained.loader(s.dataset, s.world, batch_size=BATCH, num_workers=0).epoch()))[0] for s in subjects
     ]
@@ -93,12 +93,12 @@ def _figures(subject: Subject, speed: float, paper: Paper) -> list[Any]:
 
 
 def _beyond_random(subject: Subject) -> list[Any]:
-    """Deletion area of Grad-CAM minus that of random maps, its standard error, and the same of insertion, in points.
+    """Deletion area of Grad-CAM minus that of random maps, its standard error, and the same for insertion, in points.
 
-    Each "—" where Grad-CAM is empty.
+    All are "—" if Grad-CAM is empty.
     """
     model, generator = subject.trained.model, torch.Generator().manual_seed(0)
-    areas: list[Tensor] = []  # (2, B) a batch
+    areas: list[Tensor] = []  # (2, B) per batch
     for images, targets in subject.loader(IMAGES).epoch():
         try:
             maps = grad_cam(model, images, targets)

@@ -1,17 +1,17 @@
-"""Training curves as coordinates, in percent of the plot: the template draws them as SVG that follows the theme."""
+"""Coordinates of the training curves, in percent of the plot area; the template draws them as SVG."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25)  # between two labels of an axis
+STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25)  # possible tick spacings
 
 
 def curve_chart(rows: Sequence[Mapping[str, Any]], value: str = "val_acc1") -> dict[str, Any] | None:
-    """Ticks and lines, the best at the end first. None without any epoch.
+    """Ticks and lines, sorted by final value, best first. None if there are no epochs.
 
-    rows: as in results.json. A line is the mean over a row's seeds; `band` encloses them where there are several.
+    rows: as in results.json. A line is the mean over a row's seeds; with several seeds, `band` spans their range.
     """
     curves = [(number, row["label"], _by_epoch(row["seeds"], value)) for number, row in enumerate(rows)]
     curves = [c for c in curves if c[2]]
@@ -46,7 +46,7 @@ def curve_chart(rows: Sequence[Mapping[str, Any]], value: str = "val_acc1") -> d
 
 
 def _by_epoch(seeds: Sequence[Mapping[str, Any]], value: str) -> dict[int, list[float]]:
-    """Epoch -> the values of the seeds that were measured then."""
+    """Epoch -> the values of the seeds evaluated at that epoch."""
     epochs: dict[int, list[float]] = {}
     for seed in seeds:
         for point in seed["curve"]:
@@ -57,7 +57,7 @@ def _by_epoch(seeds: Sequence[Mapping[str, Any]], value: str) -> dict[int, list[
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers, at most about `most`, the first at or below `low`, the last at or above `high`."""
+    """About `most` round numbers; the first is at or below `low`, the last at or above `high`."""
     span = max(high - low, STEPS[0])
     scale = 10.0 ** max(0, math.ceil(math.log10(span / (most - 1) / STEPS[-1])))
     step = next((s for s in STEPS if s * scale * (most - 1) >= span), STEPS[-1]) * scale

@@ -1,4 +1,4 @@
-"""`reproduce evaluate --dataset`: the models of a run on other images of the same classes."""
+"""`reproduce evaluate --dataset`: evaluate the models of a run on another dataset with the same classes."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -15,9 +15,9 @@ from vit_core.training.run_folder import environment
 
 
 def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, download: bool = False) -> None:
-    """Print a line a model, and write evaluation_<dataset>.json into the run's folder.
+    """Print one line per model, and write evaluation_<dataset>.json to the run folder.
 
-    UserError where nothing is trained, or for images of another number of classes.
+    UserError if a model is not trained, or if the dataset has a different number of classes.
     """
     wanted = SimpleNamespace(
         dataset=dataset, data_path=data_path, download=download, eval_split=None, num_workers=4, skip_broken=False
@@ -44,4 +44,4 @@ def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, downl
                 )  # fmt: skip
     file = run.folder / f"evaluation_{dataset}.json"
     write_json(file, {"dataset": dataset, "data_path": data_path, "rows": rows, "environment": environment()})
-    print(f"in {file}")
+    print(f"results written to {file}")

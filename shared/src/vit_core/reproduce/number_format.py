@@ -1,4 +1,4 @@
-"""Numbers, claims and durations as a reader wants them: the filters of the page's template."""
+"""Formatting of numbers, claims and durations: the filters of the page's template."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 MINUS, THIN, DASH = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{EM DASH}"
 SIGNS = {"about": "", "at least": "≥", "at most": "≤", "above": ">", "below": "<", "between": ""}
-SYMBOLS = ("%", "M", "s", "ms", "min", "h", "kB", "MB", "GB")  # units that stand right at the number
+SYMBOLS = ("%", "M", "s", "ms", "min", "h", "kB", "MB", "GB")  # units written directly after the number
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -17,9 +17,9 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any, decimals: int | None = None) -> str:
-    """13054564 -> "13,054,564"; 0.012345 -> "0.0123"; 2.1e-7 -> "2.1×10⁻⁷"; True -> "yes"; None -> "—"; text as it is.
+    """13054564 -> "13,054,564"; 0.012345 -> "0.0123"; 2.1e-7 -> "2.1×10⁻⁷"; True -> "yes"; None -> "—"; text unchanged.
 
-    Without `decimals`, a float shows three significant digits, or two decimals where it is one or more.
+    Without `decimals`, a float is shown with three significant digits, or two decimals if it is at least 1.
     """
     if value is None:
         return DASH
@@ -39,7 +39,7 @@ def number(value: Any, decimals: int | None = None) -> str:
 
 
 def _decimals(value: float) -> int:
-    """How many decimals are worth showing, without zeros at the end."""
+    """Number of decimals to show, without trailing zeros."""
     size = abs(value)
     if isinstance(value, int) or not math.isfinite(size) or not size or size >= 1000:
         return 0
@@ -48,7 +48,7 @@ def _decimals(value: float) -> int:
 
 
 def columns(rows: Sequence[Sequence[Any]]) -> list[list[str]]:
-    """The cells of a table as text: the numbers of one column with the same decimals, so that their digits align."""
+    """The cells of a table as text; numbers of one column have the same number of decimals, so that they align."""
     shown = []
     for cells in itertools.zip_longest(*rows):
         aligned = [
@@ -64,14 +64,14 @@ def is_number_column(rows: Sequence[Sequence[Any]], place: int) -> bool:
 
 
 def percent(value: float | Sequence[float] | None) -> str:
-    """93.0556 -> "93.06 %"; of several their mean and spread."""
+    """93.0556 -> "93.06 %"; for several values, mean and standard deviation."""
     if value is None or value == []:
         return DASH
     return f"{mean_and_spread([value] if isinstance(value, int | float) else value, 2)}{THIN}%"
 
 
 def mean_and_spread(values: Sequence[float], decimals: int | None = None) -> str:
-    """ "62.10 ± 0.40": mean and, of several, their standard deviation."""
+    """ "62.10 ± 0.40": mean and, for several values, standard deviation."""
     mean = statistics.fmean(values)
     decimals = _decimals(mean) if decimals is None else decimals
     spread = f" ± {number(statistics.stdev(values), decimals)}" if len(values) > 1 else ""
@@ -90,7 +90,7 @@ def duration(seconds: float | None) -> str:
 
 
 def claimed(claim: Mapping[str, Any]) -> str:
-    """ "≥ 2.5 ×": the number with exactly the digits that the paper gives, for the tolerance depends on them."""
+    """ "≥ 2.5 ×": the number with exactly the paper's digits, because the tolerance depends on them."""
     value = claim["claimed"]
     if claim["comparison"] == "between":
         return _with_unit("–".join(map(as_written, value)), claim["unit"])
@@ -105,19 +105,19 @@ def as_written(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value of a table of claims: a number, or the mean and spread of several seeds."""
+    """A cell of a table of claims: a number, or mean and standard deviation over several seeds."""
     several = isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
     return mean_and_spread(value) if several else number(value)
 
 
 def measured(value: Any, claim: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
-    """A measured value, or the mean of several, with at least the decimals of the claim. found: what has its seeds."""
+    """A measured value, or the mean of several, with at least as many decimals as the claim. found: the measurement."""
     given = as_written(claim["claimed"]).partition(".")[2] if is_number(claim["claimed"]) else ""
     numbers = [value] if is_number(value) else value
     if isinstance(numbers, str | bool) or not numbers or not all(map(is_number, numbers)):
         return number(value)
     mean = statistics.fmean(numbers)
-    if len(numbers) > 1 and not isinstance((found or {}).get("seed"), list | tuple):  # one a block, say
+    if len(numbers) > 1 and not isinstance((found or {}).get("seed"), list | tuple):  # for example one per block
         ends = dict.fromkeys(number(v, _at_least(v, given)) for v in (min(numbers), max(numbers)))
         return _with_unit("–".join(ends), claim["unit"])
     if len(numbers) > 1:
@@ -131,7 +131,7 @@ def _at_least(value: float, given: str) -> int | None:
 
 
 def allowance(claim: Mapping[str, Any]) -> str:
-    """ "± 0.05": how far a value may be from the claimed one and still agree; nothing where it may not."""
+    """ "± 0.05": the tolerance around the claimed value; "" if there is none."""
     value = claim["allowance"]
     return f"± {_with_unit(number(value), claim['unit'])}" if value else ""
 
@@ -141,7 +141,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def unit_words(claim: Mapping[str, Any]) -> str:
-    """What of a unit is no symbol at the number: "top-1" of "% top-1"."""
+    """The part of a unit that is not a symbol: "top-1" in "% top-1"."""
     return _split_unit(claim["unit"])[1]
 
 
@@ -156,7 +156,7 @@ def _split_unit(unit: str) -> tuple[str, str]:
 
 
 def sort_value(value: Any) -> str:
-    """What a column is sorted by: the number behind a cell's text; of a list its mean; "" leaves the text to decide."""
+    """The sort key of a cell: its number, or the mean of a list; "" to sort by its text."""
     if isinstance(value, bool):
         return str(int(value))
     numbers = [value] if is_number(value) else value

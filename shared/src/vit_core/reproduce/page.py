@@ -1,7 +1,7 @@
-"""results.json -> one HTML page that needs nothing else: no server, no network, no fonts.
+"""Render results.json as a self-contained HTML page: no server, network or fonts needed.
 
-Style, script and pictures are inside it. Every text is escaped by Jinja, and a content security policy forbids the
-browser to load anything, so that a page made from a stranger's results can be opened without a thought.
+Style, script and pictures are embedded. Jinja escapes all text, and a content security policy forbids the browser to
+load anything, so a page built from untrusted results is safe to open.
 """
 
 import base64
@@ -39,48 +39,48 @@ from vit_core.reproduce.curve_chart import curve_chart
 
 HERE = Path(__file__).parent
 MEANINGS = {
-    "holds": "What was measured at the claim’s setting agrees with it, or the original’s code does what is said of it.",
+    "holds": "A measurement at the claim’s setting agrees with it, or the original’s code does what the claim says.",
     "holds if": "Not as stated, but under another reading of the setting, which the row names.",
-    "undecided": "Measured at the claim’s setting; the interval reaches from agreement into disagreement, or there is "
-    "one training only and so no interval.",
+    "undecided": "Measured at the claim’s setting; the interval includes both agreeing and disagreeing values, or "
+    "there is only one training and so no interval.",
     "fails": "Measured at the claim’s setting, and false under every reading. Our fixes do not count.",
     "contradicted": "The original’s own code, logs, tables or figures say otherwise.",
     "scaled: agrees": "A smaller model agrees with the claim’s direction over at least three paired seeds.",
-    "scaled: disagrees": "A smaller model goes in the other direction over at least three paired seeds.",
-    "scaled: undecided": "A smaller model’s difference cannot be told from zero.",
-    "not run": "No measurement at the claim’s setting, usually because that takes a GPU and days. "
-    "The row gives the command that would make one.",
-    "cannot be run": "Weights, data or machine are not to be had; the row says which.",
-    "error": "The check itself broke; the row shows its message.",
+    "scaled: disagrees": "A smaller model shows the opposite direction over at least three paired seeds.",
+    "scaled: undecided": "A smaller model’s difference is not significantly different from zero.",
+    "not run": "No measurement at the claim’s setting, usually because it takes days on a GPU. "
+    "The row gives the command for it.",
+    "cannot be run": "Weights, data or hardware are not available; the row says which.",
+    "error": "The check itself failed; the row shows its error message.",
 }
 TERMS = {
-    "patch, token": "The image is cut into squares, the patches; the network turns each into a vector, its token.",
-    "attention": "How a token looks at the others: a weight for each of them, and all weights of a token sum to one.",
-    "head, block": "A network is a stack of blocks; in each, several heads attend at once, each in its own way.",
-    "top-1, top-5": "Share of images whose true class is the model's first guess, or among its first five.",
-    "seed": "The number that all random choices of a training follow from. Other seeds show how much is chance.",
+    "patch, token": "The image is split into squares, the patches; the network maps each to a vector, its token.",
+    "attention": "How much a token takes from each of the others: one weight per token; the weights sum to one.",
+    "head, block": "A network is a stack of blocks; in each block, several attention heads work in parallel.",
+    "top-1, top-5": "Percentage of images whose true class is the model's first prediction, or among its first five.",
+    "seed": "The number that determines all random choices of a training. Several seeds show the random variation.",
     "parameters, multiply-adds": "The numbers that a network learns, and how many multiplications one image takes.",
-    "Grad-CAM": "A map over the image of what speaks for a class, from the gradients of the network's answer.",
-    "FAP": "Focused Attention Percentage: how much of what Grad-CAM marks is also where the attention is highest.",
-    "deletion, insertion": "Tests of such a map: take away what it calls important, or put it back, and see what the "
-    "network then says.",
+    "Grad-CAM": "A map of the image regions that support a class, computed from the gradients of its score.",
+    "FAP": "Focused Attention Percentage: how much of the area marked by Grad-CAM also has the highest attention.",
+    "deletion, insertion": "Tests of such a map: remove the regions it marks as important, or add them back, and "
+    "observe how the network's prediction changes.",
 }
-ORDER = (  # of the claims at first: what surprises comes on top
+ORDER = (  # initial order of the claims: the most surprising first
     ERROR, CONTRADICTED, FAILS, DISAGREES, UNDECIDED, HOLDS_IF, HOLDS, AGREES, OPEN, NOT_RUN, CANNOT_RUN
 )  # fmt: skip
 WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 PNG = b"\x89PNG\r\n\x1a\n"
-WIDE = 2.0  # width / height from which a picture gets the full width of the page
+WIDE = 2.0  # pictures with at least this aspect ratio get the full width of the page
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> Path:
-    """Render <folder>/index.html from the content of results.json; pictures are read from `folder`. Returns the page.
+    """Render <folder>/index.html from the content of results.json; pictures are read from `folder`. Returns its path.
 
-    A picture that is missing, no PNG or outside of the folder is named in the page, with the reason.
+    For a picture that is missing, not a PNG or outside the folder, the page shows the reason instead.
     """
     page = folder / "index.html"
     text = _environment().get_template("page.html.j2").render(_view(results, folder)).lstrip()
-    write_whole(page, text.encode("utf-8", errors="replace").decode())  # who reloads it meanwhile sees the old one
+    write_whole(page, text.encode("utf-8", errors="replace").decode())  # atomic: a reload never shows half a page
     return page
 
 
@@ -97,7 +97,7 @@ def _environment() -> Environment:
 
 
 def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Everything that the template shows. Markup is for our own files only."""
+    """The template's variables. Markup (unescaped) is used for our own files only."""
     papers = [_paper(p, folder) for p in results["papers"]]
     claims = [c for p in papers for c in p["claims"]]
     total = count_verdicts(claims)
@@ -157,20 +157,20 @@ def count_verdicts(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _images(papers: Sequence[Mapping[str, Any]]) -> str:
-    """What the models were trained on, for who does not know the dataset's name."""
+    """Short description of the training datasets."""
     names = list(dict.fromkeys(t["dataset"] for p in papers for t in p["trainings"]))
     if names == ["digits"]:
-        return "the handwritten digits that come with scikit-learn: 1,437 images to train, 360 to test, ten classes"
+        return "the handwritten digits of scikit-learn (1,437 training images, 360 test images, ten classes)"
     return ", ".join(names)
 
 
 def _place(environment: Mapping[str, Any]) -> list[str]:
-    """Where and when this run measured: a claim measured elsewhere shows its own."""
+    """Date, commit and machine of this run; claims measured elsewhere show their own."""
     return [environment["date"][:10], environment["git_commit"] or "no checkout", environment["machine"]]
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The row with the highest top-1, as the mean over its seeds."""
+    """The row with the highest top-1, averaged over its seeds."""
     means = [
         {"label": row["label"], "acc1": statistics.fmean(known)}
         for row in rows if (known := [s["acc1"] for s in row["seeds"] if s["acc1"] is not None])
@@ -179,7 +179,7 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
-    """Of each row the difference of its top-1 to the first row's, where there are several seeds."""
+    """Difference in top-1 between each row and the first row; empty without several seeds."""
     values = {r["label"]: {s["seed"]: s["acc1"] for s in r["seeds"] if s["acc1"] is not None} for r in rows}
     if len(values) < 2 or max(map(len, values.values())) < 2:
         return {}
@@ -187,7 +187,7 @@ def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
 
 
 def _commands(trainings: Sequence[Mapping[str, Any]]) -> str:
-    """The commands that train each row by itself, under its name."""
+    """The commands that train each row, labeled with its name."""
     rows = [row for t in trainings for row in t["rows"] if row["command"]]
     return "\n".join(f"# {row['label']}\n{row['command']}" for row in rows)
 
@@ -197,17 +197,17 @@ def read_picture(folder: Path, name: str) -> dict[str, Any]:
     try:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            return {"missing": "it lies outside of the run's folder and was not read"}
+            return {"missing": "it is outside the run folder and was not read"}
         data = file.read_bytes()
-    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as e:  # ValueError: a null byte in the name
         return {"missing": getattr(e, "strerror", None) or str(e)}
     if not data.startswith(PNG) or len(data) < 24:
-        return {"missing": "it is no PNG"}
+        return {"missing": "it is not a PNG"}
     width, height = struct.unpack(">II", data[16:24])
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return {"missing": "", "src": source, "width": width, "height": height, "wide": width >= WIDE * height}
 
 
 def slug(text: str) -> str:
-    """A name for links: "HTHTA ViT++" -> "hthta-vit"."""
+    """A name for anchors: "HTHTA ViT++" -> "hthta-vit"."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"

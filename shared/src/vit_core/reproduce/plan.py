@@ -1,4 +1,4 @@
-"""What the papers' own recipes need, said before they start: time from a short timed run, disk, downloads."""
+"""Estimate what the papers' own recipes need before they start: time (from timed steps), disk space, downloads."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,24 +19,24 @@ from vit_core.reproduce.steps import Options, studies
 from vit_core.training.distributed import pick_device
 from vit_core.training.precision import choose_precision
 
-TIMED_IMAGES = 8  # a step of so many, at most, is timed: enough for a CPU, and within any GPU's memory
+TIMED_IMAGES = 8  # largest batch size of the timed steps on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one training needs, all its rows and seeds together."""
+    """What one training needs, for all its rows and seeds."""
 
     paper: str
     training: str
     runs: int
     epochs: int
     seconds: float
-    disk_gb: float  # checkpoints, and the images where they are still to be had
+    disk_gb: float  # checkpoints, and images still to be downloaded
     images: str  # "found", "12 GB to download", or what is missing
 
 
 def needs(papers: Mapping[str, Paper], options: Options, folder: Path, stream: TextIO) -> list[Need]:
-    """Time a few steps of each model, once, on the chosen device. Nothing is downloaded or written."""
+    """Time two steps of each model on the chosen device. Nothing is downloaded or written."""
     timed: dict[str, tuple[float, int]] = {}
 
     def time_once(run: Run) -> tuple[float, int]:
@@ -75,7 +75,7 @@ def _need(
 def time_step(
     model: str, kwargs: Mapping[str, object], batch_size: int, device: torch.device, amp: str
 ) -> tuple[float, int]:
-    """Seconds an image of a training step, after a warm-up step, and the model's parameters."""
+    """Seconds per image of a training step, after a warm-up step, and the model's number of parameters."""
     count = min(batch_size, TIMED_IMAGES if device.type == "cpu" else batch_size)
     contestant = Contestant(model, dict(kwargs), count, device, choose_precision(amp, device))
     contestant.train()
@@ -87,7 +87,7 @@ def time_step(
 
 
 def _images(training: Training, study: Study, options: Options) -> tuple[str, float]:
-    """Whether the images are there, in words, and how many GB they will take."""
+    """Status of the images ("found", …), and the GB of disk space they will need."""
     data = study.settled(next(iter(study.rows))).data
     try:
         load_dataset(data.dataset, data_path=data.data_path, img_size=32, cache="disk", eval_split=data.eval_split)
@@ -99,7 +99,7 @@ def _images(training: Training, study: Study, options: Options) -> tuple[str, fl
 
 
 def announce(found: list[Need], device: torch.device, stream: TextIO) -> None:
-    """A table of the needs, and their sum."""
+    """Print a table of the needs, and their sum."""
     print(f"The papers' own recipes, on {device}, estimated from two timed steps of each model:\n", file=stream)
     width = max(len(f"{n.paper}, {n.training}") for n in found)
     for n in found:
@@ -111,7 +111,7 @@ def announce(found: list[Need], device: torch.device, stream: TextIO) -> None:
         )
     total = sum(n.seconds for n in found)
     print(
-        f"\nIn all {clock(total)} of this device ({total / 3600:,.0f} hours) and "
-        f"{sum(n.disk_gb for n in found):.0f} GB of disk. Every row gets its whole budget: early stopping is off.",
+        f"\nTotal: {clock(total)} on this device ({total / 3600:,.0f} hours) and "
+        f"{sum(n.disk_gb for n in found):.0f} GB of disk space. All epochs are trained: early stopping is off.",
         file=stream,
     )

@@ -1,4 +1,4 @@
-"""One display for the whole run: which paper, which step, how far, and the time left."""
+"""Progress display of the whole run: paper, step, progress and remaining time."""
 
 import io
 import math
@@ -11,18 +11,18 @@ from tqdm import tqdm
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A piece of the work, and how long it is expected to take."""
+    """A step of a paper and its expected duration."""
 
     paper: str
     step: str
-    seconds: float  # expected; 0 for what was done before
+    seconds: float  # expected; 0 if already done
 
 
 class Display:
-    """On a terminal one bar that is kept up to date; elsewhere a line for each part that ends.
+    """A live progress bar on a terminal; otherwise one line per finished part.
 
-    The bar counts expected seconds, so the time left is what is expected of the parts to come, times how much slower
-    than expected this process has been so far.
+    The bar counts expected seconds, so the remaining time is the expected time of the remaining parts, scaled by the
+    ratio of actual to expected time so far.
     """
 
     def __init__(self, parts: Sequence[Part], stream: TextIO) -> None:
@@ -32,7 +32,7 @@ class Display:
             file=stream if live else io.StringIO(),
             mininterval=0.5 if live else math.inf,
             miniters=0,
-            smoothing=0,  # the average since the start: a few steps say little about the other parts
+            smoothing=0,  # average since the start: recent steps say little about the other parts
             bar_format="{desc}{postfix} |{bar}| {remaining} left",
             dynamic_ncols=True,
             leave=False,
@@ -52,15 +52,15 @@ class Display:
         self.bar.set_description_str(f"[{self.parts.index(part) + 1}/{len(self.parts)}] {part.paper}: {part.step}")
 
     def at(self, share: float, detail: str = "") -> None:
-        """How much of the current part is done (0 to 1), and what it is at."""
+        """Update the completed fraction of the current part (0 to 1) and its current item."""
         done = share * self.part.seconds
-        if self.first:  # of a resumed part another process did so much
+        if self.first:  # a resumed part: this much was done by an earlier process
             self.bar.initial, self.first = self.bar.initial + done, False
         self.bar.set_postfix_str(f"{detail}, {share:.0%}".lstrip(", "), refresh=False)
         self.bar.update(self.before + done - self.bar.n)
 
     def end(self, outcome: str) -> None:
-        """The current part came to its end; outcome: a few words with its result."""
+        """Finish the current part; outcome: short summary of its result."""
         self.bar.update(self.before + self.part.seconds - self.bar.n)
         state = self.bar.format_dict
         left = tqdm.format_meter(**{**state, "bar_format": "[{remaining} left]", "ncols": None})
@@ -69,7 +69,7 @@ class Display:
 
 
 def clock(seconds: float) -> str:
-    """ "4:05"; of more than an hour "3 h 20 min", of more than two days "12 days"."""
+    """ "4:05"; from one hour on "3 h 20 min", from two days on "12 days"."""
     whole = round(seconds)
     if whole >= 48 * 3600:
         return f"{whole / 86400:.0f} days"

@@ -1,10 +1,10 @@
-"""A reproduction: its folder, its steps paper by paper, and what is written when.
+"""A reproduction run: its folder, and the steps of each paper.
 
 runs/reproduce/20261121_235000/
-    run.json                       what was asked for
-    results.json, claims.csv, index.html     everything so far, written anew after each step
-    log.txt                        what the steps printed
-    qavit/train.json …             a step that came to its end: it is not done again
+    run.json                       options of the run
+    results.json, claims.csv, index.html     all results so far, rewritten after each step
+    log.txt                        output of the steps
+    qavit/train.json …             one file per finished step, which is not repeated on resume
     qavit/digits/                  the study with its runs and checkpoints
     qavit/pictures/
 """
@@ -36,12 +36,12 @@ from vit_core.training.run_folder import environment
 
 FORMAT = 1
 TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
-SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # what a step is expected to take
-COMPARISON = "side by side"  # beside the papers' names
+SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # expected duration of a step
+COMPARISON = "comparison"  # in the display and the log, in place of a step's name
 
 
 class Interrupted(BaseException):
-    """A signal ended the run; the code to exit with. No Exception: nothing that goes wrong in a step is one."""
+    """A signal stopped the run; `code` is the exit code. A BaseException, so that steps do not catch it as an error."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -50,20 +50,20 @@ class Interrupted(BaseException):
 
 @dataclass
 class Reproduction:
-    """One run folder. `papers`: those that it is of; `broken`: those of it that could not be loaded."""
+    """One run folder. `papers`: the papers of the run; `broken`: those that could not be loaded."""
 
     folder: Path
     options: Options
     papers: Mapping[str, Paper]
     broken: Mapping[str, Exception] = field(default_factory=dict)
     asked: Sequence[str] = STEPS
-    only: Sequence[str] | None = None  # of the papers: the others stay as they are
+    only: Sequence[str] | None = None  # restrict the run to these papers
 
     def run(self, stream: Any) -> int:
-        """Do what is missing. Returns the exit code: 0; 1 where a step or a paper failed.
+        """Run all missing steps. Returns the exit code: 0, or 1 if a step or a paper failed.
 
-        Raises Interrupted, with everything up to there on the disk, for Ctrl-C and SIGTERM; UserError where another
-        process is at work in the folder.
+        Raises Interrupted, after saving all results so far, for Ctrl-C and SIGTERM; UserError if another process uses
+        the folder.
         """
         with FolderLock(self.folder):
             before, began = self._read("run"), time.monotonic()
@@ -88,7 +88,7 @@ class Reproduction:
     def _carry_out(
         self, plan: Sequence[tuple[str, str, Part]], display: Display, log: Any, written: Callable[[], None]
     ) -> bool:
-        """Every step that is not done yet. Returns whether one failed."""
+        """Run every step that is not done yet. Returns whether any failed."""
         failed = False
         for name, step, part in plan:
             if self._is_done(name, step):
@@ -99,10 +99,10 @@ class Reproduction:
             except UserError as e:
                 outcome, failed = self._failed(name, step, " ".join(str(e).split())), True
             except SystemExit as e:
-                if isinstance(e.code, int) and e.code > 128:  # a study whose training was told to stop
+                if isinstance(e.code, int) and e.code > 128:  # a study whose training received a signal
                     raise Interrupted(e.code) from None
-                outcome, failed = self._failed(name, step, f"it exited with {e.code}"), True
-            except Exception as e:  # one paper's mistake: the others go on
+                outcome, failed = self._failed(name, step, f"exited with code {e.code}"), True
+            except Exception as e:  # an error in one paper must not stop the others
                 traceback.print_exc(file=log)
                 outcome, failed = self._failed(name, step, f"{type(e).__name__}: {e}"), True
             display.end(outcome)
@@ -124,7 +124,7 @@ class Reproduction:
         return plan
 
     def _do(self, name: str, step: str, display: Display) -> str:
-        """One step. Returns a few words about what came out."""
+        """Run one step. Returns a short summary of its result."""
         began = time.monotonic()
         if not name:
             papers = self._comparable()
@@ -135,16 +135,16 @@ class Reproduction:
         place = self.folder / name
         place.mkdir(exist_ok=True)
         error = self._file(name, f"{step}.error")
-        if step == "evaluate" and self.options.preset == "paper":  # claims are judged by the accuracies, too
+        if step == "evaluate" and self.options.preset == "paper":  # the claims' verdicts depend on the accuracies
             self._file(name, "claims").unlink(missing_ok=True)
         try:
             result = steps.RUN[step](self.papers[name], self.options, place, display.at)
             error.unlink(missing_ok=True)
-        except steps.Incomplete as e:  # keep what there is; the error beside it says that the step is not done
+        except steps.Incomplete as e:  # keep partial results; the error file marks the step as not done
             self._write(f"{name}/{step}", e.record | {"seconds": time.monotonic() - began})
             raise
         except UserError:
-            if step in ("evaluate", "analyse"):  # a checkpoint is gone or damaged: the next run trains it again
+            if step in ("evaluate", "analyse"):  # a checkpoint may be missing or damaged: the next run trains it again
                 self._file(name, "train").unlink(missing_ok=True)
             raise
         self._write(f"{name}/{step}", result | {"seconds": time.monotonic() - began})
@@ -161,7 +161,7 @@ class Reproduction:
         return {name: paper for name, paper in self.papers.items() if self._load(name, "evaluate")}
 
     def _fingerprint(self, papers: Mapping[str, Paper]) -> dict[str, Any]:
-        """What a comparison is of: the evaluated trainings of each paper."""
+        """Identity of a comparison: the evaluated trainings of each paper."""
         return {name: [t["name"] for t in (self._load(name, "evaluate") or {})["trainings"]] for name in papers}
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +171,7 @@ class Reproduction:
         return path.with_name(path.name + ".json")
 
     def _load(self, name: str, step: str) -> dict[str, Any] | None:
-        """What a step gave; None where it was not done, or its file is damaged: then it is done again."""
+        """The result of a step; None if it was not done or its file is damaged, so that it runs again."""
         try:
             record = read_json(self._file(name, step))
         except UserError:
@@ -179,7 +179,7 @@ class Reproduction:
         return record if "seconds" in record else None
 
     def _is_done(self, name: str, step: str) -> bool:
-        """To its end, and without an error beside it."""
+        """Whether the step finished without an error."""
         record = self._load(name, step)
         if record is None:
             return False
@@ -195,7 +195,7 @@ class Reproduction:
 
     @contextmanager
     def _log(self) -> Iterator[Any]:
-        """What steps print and log goes to log.txt, not over the display."""
+        """Redirect output and logging of the steps to log.txt, so that they do not disturb the display."""
         root = logging.getLogger()
         handlers = root.handlers[:]
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -207,7 +207,7 @@ class Reproduction:
                 root.handlers[:] = handlers
 
     def results(self) -> dict[str, Any]:
-        """All that is done so far, as results.json has it."""
+        """All results so far, in the format of results.json."""
         run = self._read("run")
         papers = []
         for name, paper in self.papers.items():
@@ -237,7 +237,7 @@ class Reproduction:
         }  # fmt: skip
 
     def _write_results(self, seconds: float, state: str) -> None:
-        """state: running, interrupted or finished. A run is finished when nothing of what was asked is pending."""
+        """state: running, interrupted or finished. A run is finished when no requested step is pending."""
         results = self.results()
         if any(s["state"] == "pending" for p in results["papers"] for s in p["steps"]) and state == "finished":
             state = "interrupted"
@@ -254,7 +254,7 @@ def begin(
     place: Path, options: Options, papers: Mapping[str, Paper], broken: Mapping[str, Exception], asked: Sequence[str],
     words: Sequence[str] = (),
 ) -> Reproduction:  # fmt: skip
-    """A new run folder under `place`; words: of the command line. UserError where it cannot be written."""
+    """Create a run folder under `place`; words: the command line. UserError if no free name is left."""
     stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}"
     for number in range(1, 1000):
         folder = place / (stamp if number == 1 else f"{stamp}_{number}")
@@ -273,26 +273,28 @@ def begin(
 
 
 def reopen(folder: Path, papers: Mapping[str, Paper], broken: Mapping[str, Exception]) -> Reproduction:
-    """An earlier run, to go on with it. UserError for a folder that is none, or one with papers that are not there."""
+    """Open an earlier run. UserError if `folder` is not a run folder, or one of its papers is not installed."""
     record = read_json(folder / "run.json")
     try:
         options = Options(**{**record["options"], "seeds": tuple(record["options"]["seeds"])})
         names, asked = list(record["papers"]), list(record["asked"])
         record["seconds"] + 0.0, record["command"], record["started"], record["environment"]
     except (KeyError, TypeError) as e:
-        raise UserError(f"{folder / 'run.json'} is not of this program, or of another version ({e})") from e
+        raise UserError(
+            f"{folder / 'run.json'} was not written by this version of `reproduce`: missing or invalid entry ({e})"
+        ) from e
     gone = [name for name in names if name not in papers and name not in broken]
     if gone:
-        raise UserError(f"{folder} is of {', '.join(names)}, and {gone[0]} is not installed")
+        raise UserError(f"{folder} contains a run of {', '.join(names)}, but {gone[0]} is not installed")
     chosen = {name: papers[name] for name in names if name in papers}
     return Reproduction(folder, options, chosen, {n: e for n, e in broken.items() if n in names}, asked)
 
 
 def latest(place: Path) -> Path:
-    """The newest run folder under `place`. UserError where there is none."""
+    """The newest run folder under `place`. UserError if there is none."""
     found = sorted(f.parent for f in place.glob("*/run.json"))
     if not found:
-        raise UserError(f"there is no run in {place} yet: start one with `reproduce`")
+        raise UserError(f"there are no runs in {place} yet: start one with `reproduce`")
     return found[-1]
 
 
@@ -301,16 +303,16 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file.parent} is no run of `reproduce`: it has no {file.name}") from None
+        raise UserError(f"{file.parent} is not a run folder of `reproduce`: it has no {file.name}") from None
     except ValueError as e:
-        raise UserError(f"{file} is damaged ({e}): remove it, and its step is done again") from e
+        raise UserError(f"{file} is damaged ({e}): remove it, and its step will run again") from e
     if not isinstance(record, dict):
-        raise UserError(f"{file} is damaged: remove it, and its step is done again")
+        raise UserError(f"{file} is damaged (not a JSON object): remove it, and its step will run again")
     return record
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
-    """Whole or not at all. Numbers that JSON does not have, NaN and infinities, become null."""
+    """Write JSON atomically. NaN and infinities, which JSON does not have, become null."""
     write_whole(file, json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -323,7 +325,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_claims(results: Mapping[str, Any], file: Path) -> None:
-    """claims.csv: a line a claim of every paper."""
+    """Write claims.csv: one line per claim of every paper."""
     names = (
         "paper", "id", "kind", "source", "statement", "claimed", "unit", "setting", "comparison", "verdict", "reason",
         "condition", "allowance", "measured", "interval", "other_readings", "by", "commit", "date", "seed", "machine",
@@ -348,7 +350,7 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
 
 
 def _outcome(result: Mapping[str, Any]) -> str:
-    """A step's result in a few words."""
+    """Short summary of a step's result."""
     if "trainings" in result:
         best = [max(s["acc1"] for s in row["seeds"]) for t in result["trainings"] for row in t["rows"]]
         low, high = f"{min(best):.1f}", f"{max(best):.1f}"

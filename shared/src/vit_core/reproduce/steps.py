@@ -1,4 +1,4 @@
-"""The steps of a reproduction, for one paper each: train, evaluate, analyse, claims. Each gives values for JSON."""
+"""The steps of a reproduction for one paper: train, evaluate, analyse, claims. Each returns JSON values."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from vit_core.ledger.verdicts import Cell, Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
 
-Report = Callable[[float, str], None]  # share of the step that is done, what it is at
+Report = Callable[[float, str], None]  # (fraction of the step completed, current item)
 STEPS = ("train", "evaluate", "analyse", "claims")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line said of the trainings: part of what a run folder is."""
+    """Training options from the command line; stored in the run folder."""
 
     preset: str = "micro"
     dataset: str | None = None
@@ -33,9 +33,9 @@ class Options:
     device: str = "auto"
 
     def over(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A training's flags, as `Recipe.parse` gives them, with those of the command line before them."""
+        """A training's flags, as returned by `Recipe.parse`, overridden by those of the command line."""
         path, own = self.data_path, given.get("data_path")
-        if self.dataset is None and own is not None:  # the training's own images: a given path is in place of data/
+        if self.dataset is None and own is not None:  # the training's own dataset: a given path replaces data/
             path = str(Path(path) / Path(own).name) if path else own
         chosen = {
             "dataset": self.dataset, "data_path": path, "epochs": self.epochs, "download": self.download or None,
@@ -46,11 +46,11 @@ class Options:
 
 
 def studies(paper: Paper, options: Options, folder: Path, report: Report | None = None) -> dict[str, Study]:
-    """The trainings of a paper under `folder`, by name. report: told how much of all of them is done."""
+    """The trainings of a paper under `folder`, by name. report: called with the fraction of all trainings completed."""
     found: dict[str, Study] = {}
     trainings = paper.trainings(options.preset)
     total = sum(len(t.rows) for t in trainings) * len(options.seeds)
-    begun = 0  # rows, of all trainings, that were begun before the current one
+    begun = 0  # rows started so far, over all trainings
     label = ""
 
     def announce(row: str, seed: int) -> None:
@@ -76,7 +76,7 @@ def studies(paper: Paper, options: Options, folder: Path, report: Report | None 
 
 
 class Incomplete(UserError):
-    """Some trainings of a paper could not be done; `record` is what the step gives of the others."""
+    """Some trainings of a paper failed; `record` is the step's result for the others."""
 
     def __init__(self, problems: Sequence[str], record: dict[str, Any]) -> None:
         super().__init__("; ".join(problems))
@@ -84,7 +84,7 @@ class Incomplete(UserError):
 
 
 def train(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    """All trainings; one without its images does not stop the others."""
+    """Run all trainings; one that fails, for example for lack of its dataset, does not stop the others."""
     problems = []
     for name, study in studies(paper, options, folder, report).items():
         try:
@@ -98,7 +98,7 @@ def train(paper: Paper, options: Options, folder: Path, report: Report) -> dict[
 
 
 def evaluate(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    """Accuracy after the last epoch, and the curves that led there."""
+    """Accuracy after the last epoch, and the training curves."""
     trainings: list[dict[str, Any]] = []
     problems = []
     for training, study in _pairs(paper, options, folder, report):
@@ -137,7 +137,7 @@ def _seed(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _where(checkpoint: Path | None) -> dict[str, str]:
-    """Commit, date and machine of the training that wrote a checkpoint."""
+    """Commit, date and machine of the training of a checkpoint."""
     try:
         config = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8")) if checkpoint else {}
         found, device = config["environment"], config["train"]["device"]
@@ -148,7 +148,7 @@ def _where(checkpoint: Path | None) -> dict[str, str]:
 
 
 def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    """The paper's signature analysis, of the first training's models of the first seed."""
+    """The paper's own analysis of the first training's models, with the first seed."""
     study = next(iter(studies(paper, options, folder).values()))
     subjects = {row: study.subject(row, options.seeds[0]) for row in study.rows}
     pictures = folder / "pictures"
@@ -160,7 +160,7 @@ def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dic
 
 
 def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
-    """Every claim with its verdict; after the papers' own recipes, those about accuracies by what was reached."""
+    """Every claim with its verdict; with the papers' own recipes, accuracy claims are judged by this run's results."""
     file = folder / "evaluate.json"
     recipes = options.preset == "paper" and options.dataset is None and options.epochs is None
     trainings = json.loads(file.read_text(encoding="utf-8"))["trainings"] if recipes and file.is_file() else []
@@ -169,7 +169,7 @@ def claims(paper: Paper, options: Options, folder: Path, report: Report) -> dict
 
 
 def reached(trainings: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> Measured | None:
-    """A claim's outcomes in what `evaluate` gave, of the seeds that have all of them; None where there is none."""
+    """A claim's outcomes in the results of `evaluate`, for the seeds that have all of them; None if there are none."""
     rows = {(t["name"], row["label"]): row["seeds"] for t in trainings for row in t["rows"]}
     found: dict[int, dict[tuple[str, str], float]] = {}  # by seed and cell
     where: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def reached(trainings: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome])
 
 
 def verdicts_of(paper: Paper, report: Report, trained: Trained = lambda outcomes: None) -> list[Verdict]:
-    """Each claim of the paper with its verdict."""
+    """The verdict of each claim of the paper."""
     entries = load_claims(paper.claims_file)
     instant = [c.id for c in entries if c.cost == "instant"]
 
@@ -210,7 +210,7 @@ NESTED = {"setting", "tolerance", "evidence", "readings", "measured", "scaled", 
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as results.json and claims.csv have it."""
+    """A verdict in the format of results.json and claims.csv."""
     claim = verdict.claim
     record = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim) if f.name not in NESTED}
     number = claim.claimed if isinstance(claim.claimed, int | float) and not isinstance(claim.claimed, bool) else None
@@ -227,7 +227,7 @@ def as_record(verdict: Verdict) -> dict[str, Any]:
 
 
 def _table(verdict: Verdict) -> list[dict[str, Any]]:
-    """The cells of a claim that is a table, with what was found of each; of another claim none."""
+    """The cells of a claim that is a table, with the values found; empty for other claims."""
     if not isinstance(verdict.claim.claimed, Mapping):
         return []
     found = {(cell.row, cell.column): cell for cell in verdict.cells}
@@ -238,7 +238,7 @@ def _table(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def _found(found: Found) -> dict[str, Any]:
-    """A measurement with the provenance of its run."""
+    """A measurement and the provenance of its run."""
     run = found.measured.run
     provenance = {n: getattr(run, n) for n in ("what", "by", "command", "commit", "date", "machine")}
     values = {n: getattr(found.measured, n) for n in ("value", "seed", "results")}
@@ -246,7 +246,7 @@ def _found(found: Found) -> dict[str, Any]:
 
 
 def as_command(recipe: Recipe, given: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    """The command line that trains a row by itself, with the first seed."""
+    """The command that trains one row, with the first seed."""
     words = ["uv", "run", f"{recipe.command}-train"]
     for name, value in {**given, "seed": seeds[0]}.items():
         flag = "--" + name.replace("_", "-")

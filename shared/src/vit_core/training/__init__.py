@@ -1,1 +1,1 @@
-"""Training: the loop and its state, optimiser, loss, precision, processes, run folders, checkpoints, evaluation."""
+"""Training loop and state, optimizer, loss, precision, distributed processes, run folders, checkpoints, evaluation."""

@@ -1,4 +1,4 @@
-"""Processes of one run, as `torchrun` starts them: ranks, the device of each, and what they tell one another."""
+"""The processes of a run, as started by `torchrun`: ranks, devices, collectives and random seeds."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ from vit_core.training.host_memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class World:
-    """Place of this process in the run."""
+    """Rank and device of this process."""
 
     rank: int
     size: int
@@ -32,20 +32,20 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
 
 def start(device: str = "auto") -> World:
-    """Join the run that `torchrun` set up (gloo on CPUs, NCCL on GPUs), or be a run of one process.
+    """Join the process group set up by `torchrun` (gloo on CPUs, NCCL on GPUs), or run as a single process.
 
-    Raises UserError when the device is not there.
+    Raises UserError if the device is not available or the other processes cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # its generator is the one that checkpoints keep
+        torch.cuda.set_device(chosen)  # checkpoints store the generator of the current device
     elif chosen.type == "cpu":
         keep_freed_memory()
     if size == 1:
@@ -63,15 +63,15 @@ def _meet(backend: str) -> None:
     if not is_restart() or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend, timeout=timeout)
         return
-    # torchrun's store still has the addresses of the processes before the restart (pytorch issue 135712), which the new
-    # ones would call in vain. On several machines their counts of restarts need not agree: see docs/reliability.md.
+    # torchrun's store still holds the addresses of the processes before the restart (pytorch issue 135712); connecting
+    # to them would fail. On several machines the restart counts may differ: see docs/reliability.md.
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     own = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here: one that leaves early breaks the others' connections."""
+    """Barrier: a rank that exits early would break the others' connections."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -82,51 +82,53 @@ def stop() -> None:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU; `cuda` is the GPU of this process's local rank."""
+    """`auto`: CUDA if available, else Apple's MPS, else the CPU. `cuda`: the GPU of this process's local rank."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):  # torch knows more, which one cannot train on
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):  # torch has further devices, unsuitable for training
         raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build")
+            raise UserError(
+                "--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA build of PyTorch"
+            )
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise UserError(f"GPU {index} does not exist: this machine has {torch.cuda.device_count()}")
+            raise UserError(f"GPU {index} does not exist: this machine has {torch.cuda.device_count()} GPUs")
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: no Apple GPU here; use --device cpu")
+        raise UserError("--device mps: torch finds no Apple GPU; use --device cpu")
     return device
 
 
-LOST_PROCESS = "the connection to another process of this run is lost (it was killed, or its machine is gone)"
+LOST_PROCESS = "lost the connection to another process of this run (it was killed, or its machine failed)"
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process of the run has ended. gloo says so in words alone."""
+    """Whether a collective failed because another process of the run has ended. gloo raises a plain RuntimeError."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def job() -> str | None:
-    """The name of torchrun's job, the same through all restarts of its processes; None without torchrun."""
+    """ID of torchrun's job, the same across all restarts of its processes; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name != "none":
         return name
-    # The user gave no --rdzv-id: the agent that started this process tells the job from others. In a container its
-    # number may always be the same; its start is not.
+    # Without --rdzv-id, identify the job by the agent that started this process: its PID, which may repeat in
+    # containers, and its start time.
     agent = Path(f"/proc/{os.getppid()}/stat")
     started = agent.read_text().rpartition(")")[2].split()[19] if agent.is_file() else ""
     return f"{platform.node()}:{os.getppid()}:{started}"
 
 
 def is_restart() -> bool:
-    """Whether torchrun started this process in the place of one that failed."""
+    """Whether torchrun started this process to replace one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's value, on every rank. The value must be picklable; it comes from our own processes."""
+    """The main process's value, on every rank. It must be picklable; only this run's own processes send it."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -135,7 +137,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order, on every rank."""
+    """The values of all ranks, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -145,7 +147,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Leave the block on all ranks or on none: after a failure on one, the others would wait for it in vain."""
+    """If the block fails on one rank, exit on all: the others would otherwise wait for it forever."""
     problem: Exception | None = None
     try:
         yield
@@ -155,7 +157,7 @@ def together() -> Iterator[None]:
     if problem is not None:
         raise problem
     if any(failed):
-        raise SystemExit(2)  # the rank that failed says why
+        raise SystemExit(2)  # the failing rank reports the error
 
 
 def all_sum(value: Tensor) -> Tensor:
@@ -166,14 +168,14 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch; each rank draws its own dropout and stochastic-depth masks."""
+    """Seed Python, NumPy and torch with `seed + rank`, so that ranks draw different dropout and drop-path masks."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every generator of this process, in types that `torch.load(weights_only=True)` accepts."""
+    """State of all random generators of this process, in types that `torch.load(weights_only=True)` accepts."""
     version, internal, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, cached = numpy_state
@@ -188,7 +190,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` gave."""
+    """Restore a state returned by `rng_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

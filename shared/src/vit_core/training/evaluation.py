@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model over a dataset, and how long its forward pass takes."""
+"""Loss, accuracy and forward-pass time of a model on a dataset."""
 
 import math
 import statistics
@@ -18,14 +18,14 @@ from vit_core.training.precision import Precision
 class EvalResult:
     loss: float  # mean cross-entropy, without label smoothing
     acc1: float  # percent
-    acc5: float  # percent; with fewer than five classes, of that many guesses
+    acc5: float  # percent; with fewer than five classes, top-k over that many classes
     num_images: int
-    ms_per_batch: float  # median over the batches, forward pass alone; the first batch (warm-up) does not count
-    images_per_second: float  # at that time for a full batch, on all processes together
+    ms_per_batch: float  # median over the batches, forward pass only, without the first batch (warm-up)
+    images_per_second: float  # for a full batch at that time, over all processes
 
 
 class StopEvaluation(Exception):
-    """`should_stop` said so; nothing was measured."""
+    """`should_stop` returned True; there is no result."""
 
 
 @torch.inference_mode()
@@ -36,13 +36,13 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], object] = lambda: None,
 ) -> EvalResult:
-    """Evaluate on every image of the loader, over all ranks (their counts are summed; no image counts twice).
+    """Evaluate on every image of the loader, summed over all ranks; each image counts once.
 
-    The model is left in the mode that it came in. Under mixed precision the loss is computed in float32.
+    Restores the model's training mode at the end. Under mixed precision the loss is computed in float32.
     """
     device = loader.device
     exact = torch.float32 if device.type == "mps" else torch.float64
-    sums = torch.zeros(4, dtype=exact, device=device)  # loss times images, hits of top-1 and top-5, images
+    sums = torch.zeros(4, dtype=exact, device=device)  # loss times images, top-1 and top-5 hits, images
     seconds: list[float] = []
     largest = 0
     was_training = model.training
@@ -63,7 +63,7 @@ def evaluate(
     finally:
         model.train(was_training)
     loss_sum, hits1, hits5, images_sum = all_sum(sums).tolist()
-    typical = statistics.median(seconds[1:] or seconds or [math.nan])  # a rank may be without images
+    typical = statistics.median(seconds[1:] or seconds or [math.nan])  # a rank may have no images
     return EvalResult(
         loss=loss_sum / images_sum,
         acc1=100 * hits1 / images_sum,
@@ -75,20 +75,20 @@ def evaluate(
 
 
 def count_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """(2,): images whose class is the first of logits (B, C), and among the first five; counts add up exactly."""
+    """(2,): number of top-1 and top-5 hits of logits (B, C) for targets (B,), as integers."""
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()])
 
 
 def now(device: torch.device) -> float:
-    """Seconds on the clock once the device has done all its work."""
+    """Current time in seconds, after waiting for the device to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def format_result(result: EvalResult, dataset: str, model: str) -> str:
-    """The block that QAViT's original evaluate.py prints."""
+    """The result block, in the format of QAViT's original evaluate.py."""
     double, single = "=" * 80, "─" * 80
     return "\n".join([
         double, "EVALUATION RESULTS", double,

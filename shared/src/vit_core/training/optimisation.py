@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule from a `TrainConfig`; timm and torch do the work."""
+"""Optimizer and learning-rate schedule for a `TrainConfig`, built from timm and torch components."""
 
 from typing import Any
 
@@ -12,9 +12,8 @@ from vit_core.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Biases, norms and what `model.no_weight_decay()` names are not decayed; `layer_decay` scales rates by depth.
-
-    With `decay_all` every parameter is.
+    """Build the optimizer. Biases, norms and parameters named by `model.no_weight_decay()` get no weight decay, unless
+    `decay_all` is set; `layer_decay` scales learning rates by depth.
     """
     no_decay: Any = getattr(model, "no_weight_decay", tuple)()
     if config.decay_all:
@@ -27,8 +26,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             no_weight_decay_list=no_decay,
             layer_decay=config.layer_decay,
         )
-        for group in groups:  # each group's own rate is what the schedule scales
-            group["lr"] = config.lr * group.pop("lr_scale")  # timm's schedule would apply it again
+        for group in groups:  # the schedule scales each group's own rate
+            group["lr"] = config.lr * group.pop("lr_scale")  # otherwise timm's scheduler would apply it again
     else:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=no_decay)
     betas = (config.beta1, config.beta2)
@@ -41,11 +40,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 class Schedule:
-    """Learning rate by optimiser step: linear warm-up from 0, then cosine, constant, or lowered at plateaus.
+    """Learning rate per optimizer step: linear warm-up from 0, then cosine, constant, or reduced on plateaus.
 
     cosine: lr = min_lr + (lr - min_lr) (1 + cos(π progress)) / 2, with progress from 0 at the end of the warm-up to 1
-    at the end of training. `schedule_by="epoch"` holds the rate over an epoch, at the value of its first step, or of
-    its last one during warm-up (at its first, the first epoch would not learn).
+    at the end of training. `schedule_by="epoch"` keeps the rate constant within an epoch, at the value of its first
+    step, or of its last step during warm-up (the first step's rate would be 0 in the first epoch).
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> None:
@@ -60,14 +59,14 @@ class Schedule:
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        # torch's plateau rule, watching a rate of its own: the factor on every group's rate.
+        # torch's ReduceLROnPlateau on a dummy optimizer, whose rate is the factor for every group's rate.
         self._factor = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self._plateau = ReduceLROnPlateau(
             self._factor, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
         )
 
     def set_step(self, step: int) -> None:
-        """Set the rates for optimiser step `step`, counted from 0 over the whole training."""
+        """Set the rates for optimizer step `step`, counted from 0 over the whole training."""
         if self.config.schedule_by == "epoch":
             step -= step % self.steps_per_epoch
             if step < self.warmup:
@@ -80,7 +79,7 @@ class Schedule:
             group["lr"] = base * factor if step < self.warmup else max(base * factor, self.config.min_lr)
 
     def end_epoch(self, acc1: float, next_step: int) -> None:
-        """Tell the plateau rule the validation accuracy of an epoch; those of the warm-up do not count."""
+        """Update the plateau schedule with an epoch's validation accuracy; warm-up epochs are ignored."""
         if self.config.schedule == "plateau" and next_step > self.warmup:
             self._plateau.step(acc1)
 

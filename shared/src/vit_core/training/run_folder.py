@@ -1,4 +1,4 @@
-"""The folder of one run: config.json, metrics.csv, checkpoints; and its TensorBoard events."""
+"""A run's folder (config.json, metrics.csv, checkpoints) and its TensorBoard events."""
 
 import csv
 import datetime
@@ -21,12 +21,12 @@ from vit_core.errors import UserError
 from vit_core.files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
 from vit_core.training.checkpoint import save_checkpoint
 
-_CHARTS = {"loss": "Loss", "acc1": "Top1", "acc5": "Top5"}  # of TensorBoard, each with train and val in it
+_CHARTS = {"loss": "Loss", "acc1": "Top1", "acc5": "Top5"}  # TensorBoard charts, each with train and val
 _TAGS = {"lr": "LearningRate", "grad_norm": "GradientNorm"}
 
 
 class RunFolder:
-    """Files of a run. Only the main process may write, and holds the folder's lock; the others have the same paths."""
+    """Files of a run. Only the main process writes and holds the folder's lock; other ranks only know the paths."""
 
     def __init__(self, path: Path, log_dir: Path, lock: FolderLock | None = None) -> None:
         self.path, self.log_dir = path, log_dir
@@ -35,9 +35,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, save_dir: str | Path, log_dir: str | Path, name: str) -> "RunFolder":
-        """`name_YYYYMMDD_HHMMSS` under `save_dir`, with a number behind it where that exists already.
+        """Create `name_YYYYMMDD_HHMMSS` under `save_dir`, with a number appended if it already exists.
 
-        Raises UserError when the folders cannot be written.
+        Raises UserError if the folders are not writable.
         """
         stamp = f"{name}_{datetime.datetime.now():%Y%m%d_%H%M%S}"
         for number in range(1, 1000):
@@ -61,9 +61,9 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, log_dir: str | Path) -> "RunFolder":
-        """The folder that `checkpoint` lies in, to go on with it.
+        """The folder that contains `checkpoint`, to resume its run.
 
-        UserError when it cannot be written, or another run is writing to it.
+        UserError if it is not writable or another run is writing to it.
         """
         path, events = checkpoint.parent, Path(log_dir) / checkpoint.parent.resolve().name
         lock = FolderLock(path)
@@ -80,7 +80,7 @@ class RunFolder:
 
     @classmethod
     def latest_of_job(cls, save_dir: str | Path, job: str) -> Path | None:
-        """last.pth of the newest run under `save_dir` that torchrun's job `job` began; None before its first."""
+        """last.pth of the newest run under `save_dir` started by torchrun's job `job`; None if there is none."""
         found = []
         for config in Path(save_dir).glob("*/config.json"):
             last = config.with_name("last.pth")
@@ -95,15 +95,15 @@ class RunFolder:
         return self.path / f"{name}.pth"
 
     def save(self, checkpoint: dict[str, Any], also: list[str]) -> None:
-        """Write last.pth, and give the same file the names in `also` (best, epoch_N)."""
+        """Write last.pth, and make the names in `also` (best, epoch_N) refer to the same file."""
         save_checkpoint(self.checkpoint("last"), checkpoint, [self.checkpoint(name) for name in also])
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """config.json: the settings and what they ran with."""
+        """Write config.json: the settings and the environment."""
         write_whole(self.path / "config.json", json.dumps(config | {"environment": environment()}, indent=2) + "\n")
 
     def keep_metrics_until(self, epoch: int, source: Path | None = None) -> None:
-        """Drop the rows after `epoch` (a resumed run writes them anew), or take those of another run up to it."""
+        """Drop the metrics.csv rows after `epoch`, which a resumed run writes again; or copy those of `source`."""
         target = self.path / "metrics.csv"
         source = source or target
         if not source.is_file():
@@ -114,15 +114,15 @@ class RunFolder:
                 rows = [row for row in reader if _is_whole(row) and int(row["epoch"]) <= epoch]
                 columns = reader.fieldnames or ()
         except (UnicodeDecodeError, csv.Error) as e:
-            raise UserError(f"{source} is damaged ({e}): remove what is no row, or the file") from e
+            raise UserError(f"{source} is damaged ({e}): remove the invalid lines, or the file") from e
         with replacing(target) as temporary, temporary.open("w", newline="") as f:
-            if rows:  # else the first row that is logged brings the header
+            if rows:  # otherwise the first logged row writes the header
                 writer = csv.DictWriter(f, columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append an epoch to metrics.csv, whose columns the first row names, and to TensorBoard. None stays empty."""
+        """Append an epoch to metrics.csv and TensorBoard. The first row defines the columns; None is left empty."""
         with _naming(self.path):
             self._append(row)
         with _naming(self.log_dir):
@@ -138,11 +138,11 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
             f.flush()
-            os.fsync(f.fileno())  # the checkpoint that follows counts on it
+            os.fsync(f.fileno())  # must be on disk before the checkpoint that follows
 
     def _add_events(self, row: dict[str, Any]) -> None:
         if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self._events = SummaryWriter(str(self.log_dir), purge_step=row["epoch"])
         for name, value in row.items():
@@ -153,7 +153,7 @@ class RunFolder:
         self._events.flush()
 
     def close(self) -> None:
-        """Nothing more is written: another run may have the folder."""
+        """Close the event file and release the folder's lock."""
         try:
             if self._events is not None:
                 self._events.close()
@@ -173,9 +173,9 @@ def _choosing(flag: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Say which folder it is that cannot be written; and say it once.
+    """Add the folder's name to write errors, and report them only once.
 
-    TensorBoard writes in a thread of its own, which prints a traceback and hands the error on to us, too.
+    TensorBoard's writer thread prints a traceback and also passes the error on to this thread.
     """
     before, threading.excepthook = threading.excepthook, lambda _: None
     try:
@@ -188,12 +188,12 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def _is_whole(row: dict[str, str]) -> bool:
-    """Not cut short by a full disk or a power cut."""
+    """False for a row that was cut off by a full disk or a power failure."""
     return (row.get("epoch") or "").isdecimal() and None not in row.values()
 
 
 def environment() -> dict[str, Any]:
-    """Command, versions, git commit and machine, for config.json and results."""
+    """Command, package versions, git commit and machine, for config.json and results."""
     packages = ("torch", "torchvision", "timm", "numpy")
     return {
         "command": sys.argv,
@@ -207,7 +207,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with "+changes" where it differs from it; None outside a checkout."""
+    """The commit of this source tree, with "+changes" if there are uncommitted changes; None outside a checkout."""
     git = shutil.which("git")
     if git is None:
         return None

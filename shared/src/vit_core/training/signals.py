@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request that the training loop looks at between two steps."""
+"""SIGTERM and Ctrl-C as a stop request that the training loop checks between steps."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM or SIGINT is kept in `signal`; a second Ctrl-C interrupts at once."""
+    """Inside the context, the first SIGTERM or SIGINT is stored in `signal`; another Ctrl-C interrupts at once."""
 
-    default = signal.SIGTERM  # for ranks that were told to stop by another
+    default = signal.SIGTERM  # for ranks that stop because another rank received a signal
 
     def __init__(self) -> None:
         self.signal: int | None = None

@@ -1,8 +1,8 @@
-"""All of a run that moves: into a checkpoint and back.
+"""Save and restore a run's mutable state.
 
-Exact resume: data order and augmentation follow from (seed, epoch, batch) alone (`BatchLoader`); everything else that
-moves (weights, optimiser, scaler, schedule, EMA, generators of every rank, sums of the running epoch, best accuracy)
-is here.
+Exact resume: data order and augmentation depend only on (seed, epoch, batch) (see `BatchLoader`); all other mutable
+state (weights, optimizer, scaler, schedule, EMA, random generators of every rank, sums of the current epoch, best
+accuracy) is saved here.
 """
 
 import dataclasses
@@ -22,30 +22,30 @@ from vit_core.training.optimisation import Schedule
 
 @dataclass
 class Progress:
-    """Where a run is, and what it remembers beside tensors."""
+    """Position of a run in its training, and its best accuracy so far."""
 
-    epoch: int = 0  # epochs completed, evaluation included
-    batch: int = 0  # batches done of the running epoch
-    step: int = 0  # optimiser steps since the start
+    epoch: int = 0  # epochs completed, including their evaluation
+    batch: int = 0  # batches completed in the current epoch
+    step: int = 0  # optimizer steps since the start
     best_acc1: float = 0.0
     best_epoch: int = 0
     evaluations_without_gain: int = 0
 
 
 def check_resumable(checkpoint: dict[str, Any], source: Path) -> None:
-    """UserError for a checkpoint without what `TrainingState.restore` needs."""
+    """UserError for a checkpoint that lacks what `TrainingState.restore` needs."""
     types = {"progress": dict, "epoch_plan": dict, "ranks": list, "schedule_state_dict": dict, "epoch": int}
     wrong = [k for k, kind in types.items() if not isinstance(checkpoint.get(k), kind)]
     wrong += [k for k in ("ema_state_dict",) if k not in checkpoint]
     if not wrong:
         wrong = [f"progress.{f.name}" for f in dataclasses.fields(Progress) if f.name not in checkpoint["progress"]]
     if wrong:
-        raise UserError(f"{source} cannot be resumed from: it lacks {', '.join(wrong)}")
+        raise UserError(f"cannot resume from {source}: missing or invalid entries: {', '.join(wrong)}")
 
 
 @dataclass
 class TrainingState:
-    """The moving parts of a `Trainer`, which holds the same objects: `restore` changes them in place."""
+    """The mutable state of a `Trainer`, which holds the same objects: `restore` changes them in place."""
 
     model: nn.Module  # without DistributedDataParallel and torch.compile around it
     ema: ModelEmaV3 | None
@@ -56,9 +56,9 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
 
     def checkpoint(self, settings: dict[str, Any], epoch_plan: dict[str, int]) -> dict[str, Any]:
-        """What last.pth holds. All ranks take part: each has its own generators and sums.
+        """Contents of last.pth. To be called on all ranks: each has its own random generators and sums.
 
-        settings: the run's flags, as the key `config`. epoch_plan: what a batch and a step mean in this run.
+        settings: the run's settings, stored under `config`. epoch_plan: batches and steps per epoch of this run.
         """
         return {
             "epoch": self.progress.epoch,
@@ -75,23 +75,23 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: dict[str, Any], source: Path, epoch_plan: dict[str, int], rank: int) -> str:
-        """Take up the state of `checkpoint`, read from `source`.
+        """Restore the state of `checkpoint`, which was read from `source` and passed `check_resumable`.
 
-        Returns what differs in `epoch_plan` ("" for nothing): then the running epoch starts at its beginning, and the
-        caller sets the step. Raises UserError for a checkpoint of something else; `check_resumable` comes first.
+        Returns the differences in `epoch_plan` ("" for none). If there are any, the current epoch restarts from its
+        first batch, and the caller sets the step. Raises UserError for a checkpoint of another model or optimizer.
         """
         load_weights(self.model, checkpoint["model_state_dict"], source)
         try:
             self._restore_optimizer(checkpoint["optimizer_state_dict"])
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{source}: its optimiser does not fit the --optimizer of this run ({e})") from e
+            raise UserError(f"{source}: its optimizer state does not match this run's --optimizer ({e})") from e
         try:
             return self._restore_rest(checkpoint, epoch_plan, rank)
         except (TypeError, KeyError, IndexError, ValueError, AttributeError, RuntimeError) as e:
             raise UserError(f"{source} is damaged: {' '.join(str(e).split())[:120]}") from e
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        # The flags of this run, which `load_state_dict` would replace by those of the earlier one; not the rate.
+        # Keep this run's flags, except the learning rate; `load_state_dict` would restore those of the earlier run.
         flags = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
         for group, values in zip(self.optimizer.param_groups, flags, strict=True):

@@ -1,4 +1,4 @@
-"""What differs between classification, detection and segmentation: all else of a training is `Trainer`'s."""
+"""What differs between classification, detection and segmentation; the rest of training is in `Trainer`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,27 +11,27 @@ from vit_core.training.precision import Precision
 
 
 class Task(Protocol):
-    """Batches are what its loaders give; columns are those of metrics.csv."""
+    """Loss and metrics of a task. Batches come from its loaders; columns are those of metrics.csv."""
 
-    best: str  # the column that says which epoch is best: more is better
-    measure: str  # the same in words
+    best: str  # the column that selects the best epoch; higher is better
+    measure: str  # its name in messages
 
     @property
     def sums(self) -> Sequence[str]:
-        """Names of what `loss` gives to be added up over an epoch."""
+        """Names of the values from `loss` that are summed over an epoch."""
         ...
 
     @property
     def columns(self) -> Sequence[str]:
-        """What `training_row` and `evaluate` give, in the order of metrics.csv: train_…, then val_…."""
+        """Columns of `training_row` and `evaluate`, in the order of metrics.csv: train_…, then val_…."""
         ...
 
     def loss(self, model: nn.Module, batch: Any, precision: Precision) -> tuple[Tensor, Sequence[Tensor]]:
-        """The mean loss of a batch's images, to be minimized, and a scalar for each name in `sums`."""
+        """The mean loss over a batch, and one scalar for each name in `sums`."""
         ...
 
     def training_row(self, sums: Mapping[str, float], images: float) -> dict[str, float]:
-        """The columns train_loss and others from what was added up over so many images."""
+        """The columns train_loss and others, from the sums over `images` images."""
         ...
 
     def evaluate(
@@ -42,16 +42,16 @@ class Task(Protocol):
         should_stop: Callable[[], bool],
         on_batch: Callable[[], object],
     ) -> dict[str, float]:
-        """The columns val_loss, `best` and others, over all ranks. Raises StopEvaluation when `should_stop` says so."""
+        """The columns val_loss, `best` and others, over all ranks. Raises StopEvaluation if `should_stop()` is True."""
         ...
 
     def line(self, row: Mapping[str, float], split: str) -> str:
-        """What the log says of the columns of a split ("train" or "val"): "loss 0.1234 top-1 98.76%"."""
+        """Log text for the columns of a split ("train" or "val"): "loss 0.1234 top-1 98.76%"."""
         ...
 
 
 class Sums:
-    """Named sums over the batches of the running epoch, on this rank, in one tensor on its device."""
+    """Named sums over the batches of the current epoch on this rank, stored in one tensor on its device."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
@@ -63,7 +63,7 @@ class Sums:
             self.values[self.names.index(name)] += value
 
     def totals(self, *, local: bool = False) -> dict[str, float]:
-        """Over all ranks, or of this one; waits for the device."""
+        """Sums over all ranks, or of this rank if `local`; synchronizes with the device."""
         values = self.values.clone() if local else all_sum(self.values.clone())
         return dict(zip(self.names, values.tolist(), strict=True))
 

@@ -1,7 +1,7 @@
-"""The training loop: one process or many, with exact resume.
+"""The training loop, for one or several processes, with exact resume.
 
-The `Task` says what a batch's loss is, and what makes an epoch the best; no task copies the loop. A checkpoint may be
-taken after any optimizer step, and a run that is killed and resumed ends with the same weights, bit for bit on a CPU:
+The `Task` defines the loss and the metric that selects the best epoch; all tasks share this loop. A checkpoint can be
+written after any optimizer step. A run that is killed and resumed ends with the same weights, bit-identical on a CPU:
 see `training.state`.
 """
 
@@ -33,7 +33,7 @@ from vit_core.training.task import Sums, Task
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C ended the run; `checkpoint` holds everything."""
+    """SIGTERM or Ctrl-C stopped the run; `checkpoint` holds its state."""
 
     def __init__(self, signal_number: int, checkpoint: Path, world: World) -> None:
         super().__init__(f"stopped by {StopRequest.name(signal_number)}; state saved in {checkpoint}")
@@ -44,13 +44,13 @@ class Trainer:
     """Trains `model` and writes the run folder.
 
     Args:
-        model: on the CPU or the device; registered parameters are all trained unless they say otherwise.
-        train_loader, val_loader: over the ranks of `world`, on its device.
-        settings: plain values that a checkpoint's `config` shall hold (model name and arguments, data, flags).
-        before_step: called with the model and the share of the training that is done, before each optimizer step's
-            first batch. What it changes in the model must follow from that share, or lie in a buffer.
-        on_step: called with the share of the training that is done, after each optimizer step.
-        describe: called with the model after each epoch; what it says is printed after the epoch's own line.
+        model: on the CPU or the device; all parameters with `requires_grad` are trained.
+        train_loader, val_loader: sharded over the ranks of `world`, on its device.
+        settings: plain values to store in a checkpoint's `config` (model name and arguments, data, flags).
+        before_step: called with the model and the fraction of training completed, before the first batch of each
+            optimizer step. Its changes to the model must depend only on that fraction, or be stored in buffers.
+        on_step: called with the fraction of training completed, after each optimizer step.
+        describe: called with the model after each epoch; the text it returns is printed after the epoch's log line.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Trainer:
             self.model = DistributedDataParallel(
                 self.model, device_ids=[world.device] if world.device.type == "cuda" else None
             )
-        self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are alike
+        self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are equal in size
         self.sums = Sums((*task.sums, "images", "grad_norm", "finite_steps"), world.device)
         self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums.values)
         self.progress = self.state.progress
@@ -128,7 +128,7 @@ class Trainer:
         evaluated: dict[str, float] = {}
         if number % c.eval_freq == 0 or number == c.epochs:
             evaluated = self._evaluate()
-            # The last step ruined the weights: they are not to be saved. fp16 may overflow with sound ones.
+            # The last step made the weights non-finite: do not save them. In fp16 finite weights may overflow, too.
             if not math.isfinite(evaluated["val_loss"]) and not self.scaler.is_enabled():
                 raise UserError(self._not_finite(p.step))
         row: dict[str, Any] = {
@@ -152,14 +152,14 @@ class Trainer:
         p.epoch, p.batch = number, 0
         self.sums.reset()
         with together():
-            if self.world.is_main:  # before the checkpoint: a run killed in between drops the row and writes it anew
+            if self.world.is_main:  # before the checkpoint: if killed in between, the resumed run rewrites the row
                 self.run.log(row)
         self.save(names)
         if self.world.is_main:
             self._say(number, row, best="best" in names)
 
     def _batches(self, bar: "tqdm[Any]") -> Iterator[Any]:
-        """The rest of the epoch. Of an image that cannot be read: see `_save_before`."""
+        """The remaining batches of the epoch. For unreadable images, see `_save_before`."""
         p = self.progress
         first = p.batch
         batches = self.train_loader.epoch(p.epoch, start_batch=first)
@@ -167,7 +167,7 @@ class Trainer:
             try:
                 batch = next(batches, None)
             except UserError as e:
-                if p.batch % self.config.grad_accum == 0:  # else gradients would be lost
+                if p.batch % self.config.grad_accum == 0:  # otherwise accumulated gradients would be lost
                     if self.recent_losses:
                         self._check(bar)
                     self._save_before(e, p.batch > first)
@@ -177,10 +177,10 @@ class Trainer:
             yield batch
 
     def _batch(self, batch: Any, bar: "tqdm[Any]") -> None:
-        """Forward and backward of one batch; an optimiser step when its group of `grad_accum` is complete."""
+        """Forward and backward pass of one batch; an optimizer step after every `grad_accum` batches."""
         p, c = self.progress, self.config
         group = p.batch // c.grad_accum
-        group_size = min(c.grad_accum, len(self.train_loader) - group * c.grad_accum)  # the last may be short
+        group_size = min(c.grad_accum, len(self.train_loader) - group * c.grad_accum)  # the last may be smaller
         if p.batch == group * c.grad_accum:
             self.before_step(self.raw_model, self._share())
         completes = p.batch + 1 == group * c.grad_accum + group_size
@@ -196,19 +196,19 @@ class Trainer:
             self.on_step(self._share())
             ends = p.batch == len(self.train_loader)
             saves = c.save_steps > 0 and p.step % c.save_steps == 0 and not ends
-            on_cpu = self.world.device.type == "cpu"  # elsewhere a look at the loss waits for the device
-            asked = self.stop.signal is not None and self.world.size == 1  # ranks must look at the same steps
+            on_cpu = self.world.device.type == "cpu"  # on other devices, reading the loss synchronizes
+            asked = self.stop.signal is not None and self.world.size == 1  # all ranks must check at the same steps
             if on_cpu or asked or saves or ends or p.step % c.print_freq == 0:
                 self._check(bar)
             if saves:
                 self.save([])
 
     def _share(self) -> float:
-        """Of the training's steps, those that are done."""
+        """Fraction of the training steps completed."""
         return self.progress.step / (self.config.epochs * self.steps_per_epoch)
 
     def _synchronise(self, completes: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients only when the optimiser is about to step."""
+        """Synchronize gradients only for the last batch before an optimizer step."""
         if isinstance(self.model, DistributedDataParallel) and not completes:
             return self.model.no_sync()
         return torch.enable_grad()
@@ -219,20 +219,20 @@ class Trainer:
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, c.grad_clip or math.inf)
-        if not self.scaler.is_enabled():  # fp16 may overflow now and then; elsewhere such a step ruins the weights
-            self.recent_losses[-1] = self.recent_losses[-1] + 0.0 * norm  # nan where the norm is not finite
-        self.scaler.step(self.optimizer)  # leaves the step out when fp16 gradients overflowed
+        if not self.scaler.is_enabled():  # occasional overflow is normal in fp16; otherwise it would ruin the weights
+            self.recent_losses[-1] = self.recent_losses[-1] + 0.0 * norm  # NaN if the norm is not finite
+        self.scaler.step(self.optimizer)  # skips the step if fp16 gradients overflowed
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.raw_model)
-            self.before_step(self.ema.module, self._share())  # what it sets is no average
+            self.before_step(self.ema.module, self._share())  # values it sets must not be averaged
         p.step += 1
         finite = norm.isfinite()
         self.sums.add({"grad_norm": torch.where(finite, norm, 0.0), "finite_steps": finite})
 
     def _check(self, bar: "tqdm[Any]") -> None:
-        """Look at the losses since the last check and at the signals; all ranks decide alike."""
+        """Check the losses since the last check, and stop requests; all ranks take the same decision."""
         p = self.progress
         bad = (~torch.stack(self.recent_losses).float().isfinite()).nonzero().flatten()
         votes = torch.tensor([len(bad) > 0, self.stop.signal is not None], dtype=torch.int64, device=self.world.device)
@@ -248,14 +248,16 @@ class Trainer:
             self._stop_here()
 
     def _save_before(self, error: UserError, anything_new: bool = True) -> None:
-        """The data failed: a lone process keeps what it did since the last checkpoint. Many may each be elsewhere."""
+        """After a data error, save the progress since the last checkpoint. With several processes this is not done:
+        they may be at different steps.
+        """
         if self.world.size > 1:
             return
-        if self.stop.signal is not None:  # it went to the data workers, too
+        if self.stop.signal is not None:  # the data workers received it, too
             self._stop_here()
         if anything_new:
             self.save([])
-            raise UserError(f"{error}; what was done before is in {self.last_saved}") from error
+            raise UserError(f"{error}; progress saved in {self.last_saved}") from error
 
     def _stop_here(self) -> None:
         self.save([])
@@ -263,24 +265,24 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         model = self.ema.module if self.ema is not None else self.raw_model
-        # Ranks may have different numbers of batches to evaluate, so only a lone process can stop in between.
+        # Ranks may evaluate different numbers of batches, so only a single process can stop in between.
         stop = (lambda: self.stop.signal is not None) if self.world.size == 1 else (lambda: False)
         with self._bar("evaluate", len(self.val_loader)) as bar:
             try:
                 return self.task.evaluate(model, self.val_loader, self.precision, stop, bar.update)
             except StopEvaluation:
-                self._stop_here()  # with all batches of the epoch done: a resumed run evaluates first
+                self._stop_here()  # all batches of the epoch are done: a resumed run starts with the evaluation
                 raise
-            except UserError as e:  # an image that cannot be read; a resumed run evaluates first
+            except UserError as e:  # an unreadable image; a resumed run starts with the evaluation
                 self._save_before(e)
                 raise
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, also: list[str]) -> None:
-        """Write last.pth and its other names. All ranks take part: each has its own generators and sums.
+        """Write last.pth and the names in `also`. To be called on all ranks: each has its own generators and sums.
 
-        UserError, and nothing is written, where a weight is not finite: an epoch may end without an evaluation.
+        Raises UserError and writes nothing if a weight is not finite (not every epoch ends with an evaluation).
         """
         if not torch.stack([w.detach().isfinite().all() for w in self.parameters]).all():
             raise UserError(self._not_finite(self.progress.step))
@@ -291,21 +293,21 @@ class Trainer:
         self.last_saved = self.run.checkpoint("last")
 
     def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
-        """Take up the state of a checkpoint that `save` wrote. UserError when it belongs to something else."""
+        """Restore the state of a checkpoint written by `save`. UserError for another model or optimizer."""
         plan = self._epoch_plan()
         changes = self.state.restore(checkpoint, source, plan, self.world.rank)
         if changes:
             self.progress.step = self.progress.epoch * self.steps_per_epoch
             if self.world.is_main:
                 print(
-                    f"note: an epoch is not what it was ({changes}): epoch {self.progress.epoch + 1} starts at its "
-                    "beginning, and the run goes on, but not exactly as it would have"
+                    f"note: {changes} changed, so epoch {self.progress.epoch + 1} restarts from its first batch; the "
+                    "result will not be bit-identical"
                 )
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.last_saved = source
 
     def _epoch_plan(self) -> dict[str, int]:
-        """What a batch and a step mean: a place in an epoch can be taken up only where these are the same."""
+        """Batches and steps per epoch: resuming within an epoch requires that these are unchanged."""
         return {
             "processes": self.world.size,
             "images": self.batch_images,
@@ -314,7 +316,7 @@ class Trainer:
         }
 
     def _averages(self, *, local: bool = False) -> dict[str, float]:
-        """The columns of the running epoch's training so far: over all ranks, or of this one."""
+        """Training columns of the current epoch so far: over all ranks, or of this rank if `local`."""
         sums = self.sums.totals(local=local)
         row = self.task.training_row(sums, max(sums["images"], 1.0))
         return row | {"grad_norm": sums["grad_norm"] / max(sums["finite_steps"], 1.0)}
