@@ -157,7 +157,7 @@ def test_the_originals_configs_and_keys_are_taken(small_tiny, config, prefix):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model": "large"}, "model is tiny or small in the original, not 'large'"),
+        ({"model": "large"}, "model must be tiny or small, as in the original, got 'large'"),
         ({"depth": 1, "width": 3}, "width"),
         ({"depth": 2, "num_classes": 100}, "missing blocks.1"),
     ],

@@ -145,8 +145,8 @@ def test_a_summary_of_known_columns():
 @pytest.mark.parametrize(("pruned", "random", "expected"), [
     ([52, 52, 49], [47], "good: gain, inverted: gain, diffuse: loss: the claim fails"),
     ([49, 49, 49], [47], "good: loss, inverted: loss, diffuse: loss: the claim fails"),
-    ([50, 49, 49], [47], "good: undecided, inverted: loss, diffuse: loss: these images cannot say"),
-    ([52, 49, 49], [53], "cannot say (no more than random pruning, the placebo's good group)"),
+    ([50, 49, 49], [47], "good: undecided, inverted: loss, diffuse: loss: the result is inconclusive"),
+    ([52, 49, 49], [53], "inconclusive (no larger gain than random pruning, the placebo's good group)"),
     ([52, 49, 49], [47], "the claim holds"),
 ])  # fmt: skip
 def test_the_verdict_is_computed(pruned, random, expected):
@@ -161,7 +161,7 @@ def test_a_wide_interval_of_another_group_is_no_proof():
     columns["pruned_correct"][inverted] = 51 + 12 * np.resize([1, -1], len(inverted))
     line = verdict(summarise(columns, 0.8), "correct")
     assert "inverted: undecided" in line
-    assert "cannot say (no more than the inverted group)" in line
+    assert "inconclusive (no larger gain than the inverted group)" in line
 
 
 def test_a_gain_among_three_groups_is_corrected():
@@ -187,7 +187,7 @@ def test_groups_of_few_images_decide_nothing():
     assert rows[0] == {"group": "good", "images": 0, "share": 0.0}
     assert verdict(rows, "correct").startswith("accuracy: good: too few images, inverted: gain")
     alone = summarise(table(200, [0], [True, False], [50], [51], [49]), 0.8)
-    assert "cannot say" in verdict(alone, "correct"), "there is nothing to compare with"
+    assert "inconclusive" in verdict(alone, "correct"), "there is nothing to compare with"
     single = summarise(table(1, [0], [True], [50], [51], [49]), 0.8)
     assert "good: too few images" in verdict(single, "correct")
 

@@ -1,4 +1,4 @@
-"""The global token bank of QAViT: a small memory that all blocks read, and how it is written.
+"""The global token bank of QAViT: a small memory that all blocks read and write.
 
 Shapes: B batch, N tokens, d embed_dim, M bank size.
 """
@@ -13,7 +13,7 @@ from qavit.config import QAViTConfig
 
 
 class Bank(NamedTuple):
-    """Contents of the global token bank on their way through the blocks; (1, M, d), or (B, M, d) when per sample."""
+    """Keys and values of the global token bank during a forward pass: (1, M, d), or (B, M, d) when per sample."""
 
     k: Tensor
     v: Tensor
@@ -22,13 +22,13 @@ class Bank(NamedTuple):
 class GlobalTokenBank(nn.Module):
     """M key and value tokens shared by all blocks, and the MLA gateway that writes to them.
 
-    `inplace`: as published. In training, each write adds a step that is averaged over the batch, and takes no part in
-    autograd: the gateway (norm, gate, compression) never gets a gradient. What the last write left is stored when the
-    forward pass ends (`store`), not before, so every gradient is taken at the values that were read; the step is
-    averaged over the ranks of a data-parallel run, so they keep one bank.
-    `functional`: the bank starts from the learned tokens in each forward pass and is written per sample, inside
-    autograd, in training and evaluation alike: the gateway learns, and no sample sees another.
-    `frozen`: never written.
+    `inplace`: as published. In training, each write adds an update averaged over the batch, outside autograd: the
+    gateway (norm, gate, compression) never gets a gradient. The result is stored only at the end of the forward pass
+    (`store`), so every gradient is computed at the values that were read. In data-parallel training the update is
+    averaged over the ranks, so all keep the same bank.
+    `functional`: each forward pass starts from the learned tokens and writes per sample, inside autograd, in training
+    and evaluation: the gateway is trained, and samples do not influence each other.
+    `frozen`: the bank is never written.
     """
 
     def __init__(self, config: QAViTConfig) -> None:
@@ -49,7 +49,7 @@ class GlobalTokenBank(nn.Module):
         return Bank(self.global_k.clone(), self.global_v.clone())  # clones: `store` must not touch saved tensors
 
     def write(self, bank: Bank, tokens: Tensor, norm: nn.LayerNorm) -> Bank:
-        """tokens (B, N, d), normalised by the branch's own `norm` first."""
+        """Write tokens (B, N, d), first normalized by the branch's own `norm`."""
         if not self.writes:
             return bank
         if self.update == "functional":
@@ -58,7 +58,7 @@ class GlobalTokenBank(nn.Module):
             with (
                 torch.no_grad(),
                 torch.autocast(tokens.device.type, enabled=False),
-            ):  # fp16 steps ran into NaN
+            ):  # updates in fp16 became NaN
                 delta_k, delta_v = self._delta(norm(tokens.to(self.global_k.dtype)), over_batch=True)
         return Bank(bank.k + 0.1 * delta_k, bank.v + 0.1 * delta_v)
 
@@ -71,7 +71,7 @@ class GlobalTokenBank(nn.Module):
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(delta_v)
                 delta_v /= dist.get_world_size()
-        # aᵀ(W_c t) = W_c(aᵀ t), since each column of a sums to 1: M tokens to compress, not N, or B·N.
+        # aᵀ(W_c t) = W_c(aᵀ t), since each column of a sums to 1: compresses M tokens instead of N or B·N.
         delta_k = self.write_compression(delta_v)
         return delta_k.clamp(-0.5, 0.5), delta_v.clamp(-0.5, 0.5)
 

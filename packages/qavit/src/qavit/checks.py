@@ -1,6 +1,6 @@
-"""What claims.yaml's instant entries measure: sizes on torch's meta device, and sums of the README's own figures.
+"""Checks of claims.yaml's instant entries: sizes on PyTorch's meta device, and arithmetic on published numbers.
 
-Behavior is measured in property_checks.py. tests/qavit/test_parity.py proves that the model is the original's.
+Behavior is measured in property_checks.py. tests/qavit/test_parity.py tests that the model matches the original.
 """
 
 import functools
@@ -22,14 +22,14 @@ SIZES: dict[str, Callable[..., QAViT]] = {"Tiny": qavit_tiny, "Small": qavit_sma
 
 @functools.cache
 def _shape(size: str, depth: int | None = None) -> QAViT:
-    """A model without values, with 100 classes, in evaluation, as published; depth: other than its own."""
+    """A published model on the meta device with 100 classes, in evaluation mode; depth overrides its own."""
     with torch.device("meta"):
         fields = {} if depth is None else {"depth": depth}
         return SIZES[size](num_classes=100, msda_truncate=True, **fields).eval()
 
 
 def _block(size: str) -> QuadAttentionBlock:
-    """One block without values: all are alike."""
+    """One block on the meta device; all blocks have the same shapes."""
     return cast(QuadAttentionBlock, _shape(size, depth=1).blocks[0])
 
 
@@ -39,17 +39,17 @@ def _millions(depth: int | None = None) -> Value:
 
 
 def parameters() -> Value:
-    """Parameters of both models with 100 classes, in millions."""
+    """Number of parameters of both models with 100 classes, in millions."""
     return _millions()
 
 
 def parameters_of_two_blocks() -> Value:
-    """Parameters of both models with 100 classes, but with two blocks, in millions."""
+    """Number of parameters of both models with 100 classes and only two blocks, in millions."""
     return _millions(depth=2)
 
 
 def widths() -> Value:
-    """Widths, heads and depth of both models, read off their modules."""
+    """Widths, number of heads and depth of both models, read from their modules."""
     found = {}
     for size in SIZES:
         model, block = _shape(size), _block(size)
@@ -64,7 +64,7 @@ def widths() -> Value:
 
 
 def constraints() -> Value:
-    """Ratios of the widths of one block of both models (of the four branches the one that differs most), and k."""
+    """Width ratios in one block of both models (d / d' of the branch that deviates most from 4), and k."""
     found = {}
     for size in SIZES:
         block = _block(size)
@@ -82,7 +82,7 @@ def constraints() -> Value:
 
 
 def structure() -> Value:
-    """What the parts of a QAViT-Tiny block are made of, read off its modules; tokens' reach by changing one token."""
+    """Structure of a QAViT-Tiny block, read from its modules; window, dilations and groups from changed inputs."""
     block, model = _block("Tiny"), _shape("Tiny")
     mlp, kernel = block.bottleneck_mlp, block.ccf_ffn.dwconv
     found: dict[str, Any] = {
@@ -107,7 +107,7 @@ def _landmarks(block: QuadAttentionBlock) -> int:
 
 
 def linformer_reduction() -> Value:
-    """Tokens that one compression of QAViT-Tiny is given over those that it leaves."""
+    """Number of tokens before a compression of QAViT-Tiny divided by the number after it."""
     block = _block("Tiny")
     k = block.msda.linformer.E_k.shape[1]
     window = block.swa.linformer.E_k.shape[0]
@@ -115,13 +115,13 @@ def linformer_reduction() -> Value:
 
 
 def landmarks_compressed() -> Value:
-    """Landmarks of QAViT-Tiny's dilated sequence that its compression is applied to, as published."""
+    """Number of landmarks of QAViT-Tiny's dilated sequence that are compressed, as published."""
     block = _block("Tiny")
     return min(_landmarks(block), block.msda.linformer.E_k.shape[0])
 
 
 def outputs() -> Value:
-    """Shape of the logits of two images (Tiny, Small), and of one from the README's custom configuration."""
+    """Shape of the logits for two images (Tiny, Small), and for one image (the README's custom configuration)."""
     with torch.device("meta"):
         config = qavit.QAViTConfig(
             img_size=224, patch_size=16, num_classes=1000, embed_dim=256, depth=1, num_heads=4, compress_ratio=4,
@@ -133,31 +133,31 @@ def outputs() -> Value:
     return {name: {"output": str(shape)} for name, shape in {**both, "custom": custom}.items()}
 
 
-# ── sums of published figures ─────────────────────────────────────────────────────────────────────────────────────
+# ── arithmetic on published numbers ──────────────────────────────────────────────────────────────────────────────────
 
 
 def batches_per_second() -> Value:
-    """390 batches of 128 images over the 30 and the 25 seconds that train_configs.md gives an epoch."""
+    """390 batches of 128 images divided by the 30 and 25 seconds per epoch of train_configs.md."""
     return [50_000 // 128 / seconds for seconds in (30, 25)]
 
 
 def hours_tiny() -> Value:
-    """300 epochs of the README's 25 seconds, in hours."""
+    """300 epochs at the README's 25 seconds per epoch, in hours."""
     return 300 * 25 / 3600
 
 
 def hours_of_both() -> Value:
-    """300 epochs of the README's 25 seconds (Tiny), and of its 45 (Small), in hours."""
+    """300 epochs at the README's 25 (Tiny) and 45 (Small) seconds per epoch, in hours."""
     return [300 * seconds / 3600 for seconds in (25, 45)]
 
 
 def images_per_second() -> Value:
-    """50,000 images over the seconds of an epoch."""
+    """50,000 images divided by the seconds per epoch."""
     return {f"{seconds} s": {"images/s": 50_000 / seconds} for seconds in (25, 18, 45, 55)}
 
 
 def example_throughput() -> Value:
-    """The README's batch of 256 over its 45.23 milliseconds."""
+    """The README's batch size of 256 divided by its 45.23 ms."""
     return 256 / 45.23e-3
 
 

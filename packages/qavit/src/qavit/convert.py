@@ -1,4 +1,4 @@
-"""Checkpoints of the original HQA_VIT code into this package's `QAViT`."""
+"""Load checkpoints of the original HQA_VIT code into this package's `QAViT`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from vit_core.models.conversion import load_original
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> QAViT:
-    """A `QAViT` with the weights of an original checkpoint, in the published form of the bank and of MSDA.
+    """A `QAViT` with the weights of an original checkpoint, with the bank and MSDA as published.
 
-    state_dict: the original's keys, with or without `module.` in front. Its attentions hold the one bank each under
-    a name of their own (`blocks.0.swa.global_bank.global_k`, …); those copies are left out here.
-    config: the original's `QAViTConfig` arguments, by name; or what its checkpoints hold under `config`, the arguments
-    of its train.py, of which `model` says the size.
-    Raises ValueError that lists missing, unexpected and wrongly shaped keys, or unknown arguments.
+    state_dict: the original's keys, with or without a `module.` prefix. The original stores the shared bank once more
+    under each attention branch (`blocks.0.swa.global_bank.global_k`, …); those copies are ignored.
+    config: the original's `QAViTConfig` arguments by name, or the `config` of its checkpoints: the arguments of its
+    train.py, where `model` is the size.
+    Raises ValueError that lists missing, unexpected and mismatched keys, or unknown arguments.
     """
     theirs = {}
     for key, value in state_dict.items():
@@ -34,12 +34,12 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def model_arguments(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of `QAViTConfig` from either of the original's configurations. ValueError for one that is neither."""
+    """Fields of `QAViTConfig` from either form of the original's configuration. ValueError for anything else."""
     if "model" not in config:
-        return {name: value for name, value in config.items() if name != "num_windows"}  # which its code never reads
+        return {name: value for name, value in config.items() if name != "num_windows"}  # unused in its code
     if config["model"] not in ("tiny", "small"):
-        raise ValueError(f"config: model is tiny or small in the original, not {config['model']!r}")
+        raise ValueError(f"config: model must be tiny or small, as in the original, got {config['model']!r}")
     head = state_dict.get("head.weight")
     if not isinstance(head, Tensor) or head.ndim != 2:
-        raise ValueError("not a checkpoint of this QAViT: missing head.weight")
+        raise ValueError("not a checkpoint of this QAViT: head.weight is missing or not a matrix")
     return SIZES[config["model"]] | {"num_classes": len(head)}

@@ -1,7 +1,7 @@
 """QAViT: Quad-Attention Vision Transformer (2024; original code: HQA_VIT/QAViT.py).
 
-Four attentions run side by side on the same tokens — windows, dilated scales, channel groups, and a small memory
-shared by all blocks — and a learned softmax over four scalars weighs them.
+Four attention branches run side by side on the same tokens: windows, dilated scales, channel groups, and a small memory
+shared by all blocks. A learned softmax over four scalars weights them.
 
     x ─ LN ┬ window attention ───────── LN, d → d/4 ┐
            ├ dilated attention ──────── LN, d → d/4 ├ × softmax(w) ─ concat ─ d → d/2 → d ─ + x ─ CCF-FFN
@@ -9,7 +9,7 @@ shared by all blocks — and a learned softmax over four scalars weighs them.
            └ cross-attention to bank ── LN, d → d/4 ┘
     The global token bank is read by all four and written after each of the first three.
 
-    uv run qavit-train                    the micro model on digits: over 90% in a minute on two CPU cores
+    uv run qavit-train                    micro model on digits: over 90% in a minute on two CPU cores
     uv run qavit-train --model tiny       CIFAR-100, 300 epochs; claimed 78-80% top-1 (not measured here)
 
 Shapes: B batch, N = H·H tokens, d dim, h heads, M bank size, k compressed tokens, L rows of E, G channel groups,
@@ -43,15 +43,16 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def with_bank(tokens: Tensor, bank: Tensor) -> Tensor:
-    """(B·W, n, d) tokens with the bank's (1 or B, M, d) below: (B·W, n + M, d)."""
+    """Append the bank's tokens (1 or B, M, d) to tokens (B·W, n, d): (B·W, n + M, d)."""
     return torch.cat((tokens, bank.repeat_interleave(tokens.shape[0] // bank.shape[0], dim=0)), dim=1)
 
 
 class Linformer(nn.Module):
     """Learned compression along the tokens, shared by the heads: K' = E_kᵀ K, V' = E_vᵀ V. E: (L, k).
 
-    Of a sequence shorter than L the other rows of E idle. A longer one is cut to L tokens, as published, or, with
-    `stretch`, E's rows are stretched over all of it, as position embeddings are when a grid grows.
+    For a sequence shorter than L, the remaining rows of E are unused. A longer sequence is truncated to L tokens, as
+    published; with `stretch`, E's rows are interpolated to its length instead, like position embeddings on a larger
+    grid.
     """
 
     def __init__(self, length: int, k: int, *, stretch: bool = False) -> None:
@@ -72,7 +73,7 @@ class Linformer(nn.Module):
 
 
 class SpatialWindowAttention(nn.Module):
-    """SWA: attention in w × w windows, to the window's k compressed keys and the bank's M."""
+    """SWA: attention in w × w windows, over the window's k compressed keys and the bank's M tokens."""
 
     def __init__(
         self, dim: int, num_heads: int, *, grid: int, window: int, linformer_k: int, attn_drop: float, proj_drop: float
@@ -83,7 +84,7 @@ class SpatialWindowAttention(nn.Module):
         self.linformer = Linformer(window**2, linformer_k)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
-        self.norm = nn.LayerNorm(dim)  # of what is written to the bank
+        self.norm = nn.LayerNorm(dim)  # applied to what is written to the bank
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
         B, h = x.shape[0], self.num_heads
@@ -101,17 +102,17 @@ class SpatialWindowAttention(nn.Module):
         return x.flatten(0, 2).flatten(1, 2)
 
     def joined(self, x: Tensor, B: int) -> Tensor:
-        """(B·W, w², d) -> (B, N, d), without the padding, which the original keeps, and fails."""
+        """(B·W, w², d) -> (B, N, d), without the padding. (The original keeps the padding and fails.)"""
         w, side = self.window, -(-self.grid // self.window)
         x = x.view(B, side, side, w, w, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, : self.grid, : self.grid].flatten(1, 2)
 
 
 class MultiScaleDilatedAttention(nn.Module):
-    """MSDA: tokens attend to the grid at every r-th patch, r in (1, 2, 3), pooled and compressed to k, and to the bank.
+    """MSDA: attention to every r-th patch of the grid, r in (1, 2, 3), pooled and compressed to k, and to the bank.
 
-    The original cuts the pooled sequence to L = max(k, 128) tokens: on a 14 × 14 grid 128 of 135, so that most of the
-    coarsest scale is lost (`truncate`). By default E is stretched over the whole sequence: no token is lost.
+    With `truncate`, as in the original, the pooled sequence is truncated to L = max(k, 128) tokens: on a 14 × 14 grid
+    128 of 135, which drops most of the coarsest scale. By default E is interpolated to the whole sequence.
     """
 
     def __init__(
@@ -139,22 +140,22 @@ class MultiScaleDilatedAttention(nn.Module):
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
         d, h = x.shape[-1], self.num_heads
         q, kv = self.qkv(x).split((d, 2 * d), dim=-1)
-        k, v = self.landmarks(kv).chunk(2, dim=-1)  # as if they were projected: a slice or mean of tokens commutes
+        k, v = self.landmarks(kv).chunk(2, dim=-1)  # slicing and averaging tokens commute with the projection
         k, v = self.linformer(k, v)  # (B, k, d)
         k, v = with_bank(k, bank.k), with_bank(v, bank.v)  # (B, k + M, d)
         x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(merge_heads(x)))
 
     def landmarks(self, x: Tensor) -> Tensor:
-        """Slice and pool (B, N, d): tokens of every r-th row and column, r by r, and means of neighbors in the list."""
+        """Select the tokens of every r-th row and column for each r, then average-pool the sequence (B, N, d)."""
         x = x.unflatten(1, (self.grid, self.grid))
         x = torch.cat([x[:, ::r, ::r].flatten(1, 2) for r in self.dilations], dim=1)
-        whole = x.shape[1] // self.pooling * self.pooling  # pooling drops an incomplete end
+        whole = x.shape[1] // self.pooling * self.pooling  # an incomplete last pool is dropped
         return x[:, :whole].unflatten(1, (-1, self.pooling)).mean(2)
 
 
 class ChannelGroupAttention(nn.Module):
-    """CGA: G groups of channels attend over the tokens apart, with shared projections to half the width."""
+    """CGA: attention over the tokens in each of G channel groups separately, with shared projections to half width."""
 
     def __init__(self, dim: int, num_heads: int, *, groups: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ class ChannelGroupAttention(nn.Module):
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
         B, G, h = x.shape[0], self.num_groups, self.num_heads
-        x = split_heads(x, G).flatten(0, 1)  # (B·G, N, d/G): every group a sequence of its own
+        x = split_heads(x, G).flatten(0, 1)  # (B·G, N, d/G): each group is a separate sequence
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B·G, N, d/2G)
         k = with_bank(k, self.bank_k_proj(bank.k))  # (B·G, N + M, d/2G)
         v = with_bank(v, self.bank_v_proj(bank.v))
@@ -180,7 +181,7 @@ class ChannelGroupAttention(nn.Module):
 
 
 class BankCrossAttention(nn.Module):
-    """Cross-attention: queries of the tokens, keys and values of the bank."""
+    """Cross-attention: queries from the tokens, keys and values from the bank."""
 
     def __init__(self, dim: int, num_heads: int, *, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
@@ -202,7 +203,7 @@ class BankCrossAttention(nn.Module):
 
 
 class HybridFusion(nn.Module):
-    """Branches scaled by a softmax over four learned scalars, then concatenated: 4 × (B, N, d') -> (B, N, 4d')."""
+    """Scale the branches by a softmax over four learned scalars and concatenate: 4 × (B, N, d') -> (B, N, 4d')."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,28 +312,31 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(f"this model takes {self.img_size} x {self.img_size} images, got {tuple(x.shape[-2:])}")
+            raise ValueError(
+                f"this model takes {self.img_size} x {self.img_size} images, got {x.shape[-2]} x {x.shape[-1]}; "
+                "resize the images or set img_size"
+            )
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
 
 
 def _square(size: Sequence[int]) -> int:
     if len(set(size)) != 1:
-        raise ValueError(f"img_size must be square, got {tuple(size)}")
+        raise ValueError(f"img_size must be square: got {tuple(size)}, give one number or two equal ones")
     return size[0]
 
 
 class QAViT(nn.Module):
     """QAViT from a `QAViTConfig`, or from its fields as keywords; images (B, C, H, W) -> logits (B, num_classes).
 
-    timm's names for the fields work too: in_chans, drop_rate, attn_drop_rate, drop_path_rate.
-    Raises ValueError, with the rule, for a configuration that cannot work.
+    timm's argument names work too: in_chans, drop_rate, attn_drop_rate, drop_path_rate.
+    Raises ValueError with the rule that an invalid configuration breaks.
     """
 
     def __init__(self, config: QAViTConfig | None = None, **fields: Any) -> None:
         super().__init__()
         pool = fields.pop("global_pool", None)
         fields = own_names(fields)
-        if isinstance(fields.get("img_size"), tuple | list):  # timm's form of a square: (224, 224)
+        if isinstance(fields.get("img_size"), tuple | list):  # timm passes (224, 224)
             fields["img_size"] = _square(fields["img_size"])
         self.config = config = (config or QAViTConfig()).replace(**fields)
         self.num_classes, self.grad_checkpointing = config.num_classes, False
@@ -354,7 +358,7 @@ class QAViT(nn.Module):
             self._freeze_gateway()
 
     def _freeze_gateway(self) -> None:
-        """Outside `functional` nothing that the gateway computes is differentiated: say so, to optimisers and DDP."""
+        """Only `functional` trains the gateway: otherwise set requires_grad=False, for optimizers and DDP."""
         bank = self.global_bank
         for gateway in (bank.write_norm, bank.write_gate, bank.write_compression):
             gateway.requires_grad_(False)
@@ -376,11 +380,11 @@ class QAViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> normalised tokens (B, N, d)."""
+        """Images (B, C, H, W) -> normalized tokens (B, N, d)."""
         return self.norm(self.run_blocks(x)[0])
 
     def run_blocks(self, x: Tensor, keep: Sequence[int] = (), stop: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Images -> tokens (B, N, d) after block `stop`, and those after the blocks in `keep`."""
+        """Images -> tokens (B, N, d) after the first `stop` blocks, and the outputs of the blocks in `keep`."""
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)
         bank = self.global_bank.read()
         kept = []
@@ -402,7 +406,7 @@ class QAViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    # ── what timm expects of a model beside its forward pass ──
+    # ── timm's model interface ──
 
     def forward_intermediates(
         self,
@@ -413,10 +417,10 @@ class QAViT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
+        """Features of the chosen blocks (None: all; an int n: the last n), as in timm's models.
 
-        Returns a list of (B, d, H, W) grids ("NCHW") or (B, N, d) tokens ("NLC"); without `intermediates_only`, the
-        pair (final tokens, that list).
+        Returns a list of (B, d, H, W) feature maps ("NCHW") or (B, N, d) tokens ("NLC"); without
+        `intermediates_only`, the pair (final tokens, that list).
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
@@ -432,7 +436,7 @@ class QAViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `forward_intermediates` of these indices does not need."""
+        """Remove the layers that `forward_intermediates` does not need for these indices."""
         take, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
@@ -445,7 +449,7 @@ class QAViT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, in place: initialised as the model's other Linear layers, none for num_classes 0."""
+        """Replace the head by a new one, initialized like the model's other Linear layers; num_classes 0: no head."""
         if global_pool is not None:
             if global_pool not in ("avg", ""):
                 raise ValueError(f"global_pool must be 'avg' or '' (no pooling), got {global_pool!r}")
@@ -467,7 +471,7 @@ class QAViT(nn.Module):
         return {"pos_embed", "global_bank.global_k", "global_bank.global_v"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Depth of each parameter, for timm's layer-wise learning rates."""
+        """Layer of each parameter, for timm's layer-wise learning rate decay."""
         return {
             "stem": r"^pos_embed|^patch_embed|^global_bank",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],

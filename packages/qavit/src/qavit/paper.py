@@ -1,4 +1,4 @@
-"""QAViT as `reproduce` knows it: what it is, its trainings, and its signature analysis: branch weights and bank."""
+"""QAViT for `reproduce`: summary, training runs, and its own analysis of branch weights and bank."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ BRANCHES = ("windows (SWA)", "dilated scales (MSDA)", "channel groups (CGA)", "b
 
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
-    """How the four branches are weighed, what each is worth, and what the bank holds."""
+    """Analyze the branch weights, how much each branch contributes, and the bank's contents."""
     subject = next(iter(subjects.values()))
     model = cast(QAViT, subject.trained.model)
     blocks = cast("list[QuadAttentionBlock]", list(model.blocks))
@@ -40,31 +40,32 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     dearest = max(range(4), key=lambda i: whole - without[i])
     return Analysis(
         findings=[
-            f"The learned softmax gives the four branches between {low:.1f}% and {high:.1f}% in every block; all alike "
-            "would be 25%. A weight near 25% does not say that a branch is used: the layers behind it can undo any "
-            "scale.",
-            f"What counts is what is lost without a branch: most without {BRANCHES[dearest]}, "
-            f"{whole - without[dearest]:.1f} of {whole:.1f} points of top-1 accuracy.",
-            f"With an empty bank the same model reaches {bankless:.1f}%. Its {model.config.global_bank_size} key "
-            f"tokens have a mean cosine of {alike[0]:+.2f} to one another, the value tokens of {alike[1]:+.2f}: 1 "
-            "would be a bank of one token only. All four branches read the bank, so emptying it is more than silencing "
-            "the fourth.",
+            f"The learned softmax weights of the four branches lie between {low:.1f}% and {high:.1f}% in all blocks; "
+            "equal weights would be 25%. A weight near 25% does not show that a branch is used: the layers after it "
+            "can undo any scale.",
+            f"The accuracy lost without a branch is more informative: it is largest for {BRANCHES[dearest]}, "
+            f"{whole - without[dearest]:.1f} of {whole:.1f} points of top-1.",
+            f"With the bank set to zero, the same model reaches {bankless:.1f}%. The mean cosine similarity between "
+            f"its {model.config.global_bank_size} key tokens is {alike[0]:+.2f}, between its value tokens "
+            f"{alike[1]:+.2f}; 1 would mean that all tokens are equal. All four branches read the bank, so this "
+            "ablation affects more than removing the fourth branch.",
         ],
         pictures=[
             Picture(
                 "branches.png", "The four branches",
-                "Left: the weight that each block gives each branch. Right: accuracy that is lost when the branch is "
-                "silenced in all blocks of the trained model, without training it again.",
+                "Left: the weight of each branch in each block. Right: accuracy lost when the branch is set to zero in "
+                "all blocks of the trained model, without retraining.",
             ),
             Picture(
                 "bank.png", "The global token bank",
-                "Cosine between the bank's tokens, keys and values. Off the diagonal, red is tokens that say the same.",
+                "Cosine similarity of the bank's tokens, for keys and values. Red off the diagonal: similar tokens.",
             ),
         ],
         tables=[
             Table(
-                "Branch weights and worth",
-                f"Weights in percent; accuracy in percent of {count} images, one of which is {100 / count:.2f} points.",
+                "Branch weights and accuracy lost",
+                f"Weights in percent; top-1 accuracy in percent of {count} images (one image: {100 / count:.2f} "
+                "points).",
                 ["branch", *(f"block {i}" for i in range(len(blocks))), "top-1 without it", "points lost"],
                 [
                     [name, *(100 * weights[:, i]).tolist(), without[i], whole - without[i]]
@@ -83,7 +84,7 @@ def _accuracy(subject: Subject) -> float:
 
 @contextmanager
 def _silenced(blocks: Sequence[QuadAttentionBlock], branch: int) -> Iterator[None]:
-    """One of the four branches gives zeros, in all blocks."""
+    """Set the output of one branch to zero in all blocks."""
 
     def silence(module: object, inputs: tuple[list[Tensor]]) -> tuple[list[Tensor]]:
         return ([b if i != branch else torch.zeros_like(b) for i, b in enumerate(inputs[0])],)
@@ -98,7 +99,7 @@ def _silenced(blocks: Sequence[QuadAttentionBlock], branch: int) -> Iterator[Non
 
 @contextmanager
 def _empty_bank(model: QAViT) -> Iterator[None]:
-    """The bank's tokens are zero."""
+    """Set the bank's tokens to zero."""
     bank = model.global_bank
     kept = [p.detach().clone() for p in (bank.global_k, bank.global_v)]
     try:
@@ -113,13 +114,13 @@ def _empty_bank(model: QAViT) -> Iterator[None]:
 
 
 def _cosines(tokens: Tensor) -> Tensor:
-    """Of M tokens (M, d): (M, M)."""
+    """Cosine similarities of M tokens (M, d): (M, M)."""
     directions = F.normalize(tokens.detach().cpu(), dim=1)
     return directions @ directions.T
 
 
 def _mean_cosine(tokens: Tensor) -> float:
-    """Over the pairs of different tokens."""
+    """Mean over all pairs of different tokens."""
     M = len(tokens)
     return float((_cosines(tokens).sum() - M) / (M * (M - 1)))
 
@@ -138,7 +139,7 @@ def _draw(weights: Tensor, lost: Sequence[float], path: Path) -> None:
     right.barh(BRANCHES, lost, color=[f"C{i}" for i in range(4)])
     right.axvline(0, color="black", lw=0.8)
     right.invert_yaxis()
-    right.set(xlabel="points of top-1 accuracy lost without it")
+    right.set(xlabel="points of top-1 accuracy lost without the branch")
     figure.savefig(path, dpi=130)
 
 
@@ -152,17 +153,17 @@ def _draw_bank(model: QAViT, path: Path) -> None:
     ):
         image = ax.imshow(_cosines(tokens[0]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
         ax.set(title=name, xlabel="bank token", ylabel="bank token")
-    figure.colorbar(image, ax=axes, label="cosine")
+    figure.colorbar(image, ax=axes, label="cosine similarity")
     figure.savefig(path, dpi=130)
 
 
 PAPER = Paper(
     package="qavit",
     title="QAViT: Quad-Attention Vision Transformer",
-    idea="One attention does not see everything, so QAViT runs four side by side in each block: inside small windows, "
-    "over dilated scales, over groups of channels, and to a small memory. That memory, the global token bank, is "
-    "shared by all blocks: each reads it and writes what it found back into it. A learned softmax weighs the four "
-    "before a narrow MLP mixes them.",
+    idea="A single attention pattern misses information, so QAViT runs four in parallel in each block: within small "
+    "windows, over dilated scales, over channel groups, and to a small memory. This memory, the global token bank, is "
+    "shared by all blocks, which read it and write to it. A learned softmax weights the four branches before a "
+    "bottleneck MLP mixes them.",
     source="README of the original repository HQA_VIT (2024), whose code trains on CIFAR-100 and ImageNet.",
     citation="""@inproceedings{qavit2024,
   title     = {Quad-Attention Vision Transformer: Efficient Multi-Scale Attention for Visual Recognition},

@@ -1,7 +1,7 @@
-"""What claims.yaml's instant entries measure of QAViT's behavior: which token sees which, the bank, gradients.
+"""Behavior checks of claims.yaml's instant entries: which token attends to which, and the bank.
 
 Measured on one block of QAViT-Tiny at 224 × 224, or on the micro model, with random weights, without dropout, in
-float64, where rounding is far below every effect.
+float64, where rounding errors are far smaller than every effect.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vit_core.ledger.claims import Value
 
 
 def _model(build: Callable[..., QAViT], **fields: Any) -> QAViT:
-    """A model with values, without dropout, in float64; its weights are the same whichever check asks."""
+    """A model without dropout, in float64, with the same random weights for every check."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build(num_classes=100, dropout=0.0, drop_path=0.0, **fields).double()
@@ -38,12 +38,12 @@ def _tiny() -> QAViT:
 
 
 def _block() -> tuple[QuadAttentionBlock, Bank]:
-    """QAViT-Tiny's first block in evaluation, and the bank."""
+    """QAViT-Tiny's first block in evaluation mode, and the bank."""
     return _first(_tiny()), _tiny().global_bank.read()
 
 
 def _tokens_reached(module: Callable[[Tensor], Tensor]) -> int:
-    """How many of the 196 output tokens change with the input token in the eighth row and column of the grid."""
+    """Number of the 196 output tokens that change when the input token in grid row and column 8 changes."""
     x = torch.randn(1, 196, 256, dtype=torch.float64)
     changed = x.clone()
     changed[0, 7 * 14 + 7] += torch.randn(256)
@@ -52,26 +52,26 @@ def _tokens_reached(module: Callable[[Tensor], Tensor]) -> int:
 
 
 def window_tokens() -> Value:
-    """Output tokens of QAViT-Tiny's window attention that change with one input token."""
+    """Number of output tokens of QAViT-Tiny's window attention that change with one input token."""
     block, bank = _block()
     return _tokens_reached(lambda x: block.swa(x, bank))
 
 
 def cross_tokens() -> Value:
-    """Output tokens of QAViT-Tiny's cross-attention that change with one input token: 1 where keys are the bank's."""
+    """Output tokens of QAViT-Tiny's cross-attention that change with one input token: 1 if keys come from the bank."""
     block, bank = _block()
     return _tokens_reached(lambda x: block.cross_attn(x, bank))
 
 
 def dilations() -> Value:
-    """Steps between neighbours of one grid row that QAViT-Tiny's dilated sampling averages into a landmark."""
+    """Distances between tokens of a grid row that QAViT-Tiny's dilated sampling averages into one landmark."""
     landmarks = _block()[0].msda.landmarks(torch.eye(196)[None])[0]  # (135, 196): the tokens of each
     pairs = [row.nonzero().flatten().tolist() for row in landmarks]
     return ", ".join(map(str, sorted({p[-1] - p[0] for p in pairs if len(p) == 2 and p[0] // 14 == p[-1] // 14})))
 
 
 def channel_groups() -> Value:
-    """Channels of QAViT-Tiny over those that one input channel moves in CGA before its last Linear, both as shares."""
+    """Channel groups of QAViT-Tiny: 1 / share of CGA channels (before its last Linear) that one channel changes."""
     block, bank = _block()
     mixed: list[Tensor] = []
     with block.cga.proj.register_forward_pre_hook(lambda module, inputs: mixed.append(inputs[0])), torch.no_grad():
@@ -82,7 +82,7 @@ def channel_groups() -> Value:
 
 
 def fusion_difference() -> Value:
-    """Largest difference between the factors by which hybrid fusion scales its branches and softmax(w), w unequal."""
+    """Largest difference between hybrid fusion's branch weights and softmax(w), for unequal w."""
     fusion = _block()[0].fusion
     learned = torch.tensor([1.0, 2.0, -0.5, 0.25], dtype=torch.float64)
     kept = fusion.fusion_weights.detach().clone()
@@ -94,7 +94,7 @@ def fusion_difference() -> Value:
 
 
 def branches() -> Value:
-    """Tensors that QAViT-Tiny's hybrid fusion is given."""
+    """Number of tensors that QAViT-Tiny's hybrid fusion receives."""
     given: list[int] = []
     fusion = _block()[0].fusion
     with fusion.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0]))), torch.no_grad():
@@ -113,12 +113,12 @@ def _branches_that_wait(training: bool) -> int:
 
 
 def branches_that_wait() -> Value:
-    """Branches that read another bank than the first, since a branch before them wrote to it: micro, in training."""
+    """Branches that read a different bank than the first, since an earlier one wrote to it: micro, in training."""
     return _branches_that_wait(training=True)
 
 
 def branches_that_wait_in_evaluation() -> Value:
-    """Branches that read another bank than the first, since a branch before them wrote to it: micro, in evaluation."""
+    """Branches that read a different bank than the first, since an earlier one wrote to it: micro, in evaluation."""
     return _branches_that_wait(training=False)
 
 
@@ -133,12 +133,12 @@ def _passed_on(training: bool) -> float:
 
 
 def passed_on() -> Value:
-    """Largest change of the bank between the micro model's first and last block, in evaluation, bank as published."""
+    """Largest change of the bank from the micro model's first to its last block, in evaluation, bank as published."""
     return _passed_on(training=False)
 
 
 def passed_on_in_training() -> Value:
-    """Largest change of the bank between the micro model's first and last block, in training, bank as published."""
+    """Largest change of the bank from the micro model's first to its last block, in training, bank as published."""
     return _passed_on(training=True)
 
 
@@ -151,7 +151,7 @@ def deterministic() -> Value:
 
 @torch.no_grad()
 def batch_dependence() -> Value:
-    """Largest difference of the logits of three images together and one by one, micro model, in evaluation."""
+    """Largest difference between the logits of three images in one batch and one by one, micro model, in evaluation."""
     model, images = _model(qavit_micro).eval(), _images(3)
     return float((model(images) - torch.cat([model(image[None]) for image in images])).abs().max())
 

@@ -1,4 +1,4 @@
-"""QAViT's models, flags and hyperparameters, as the shared commands take them."""
+"""QAViT's models, flags and hyperparameters for the shared commands."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from vit_core.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Flags that change the model; None leaves the model's own default."""
+    """Flags that change the model; None keeps the model's default."""
 
     bank_update: str | None = flag(
         None,
-        "the global token bank: inplace (as published), functional (per sample, its gateway learns) or frozen",
+        "global token bank: inplace (as published), functional (per sample, trains the gateway) or frozen",
         choices=("inplace", "functional", "frozen"),
     )
-    msda_truncate: bool | None = flag(None, "cut the dilated sequence to max(k, 128) tokens, as published")
-    dropout: float | None = flag(None, "dropout, attention weights included (default: 0.1; micro 0)")
-    attn_drop: float | None = flag(None, "dropout on the attention weights alone (default: that of --dropout)")
-    drop_path: float | None = flag(None, "stochastic depth of the last block (default: the model's)")
+    msda_truncate: bool | None = flag(None, "truncate the dilated sequence to max(k, 128) tokens, as published")
+    dropout: float | None = flag(None, "dropout rate, also for attention weights (default: 0.1; micro 0)")
+    attn_drop: float | None = flag(None, "dropout rate for attention weights only (default: same as --dropout)")
+    drop_path: float | None = flag(None, "stochastic depth rate of the last block (default: the model's)")
 
 
 # The README's hyperparameters: (model, on ImageNet) -> batch size, learning rate, weight decay, warm-up epochs.
@@ -33,14 +33,13 @@ PUBLISHED = {
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+    """Default model and dataset, and the hyperparameters for them.
 
-    published: the README's table. stable: the defaults of the original's train.py, which its notes settled on after
-    runs of the former went to NaN at epochs 7-10: learning rate 5e-4, 10 epochs of warm-up. Both as that train.py
-    trains: label smoothing 0.1, clipping at 1.0, weight decay on every parameter; images resized, then cropped out of
-    a border of an eighth and mirrored (of ImageNet a border of 4 pixels, and colors jittered by 0.1). Its schedule
-    moves once an epoch, and its first epoch has the learning rate 0; ours moves with each step. The micro model's
-    values are ours.
+    published: the README's table. stable: learning rate 5e-4 and 10 epochs of warm-up, the defaults of the original
+    train.py, which its notes chose after runs of the former went to NaN at epochs 7-10. Both follow that train.py:
+    label smoothing 0.1, gradient clipping at 1.0, weight decay on every parameter; images are resized, padded by an
+    eighth, randomly cropped and flipped (ImageNet: padded by 4 pixels, color jitter 0.1). Its learning rate changes
+    once per epoch and is 0 in the first one; ours changes every step. The micro model's values are ours.
     """
     model, dataset = given.get("model"), given.get("dataset")
     model = model or ("micro" if dataset in (None, "digits") else "tiny")
@@ -64,7 +63,7 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("preset") == "stable":
             values |= {"lr": 5e-4, "warmup_epochs": 10}
     if dataset == "digits":
-        values |= {"hflip": 0.0, "crop": "none"}  # a mirrored 2 is no 2
+        values |= {"hflip": 0.0, "crop": "none"}  # a flipped 2 is not a 2
         if model == "micro":
             values |= {"batch_size": 32, "lr": 4e-3}
     return values
@@ -72,8 +71,8 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
 
 RECIPE = Recipe(
     paper="QAViT",
-    description="Train a QAViT. Without arguments: the micro model on the embedded digits. With --model tiny or small "
-    "alone: CIFAR-100, as published.",
+    description="Train a QAViT. Default: the micro model on the bundled digits dataset. With only --model tiny or "
+    "small: CIFAR-100 with the published recipe.",
     command="qavit",
     models={"micro": "qavit_micro", "tiny": "qavit_tiny", "small": "qavit_small"},
     presets=presets,

@@ -25,7 +25,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(size: str, pretrained: bool, fields: dict[str, Any]) -> QAViT:
-    """With timm's defaults, such as three channels, only for what is not given under either of its names."""
+    """Create a model; timm's defaults (such as three channels) apply to arguments given under neither name."""
     given = {NAMES_OF_TIMM.get(name, name): value for name, value in own_names(fields).items()}
     size_fields = {NAMES_OF_TIMM.get(name, name): value for name, value in SIZES[size].items()}
     indices = {"out_indices": given.pop("out_indices", 3), "feature_cls": "getter"}
@@ -34,19 +34,19 @@ def _create(size: str, pretrained: bool, fields: dict[str, Any]) -> QAViT:
 
 @register_model
 def qavit_tiny(pretrained: bool = False, **fields: Any) -> QAViT:
-    """QAViT-Tiny: 256 wide, 12 blocks; 13.05M parameters with 100 classes. `fields`: those of `QAViTConfig`."""
+    """QAViT-Tiny: width 256, 12 blocks; 13.05M parameters with 100 classes. `fields`: fields of `QAViTConfig`."""
     return _create("tiny", pretrained, fields)
 
 
 @register_model
 def qavit_small(pretrained: bool = False, **fields: Any) -> QAViT:
-    """QAViT-Small: 384 wide, 16 blocks; 38.13M parameters with 100 classes."""
+    """QAViT-Small: width 384, 16 blocks; 38.13M parameters with 100 classes."""
     return _create("small", pretrained, fields)
 
 
 @register_model
 def qavit_micro(pretrained: bool = False, **fields: Any) -> QAViT:
-    """QAViT-Micro, ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
+    """QAViT-Micro, ours: width 64, 4 blocks, for 32 x 32 images; trains on a CPU."""
     model = _create("micro", pretrained, fields)
     if not pretrained:
         spread_pos_embed(model)

@@ -1,11 +1,11 @@
-"""The seed's validation suite (original: test_qavit.py): every line is computed here and now.
+"""The original's validation suite (test_qavit.py): every result is computed when it runs.
 
-    uv run qavit-validate                          data integration on the embedded digits
+    uv run qavit-validate                          data integration on the bundled digits dataset
     uv run qavit-validate --dataset cifar100 --data-path DIR [--download]
 
-Four sections: dimension flow, nine components, mathematical properties, data integration. What the original's suite
-could not see is checked too: which parameters get a gradient, and whether samples of a batch influence each other in
-training. Both depend on how the bank is written, so they are reported for each of its three modes.
+Four sections: dimension flow, nine components, mathematical properties, data integration. Beyond the original's suite,
+it checks which parameters get a gradient and whether samples of a batch influence each other in training. Both depend
+on how the bank is written, so they are checked with the bank in place and functional.
 """
 
 import sys
@@ -28,11 +28,11 @@ PUBLISHED_SIZES = {  # training and validation images
     "cifar100": (50_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1_437, 360), "flowers102": (1_020, 1_020),
     "tiny_imagenet": (100_000, 10_000), "imagenet": (1_281_167, 50_000),
 }  # fmt: skip
-Check = tuple[str, Callable[[], str | None]]  # name, and a function that returns what is wrong, or None
+Check = tuple[str, Callable[[], str | None]]  # name, and a function that returns an error message or None
 
 
 class Suite:
-    """Runs named checks, prints a line for each, and remembers the sections."""
+    """Run named checks, print one line for each, and record which sections passed."""
 
     def __init__(self) -> None:
         self.sections: dict[str, bool] = {}
@@ -90,7 +90,7 @@ def components(device: torch.device) -> list[Check]:
         written = memory.write(bank, x, block.swa.norm)
         step = (written.k - bank.k).abs().max().item()
         if not 0.0 < step <= 0.05 + 1e-6:
-            return f"a write moved the bank by {step}; it must be more than 0 and at most 0.1 × 0.5"
+            return f"a write changed the bank by {step}; the change must be more than 0 and at most 0.1 × 0.5"
         return _differs("bank", written.k.shape, (1, c.global_bank_size, c.embed_dim))
 
     def whole_block() -> str | None:
@@ -121,13 +121,13 @@ def mathematics(device: torch.device) -> list[Check]:
     def deterministic() -> str | None:
         model = micro().eval()
         with torch.no_grad():
-            return None if torch.equal(model(images), model(images)) else "two evaluations of one input differ"
+            return None if torch.equal(model(images), model(images)) else "two evaluations of the same input differ"
 
     def batch_independent() -> str | None:
         model = micro().eval()
         with torch.no_grad():
             together, apart = model(images), torch.cat([model(image[None]) for image in images])
-        return None if torch.allclose(together, apart, atol=1e-5) else f"by {(together - apart).abs().max():.1e}"
+        return None if torch.allclose(together, apart, atol=1e-5) else f"differ by {(together - apart).abs().max():.1e}"
 
     def gradients(mode: str, expected_without: int) -> str | None:
         model = micro(bank_update=mode).train()
@@ -143,7 +143,7 @@ def mathematics(device: torch.device) -> list[Check]:
             model.load_state_dict(state)
             other = model(torch.cat([images[:1], -images[1:]]))[0]
         shared = not torch.allclose(first, other, atol=1e-6)
-        return _differs("another batch changes a sample's logits", shared, expected)
+        return _differs("logits of a sample depend on the rest of its batch", shared, expected)
 
     def constraints() -> str | None:
         for build, d in ((qavit_tiny, 256), (qavit_small, 384)):
@@ -159,14 +159,14 @@ def mathematics(device: torch.device) -> list[Check]:
                     return f"{name} is {found} at d = {d}, expected {expected}"
         return None
 
-    alone, together = "samples are independent", "samples share what is written"
-    gateway = 6 + 3 * 2 * 4  # norm, gate, compression; a norm in each of three branches of four blocks
+    alone, together = "samples are independent", "samples share the bank's updates"
+    gateway = 6 + 3 * 2 * 4  # norm, gate, compression; one norm in each of three branches of four blocks
     return [
         ("Output consistency (deterministic)", deterministic),
         ("Batch independence in evaluation", batch_independent),
         ("Architectural constraints (d' = d/4, r = d/2, k = 64)", constraints),
         (
-            f"Gradient flow, bank in place: all but the gateway's {gateway} tensors",
+            f"Gradient flow, bank in place: every parameter except the gateway's {gateway} tensors",
             partial(gradients, "inplace", gateway),
         ),
         ("Gradient flow, bank functional: every parameter", partial(gradients, "functional", 0)),
@@ -226,14 +226,14 @@ def _not_finite(x: Tensor) -> str | None:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
-        prog="qavit-validate", description="QAViT's validation suite. Exit code 1 where a check fails."
+        prog="qavit-validate", description="QAViT's validation suite. Exits with code 1 if a check fails."
     )
     parser.add_argument(
-        "--model", choices=tuple(MODELS), default="micro", help="model of the integration checks (default: %(default)s)"
+        "--model", choices=tuple(MODELS), default="micro", help="model for the data checks (default: %(default)s)"
     )
-    parser.add_argument("--dataset", default="digits", help="dataset of the integration checks (default: %(default)s)")
-    parser.add_argument("--data-path", help="its folder")
-    parser.add_argument("--download", action="store_true", help="download it where it is missing")
+    parser.add_argument("--dataset", default="digits", help="dataset for the data checks (default: %(default)s)")
+    parser.add_argument("--data-path", help="folder of the dataset")
+    parser.add_argument("--download", action="store_true", help="download the dataset if it is missing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     args = parser.parse_args(argv)
     device = pick_device(args.device)

@@ -1,8 +1,8 @@
-"""What this machine can do for QAViT: CUDA, AMP types, flash-attn, memory, a batch size (original: verify_gpu.py).
+"""Report this machine's support for QAViT: CUDA, AMP, flash-attn, memory, batch size (original: verify_gpu.py).
 
     uv run qavit-verify-gpu
 
-Runs without a GPU too, and says so.
+Also runs without a GPU, and reports that.
 """
 
 import os
@@ -19,22 +19,23 @@ from vit_core.models.attention import choose_backend, flash_attn_installed
 from vit_core.training.distributed import pick_device
 from vit_core.training.precision import choose_precision
 
-_HEAD_DIM = 64  # of the window and dilated attentions in both sizes, and
-_GROUP_HEAD_DIM = 4  # of the channel-group attention
+_HEAD_DIM = 64  # window and dilated attention, in both sizes
+_GROUP_HEAD_DIM = 4  # channel-group attention
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="qavit-verify-gpu", description="What this machine can do for QAViT.")
+    parser = ArgumentParser(prog="qavit-verify-gpu", description="Report this machine's support for QAViT.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--img-size", type=int, default=224, help="side of the images (default: %(default)s)")
+    parser.add_argument("--img-size", type=int, default=224, help="image size in pixels (default: %(default)s)")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     try:
         QAViTConfig(img_size=args.img_size)
     except ValueError as e:
         raise UserError(f"--img-size {args.img_size}: {e}") from e
-    print(f"PyTorch:          {torch.__version__}, built for CUDA {torch.version.cuda or 'no'}")
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    print(f"PyTorch:          {torch.__version__}, {built}")
     print(f"Device:           {_describe(device)}")
     precision = choose_precision("auto", device)
     print(f"Mixed precision:  {precision.reason}")
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = build(num_classes=100, img_size=args.img_size)
             print(f"Batch size:       {_suggest(name, model, device, args.img_size)}")
     else:
-        print("Batch size:       no GPU: the micro model trains here (uv run qavit-train); tiny and small want a GPU")
+        print("Batch size:       no GPU with CUDA: train micro here (uv run qavit-train), tiny and small on a GPU")
     return 0
 
 
@@ -63,7 +64,7 @@ def _describe(device: torch.device) -> str:
 
 
 def _suggest(name: str, model: torch.nn.Module, device: torch.device, img_size: int) -> str:
-    """The largest power of two whose training step fits in nine tenths of the free memory, from two measured steps."""
+    """Largest power-of-two batch size whose training step fits in 90% of the free memory, from two measurements."""
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     precision = choose_precision("auto", device)
@@ -71,7 +72,7 @@ def _suggest(name: str, model: torch.nn.Module, device: torch.device, img_size: 
     try:
         for batch_size in (8, 16):
             images = torch.randn(batch_size, 3, img_size, img_size, device=device)
-            for _ in range(2):  # the second step has the optimiser's state too
+            for _ in range(2):  # from the second step on, memory includes the optimizer state
                 torch.cuda.reset_peak_memory_stats(device)
                 with precision.autocast():
                     loss = model(images).float().square().mean()
@@ -80,7 +81,7 @@ def _suggest(name: str, model: torch.nn.Module, device: torch.device, img_size: 
                 optimizer.zero_grad()
             peaks[batch_size] = torch.cuda.max_memory_allocated(device)
     except torch.OutOfMemoryError:
-        return f"{name}: not even 16 images fit; try --grad-checkpointing with a batch size of 4"
+        return f"{name}: out of memory at a batch size of 8 or 16; try --grad-checkpointing --batch-size 4"
     finally:
         del model, optimizer
         torch.cuda.empty_cache()
@@ -88,7 +89,7 @@ def _suggest(name: str, model: torch.nn.Module, device: torch.device, img_size: 
     fixed = peaks[8] - 8 * per_image
     room = 0.9 * torch.cuda.mem_get_info(device)[0] - fixed
     batch_size = 1 << max(int(room / per_image).bit_length() - 1, 0)
-    return f"{name}: --batch-size {min(batch_size, 4096)} ({per_image / 2**20:.0f} MiB an image in training)"
+    return f"{name}: --batch-size {min(batch_size, 4096)} ({per_image / 2**20:.0f} MiB per image in training)"
 
 
 if __name__ == "__main__":

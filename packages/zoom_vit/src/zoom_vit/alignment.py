@@ -1,17 +1,16 @@
-"""Is the visual intent aligned, and does pruning help where it is? Measured on every image, not on three of them.
+"""Is the visual intent aligned, and does pruning help if it is? Measured on every image instead of three.
 
-An image's intent is *diffuse* if its importance map is at least as spread as independent uniform noise. Otherwise it is
-*good* if the k most important patches alone leave more of the true class's probability than the k least important ones
-alone, and *inverted* if they leave less. "Alone" is judged by pixels (the others become the image's mean colour, and
-the dense model looks at it) or by tokens (the others are pruned). The map is that behind the last block, which the
-study draws, or that of the layer at which it prunes.
+An image's intent is *diffuse* if the entropy of its importance map is above that of independent uniform noise.
+Otherwise it is *good* if the k most important patches alone give the true class more probability than the k least
+important ones alone, and *inverted* if not. "Alone" is judged by pixels (the others are replaced by the image's mean
+color, and the dense model is run) or by tokens (the others are pruned). The map is taken after the last block, as in
+the study's pictures, or at the pruning layer.
 
-Two controls say what is left of a difference. *random*: the same images under random pruning. *placebo*: random maps
-judged like the real ones, and the same maps prune. Who sorts images by how well they survive selects those where chance
-was kind: what the placebo gains in its good group is such selection, and an upper bound of it, since its judging map is
-the pruning one.
+There are two controls. *random*: random pruning of the same images. *placebo*: random maps, used for grouping and for
+pruning. Grouping images by how well they survive pruning is itself a selection. The gain of the placebo's good group is
+an upper bound on this selection bias, since its grouping and its pruning use the same map.
 
-Shapes: B images, N patches, n images in all, k = max(1, ⌊keep · N⌋).
+Shapes: B images, N patches, n images in total, k = max(1, ⌊keep · N⌋).
 """
 
 import math
@@ -31,10 +30,10 @@ from zoom_vit.model import ZoomViT
 GROUPS = ("good", "inverted", "diffuse")
 JUDGES = ("pixels", "tokens")
 LAYERS = ("last", "pruned")
-MEASURES = ("correct", "confidence", "true_class")  # of one prediction; see `_prediction`
+MEASURES = ("correct", "confidence", "true_class")  # per prediction; see `_prediction`
 LABELS = {"correct": "accuracy, %", "confidence": "confidence, %", "true_class": "true class's probability, %"}
-FEW = 30  # images: a group of fewer decides nothing
-LEVEL = 0.05  # of a test, after Holm's correction for the groups that are looked at
+FEW = 30  # groups with fewer images are not tested
+LEVEL = 0.05  # significance level, after Holm's correction for the tested groups
 Columns = Mapping[str, np.ndarray]
 
 
@@ -43,7 +42,7 @@ class Judgement:
     """How images are judged and pruned."""
 
     importance: str
-    keep_ratio: float  # at most 0.5: the top and the bottom share no patch
+    keep_ratio: float  # at most 0.5, so that top and bottom patches do not overlap
     prune_layer: int
     judged_by: str = "pixels"
     judged_at: str = "last"
@@ -51,15 +50,20 @@ class Judgement:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 0.5:
-            raise ValueError(f"keep_ratio must lie in (0, 0.5], so that top and bottom differ; got {self.keep_ratio}")
+            raise ValueError(
+                f"keep_ratio must lie in (0, 0.5], so that top and bottom patches do not overlap; got {self.keep_ratio}"
+            )
         if self.judged_by not in JUDGES or self.judged_at not in LAYERS:
-            raise ValueError(f"judged_by is one of {', '.join(JUDGES)}, judged_at one of {', '.join(LAYERS)}")
+            raise ValueError(
+                f"judged_by must be one of {', '.join(JUDGES)} and judged_at one of {', '.join(LAYERS)}; "
+                f"got {self.judged_by!r} and {self.judged_at!r}"
+            )
 
 
 def normalised_entropy(maps: Tensor) -> Tensor:
-    """How spread a map (B, H, W) over its minimum is, (B,): 1 where it is constant, 0 where it is a single patch.
+    """Entropy (B,) of maps (B, H, W) minus their minimum, in [0, 1]: 1 for a constant map, 0 for a single patch.
 
-    Over its minimum, since norms are far from zero everywhere: without that every one of their maps is spread.
+    The minimum is subtracted since norms are far from zero everywhere; otherwise all their maps would be near 1.
     """
     values = maps.flatten(1).double()
     values = values - values.amin(1, keepdim=True)
@@ -69,17 +73,17 @@ def normalised_entropy(maps: Tensor) -> Tensor:
 
 
 def noise_entropy(patches: int) -> float:
-    """What independent uniform values are expected to have: 1 − (ln 2 − 1/2) / ln N, but for terms of order 1/N."""
+    """Expected entropy of independent uniform values: 1 − (ln 2 − 1/2) / ln N, up to terms of order 1/N."""
     return 1 - (math.log(2) - 0.5) / math.log(patches)
 
 
 @torch.no_grad()
 def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dict[str, Tensor]:
-    """Each image's columns (B,), of a model in evaluation mode.
+    """Measurements of each image as columns (B,); the model must be in evaluation mode.
 
-    `entropy` of its map; `aligned`, whether the top patches leave more of the class than the bottom ones; `lucky`, the
-    same for the random map; `overlap`, the percentage of the map's top k that pruning keeps. And what the model says:
-    `dense_…`, `pruned_…` and `random_…` for each of `MEASURES`, with `…_class` the predicted class.
+    `entropy` of its map; `aligned`: the top patches give the true class more probability than the bottom ones; `lucky`:
+    the same for the random map; `overlap`: percentage of the map's top k patches that pruning keeps. Predictions:
+    `dense_…`, `pruned_…` and `random_…` for each of `MEASURES`; `…_class` is the predicted class.
     """
     seen = see(model, images)
     judged = seen if by.judged_at == "last" else seen._replace(states=seen.states[: by.prune_layer + 1])
@@ -101,7 +105,7 @@ def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dic
 
 
 def ranked(maps: Tensor, noise: Tensor) -> Tensor:
-    """Each place's rank (B, N), the largest value the highest; where values tie, `noise` decides: no two are equal."""
+    """Rank of each position (B, N), the largest value ranks highest; `noise` breaks ties, so no two ranks are equal."""
     shuffled = noise.flatten(1).argsort(1)
     order = shuffled.gather(1, maps.flatten(1).gather(1, shuffled).argsort(dim=1, stable=True))
     ranks = torch.arange(order.shape[1], device=maps.device).expand_as(order)
@@ -109,7 +113,7 @@ def ranked(maps: Tensor, noise: Tensor) -> Tensor:
 
 
 def _kept(model: ZoomViT, images: Tensor, targets: Tensor, ranks: Tensor, by: Judgement) -> Tensor:
-    """The true class's probability (B,) when the k patches of the highest ranks alone are left."""
+    """Probability (B,) of the true class when only the k patches with the highest ranks are kept."""
     if by.judged_by == "tokens":
         logits = model.forward_pruned(images, by.keep_ratio, by.prune_layer, ranks).logits
     else:
@@ -122,7 +126,7 @@ def _kept(model: ZoomViT, images: Tensor, targets: Tensor, ranks: Tensor, by: Ju
 
 
 def _prediction(name: str, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """In percent: whether the class is right, the probability of the predicted class, and that of the true class."""
+    """In percent: correct or not, probability of the predicted class, and probability of the true class."""
     p = logits.softmax(1)
     best = p.max(1)
     return {
@@ -132,18 +136,18 @@ def _prediction(name: str, logits: Tensor, targets: Tensor) -> dict[str, Tensor]
 
 
 def groups(columns: Columns, threshold: float) -> np.ndarray:
-    """(n,) numbers into `GROUPS`: diffuse over the threshold of the entropy."""
+    """Indices (n,) into `GROUPS`; diffuse if the entropy is above the threshold."""
     return np.where(columns["entropy"] > threshold, 2, np.where(columns["aligned"], 0, 1))
 
 
 def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
-    """A row a group, one for all images, and two of the placebo, with the changes that pruning makes.
+    """One row per group, one for all images, and two for the placebo, with the changes caused by pruning.
 
     columns: of `judge`, over n images. A change is a mean difference from the dense model, in percentage points, with
     the 2.5th and 97.5th percentile of its bootstrap distribution: `pruned_correct` = [mean, low, high]. `random_…` is
-    the change under random pruning, `beyond_…` the difference of the two, `contrast_…` how much more the good group
-    changes than this one; `p_…` is the two-sided bootstrap p-value of the change, not corrected. The placebo's
-    importance is random, and its groups leave out the diffuse images, too.
+    the change under random pruning, `beyond_…` the difference between the two, `contrast_…` the good group's change
+    minus this group's; `p_…` is the two-sided bootstrap p-value of the change, uncorrected. The placebo's importance is
+    random; its groups exclude the diffuse images, too.
     """
     rng = np.random.default_rng(seed)
     group = groups(columns, threshold)
@@ -179,7 +183,7 @@ def interval(values: np.ndarray, resamples: int, rng: np.random.Generator) -> li
 
 
 def p_value(means: np.ndarray) -> float:
-    """Two-sided p-value of a mean of zero, by its bootstrap distribution; at least one in so many resamples."""
+    """Two-sided bootstrap p-value for a mean of zero; at least 2 / number of resamples."""
     beyond = min(float((means <= 0).mean()), float((means >= 0).mean()))
     return min(1.0, 2 * max(beyond, 1 / len(means)))
 
@@ -197,12 +201,12 @@ def _interval(mean: float, means: np.ndarray) -> list[float]:
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """What the intervals say of "pruning is beneficial only when visual intent is correctly aligned", in a line.
+    """One-line verdict on "pruning is beneficial only when visual intent is correctly aligned".
 
     holds: the good group gains, more than under random pruning, than each other group and than the placebo's good
-    group, and no other group gains. fails: the good group loses, or another one gains. Else the images cannot say. A
-    group gains or loses where p, corrected by Holm's method for the groups, is under 0.05; a group of fewer than `FEW`
-    images is left out.
+    group, and no other group gains. fails: the good group loses, or another group gains. Otherwise it is inconclusive.
+    A group gains or loses if p, with Holm's correction for the groups, is below 0.05; groups with fewer than `FEW`
+    images are not tested.
     """
     by_name = {row["group"]: row for row in rows}
     signs = dict.fromkeys(GROUPS, "too few images")
@@ -223,8 +227,8 @@ def verdict(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
     elif signs["good"] == "gain" and others and not missing:
         result = "the claim holds"
     else:
-        beside = f" (no more than {', '.join(missing)})" if missing else ""
-        result = f"these images cannot say{beside}"
+        beside = f" (no larger gain than {', '.join(missing)})" if missing else ""
+        result = f"the result is inconclusive{beside}"
     found = ", ".join(f"{name}: {sign}" for name, sign in signs.items())
     return f"{LABELS[measure].removesuffix(', %')}: {found}: {result}"
 

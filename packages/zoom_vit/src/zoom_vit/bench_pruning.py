@@ -1,9 +1,9 @@
-"""How much of the saved multiply-adds becomes saved time: dense, pruned and timm's ViT-Tiny in turn, in one run.
+"""Measured speed-up of pruning against the saved multiply-adds: dense, pruned and timm's ViT-Tiny, timed alternately.
 
     uv run python -m zoom_vit.bench_pruning
 
-Ideal is the ratio of the counted multiply-adds; realised is the median over the rounds of dense time by pruned time,
-with a 95% bootstrap interval over the rounds.
+The ideal speed-up is the ratio of the counted multiply-adds; the measured one (`realised`) is the median over the
+rounds of dense time divided by pruned time, with a 95% bootstrap interval over the rounds.
 """
 
 import json
@@ -29,16 +29,20 @@ from zoom_vit.registry import BACKBONE, zoom_vit_tiny_patch16_224
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m zoom_vit.bench_pruning", description=__doc__.splitlines()[0])
-    parser.add_argument("--keep-ratios", nargs="+", type=float, default=[0.3, 0.5], help="(default: 0.3 0.5)")
+    parser.add_argument(
+        "--keep-ratios", nargs="+", type=float, default=[0.3, 0.5], help="shares of patches kept (default: 0.3 0.5)"
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 32], help="(default: 8 32)")
-    parser.add_argument("--prune-layer", type=int, default=6, help="(default: %(default)s)")
-    parser.add_argument("--importance", choices=tuple(IMPORTANCES), default="token_norm", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each (default: %(default)s)")
+    parser.add_argument("--prune-layer", type=int, default=6, help="prune after this block (default: %(default)s)")
+    parser.add_argument(
+        "--importance", choices=tuple(IMPORTANCES), default="token_norm", help="patch ranking (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per model (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
     args = parser.parse_args(argv)
     if args.rounds < 1 or min(args.batch_sizes) < 1 or not all(0 < k <= 1 for k in args.keep_ratios):
-        raise UserError("--rounds and --batch-sizes must be at least 1, --keep-ratios lie in (0, 1]")
+        raise UserError("--rounds and --batch-sizes must be at least 1, and --keep-ratios must lie in (0, 1]")
     if not 1 <= args.prune_layer <= 11:
         raise UserError(f"--prune-layer must lie in 1 … 11, got {args.prune_layer}")
     device = pick_device(args.device)
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     batch_size: int, keeps: Sequence[float], layer: int, importance: str, device: torch.device, rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for timm's model and one for each keep ratio, against the dense model at this batch size; printed, too."""
+    """One row for timm's model and one per keep ratio, relative to the dense model at this batch size; also printed."""
     seed_everything(0)
     images = torch.randn(batch_size, 3, 224, 224, device=device)
     ours = zoom_vit_tiny_patch16_224(num_classes=102).to(device).eval()
@@ -84,14 +88,14 @@ def measure(
             "realised_low": low, "realised_high": high, "ideal": ideal, "share": realised / ideal,
         })  # fmt: skip
         print(
-            f"  {name:22} {ms:6.2f} ms/image, {realised:.3f}× ({low:.3f} … {high:.3f}) of {ideal:.3f}× possible: "
-            f"{realised / ideal:.3f}"
+            f"  {name:22} {ms:6.2f} ms/image, speed-up {realised:.3f}× ({low:.3f} … {high:.3f}), ideal {ideal:.3f}×, "
+            f"ratio {realised / ideal:.3f}"
         )
     return rows
 
 
 def median_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the median of independent values (n,)."""
+    """95% bootstrap interval for the median of independent values (n,)."""
     draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(np.median(values[draws], 1), [2.5, 97.5])
     return float(low), float(high)

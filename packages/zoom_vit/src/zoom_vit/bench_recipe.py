@@ -1,9 +1,9 @@
-"""The loader's share of an epoch of the CIFAR-10 recipe: ours, and torchvision's in the training process.
+"""Data loading time as a share of a CIFAR-10 epoch: our loader, and torchvision's in the training process.
 
     uv run python -m zoom_vit.bench_recipe --data-path DIR
 
-DIR holds train/<class>/ and test/<class>/. The two alternate, some steps each, on one model; torchvision reads with
-ImageFolder, ToTensor and Normalize. Ours decodes all images before the first step: that time is spread over the epochs.
+DIR contains train/<class>/ and test/<class>/. The two loaders alternate every few steps on one model; torchvision uses
+ImageFolder, ToTensor and Normalize. Ours decodes all images before the first step; that time is spread over the epochs.
 """
 
 import json
@@ -31,9 +31,9 @@ from zoom_vit.registry import zoom_vit_tiny_patch8_32
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m zoom_vit.bench_recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--data-path", required=True, help="folder with train/ and test/")
-    parser.add_argument("--steps", type=int, default=20, help="of each loader in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    parser.add_argument("--steps", type=int, default=20, help="steps per loader and round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.rounds < 1:
         raise UserError("--steps and --rounds must be at least 1")
@@ -48,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = datasets.ImageFolder(str(Path(args.data_path) / "train"), prepare)
     theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, drop_last=True)
     if not isinstance(data.train, MemorySource) or data.train.images.shape[2:] != (32, 32):
-        raise UserError(f"{args.data_path}: the recipe is for images of 32 × 32, which these are not, or not all")
+        raise UserError(
+            f"{args.data_path}: the recipe needs 32 × 32 images that fit in memory; some are not 32 × 32, or the "
+            "dataset is too large"
+        )
     if len(loader) < args.steps:
-        raise UserError(f"--steps {args.steps}: an epoch has {len(loader)}")
+        raise UserError(f"--steps {args.steps}: an epoch has only {len(loader)} steps")
 
     seed_everything(0)
     model = zoom_vit_tiny_patch8_32(num_classes=data.num_classes)
@@ -88,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         wait = waits[name] / counted * steps + once
         epoch = wait + works[name] / counted * steps
         rows[name] = {"epoch_s": epoch, "loader_s": wait, "loader_share": wait / epoch, "decoding_s": once * epochs}
-        more = f", {once:.1f} s of them its part of the decoding before {epochs} epochs" if once else ""
+        more = f", including {once:.1f} s of decoding, spread over {epochs} epochs" if once else ""
         print(f"{name:12} epoch of {steps} steps {epoch:6.1f} s; loader {wait:5.1f} s, {100 * wait / epoch:.2f}%{more}")
-    print(f"ratio of the epochs {rows['ours']['epoch_s'] / rows['torchvision']['epoch_s']:.3f}")
+    print(f"epoch time, ours / torchvision: {rows['ours']['epoch_s'] / rows['torchvision']['epoch_s']:.3f}")
     if args.json:
         args.json.write_text(
             json.dumps({"rows": rows, "steps": counted, "environment": environment()}, indent=2) + "\n"

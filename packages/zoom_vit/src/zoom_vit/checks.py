@@ -1,6 +1,6 @@
-"""What claims.yaml's instant entries measure: the study's published figures, and its token pruning with random weights.
+"""Checks of claims.yaml's instant entries: the study's published numbers, and its token pruning with random weights.
 
-The pruning is run by our model; parity with the original's is tests/zoom_vit/test_parity.py.
+The pruning runs in our model; tests/zoom_vit/test_parity.py tests that it matches the original's.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from vit_core.bench.pair import multiply_adds
 from vit_core.ledger.claims import Value
 from zoom_vit.model import ZoomViT
 
-KEEP, LAYER = 0.3, 6  # of the published pruning
+KEEP, LAYER = 0.3, 6  # published pruning
 
 
 class Published(NamedTuple):
@@ -34,12 +34,12 @@ IMAGES = {  # pruning_results.txt: test images 1143, 5238 and 204 of Flowers-102
 
 
 def own_changes() -> Value:
-    """Arithmetic on the published figures: whether the confidence of each image rises or falls when it is pruned."""
+    """Arithmetic on the published numbers: whether pruning raises or lowers the confidence of each image."""
     return {name: {"confidence": "rises" if image.pruned > image.dense else "falls"} for name, image in IMAGES.items()}
 
 
 def own_least_confident() -> str:
-    """Arithmetic on the published figures: the image in whose class the dense model is least confident."""
+    """Arithmetic on the published numbers: the image for which the dense model is least confident."""
     return min(IMAGES, key=lambda name: IMAGES[name].dense)
 
 
@@ -51,8 +51,8 @@ def flowers_model() -> ZoomViT:
 
 
 def token_pruning() -> Value:
-    """A pruned pass with random weights: how many blocks take all tokens; how many of the kept patches are among those
-    of the largest importance; how far the logits change when the pruned tokens get other values before they are pruned.
+    """Pruned forward pass with random weights: number of blocks that process all tokens; share of the kept patches that
+    are among the most important; largest change of a logit when the tokens to be pruned are changed before pruning.
     """
     model, images, scores = flowers_model(), torch.randn(2, 3, 224, 224), torch.rand(2, 196)
     sizes: list[int] = []
@@ -80,7 +80,7 @@ def token_pruning() -> Value:
 
 
 def recomputed_attention() -> float:
-    """Largest difference of a logit between pruning after block 6 and dropping the tokens behind the last block."""
+    """Largest difference in a logit between pruning after block 6 and dropping the same tokens after the last block."""
     model, images = flowers_model(), torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         pruned = model.forward_pruned(images, KEEP, LAYER)
@@ -91,7 +91,7 @@ def recomputed_attention() -> float:
 
 
 def multiply_adds_share() -> float:
-    """Multiply-adds of the model pruned to 0.3 after block 6, by those of the dense model, counted."""
+    """Multiply-adds of the model pruned to 0.3 after block 6, divided by those of the dense model, counted."""
     with torch.device("meta"), torch.no_grad():
         model, image = flowers_model(), torch.zeros(1, 3, 224, 224)
         pruned = multiply_adds(lambda: model.forward_pruned(image, KEEP, LAYER))

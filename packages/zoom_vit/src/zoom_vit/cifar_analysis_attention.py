@@ -1,9 +1,9 @@
-"""Importance maps of a trained model, and how far the six ways to get them agree.
+"""Importance maps of a trained model, and the agreement of the six importance measures.
 
     uv run zoom-vit-cifar-analysis-attention --checkpoint FILE
 
-Writes visualizations/, a picture an image, and attention.txt and .json: over more images the entropy of each kind of
-map, and the share of the top patches that two kinds have in common.
+Writes visualizations/ with one picture per image, and attention.txt and .json with statistics over more images: the
+entropy of each kind of map, and the share of top patches that two kinds have in common.
 """
 
 import json
@@ -27,7 +27,7 @@ from zoom_vit.recipe import CIFAR
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="zoom-vit-cifar-analysis-attention", description="Importance maps of a trained model.")
+    parser = ArgumentParser(prog="zoom-vit-cifar-analysis-attention", description="Draw and compare importance maps.")
     parser.add_argument("--pictures", type=int, default=8, help="images to draw (default: %(default)s)")
     parser.add_argument("--max-images", type=int, default=500, help="images to measure (default: %(default)s)")
     add_keep_ratio(parser)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(experiment: Experiment, share: float, limit: int) -> dict[str, Any]:
-    """Mean entropy of each kind of map, and for two kinds how much of their top `share` of patches is the same."""
+    """Mean entropy of each kind of map, and for each pair of kinds the overlap of their top `share` of patches."""
     names = list(IMPORTANCES)
     entropy = torch.zeros(len(names), dtype=torch.float64)
     common = torch.zeros(len(names), len(names), dtype=torch.float64)
@@ -79,9 +79,10 @@ def report(record: dict[str, Any]) -> str:
         shared = ["" if i == j else f"{v:.0f}" for j, v in enumerate(record["agreement"][i])]
         lines.append([name, f"{record['entropy'][i]:.3f}", *shared])
     return (
-        f"{record['images']} images, {record['patches']} patches. Entropy 1: a constant map; uniform noise has "
-        f"{record['noise_entropy']:.3f}. Agreement: percent of the top {100 * record['share']:g}% of patches that two "
-        f"kinds share; by chance {record['chance']:.0f}.\n\n" + markdown_table(["importance", "entropy", *names], lines)
+        f"{record['images']} images, {record['patches']} patches. Entropy: 1 for a constant map, "
+        f"{record['noise_entropy']:.3f} for uniform noise. Agreement: overlap of the top {100 * record['share']:g}% of "
+        f"patches of two kinds, in percent; chance is {record['chance']:.0f}.\n\n"
+        + markdown_table(["importance", "entropy", *names], lines)
     )
 
 

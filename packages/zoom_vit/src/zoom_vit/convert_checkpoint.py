@@ -1,9 +1,9 @@
-"""A checkpoint of the original study as one of this project, which the study's scripts read.
+"""Convert a checkpoint of the original study for the scripts of this package.
 
 uv run zoom-vit-convert --checkpoint ORIGINAL.pth --output zoom_vit.pth
 
-Sizes are read off the weights; 32-pixel models are taken for those of CIFAR-10, others for those of Flowers-102.
-Nothing in the file is run: it is read as tensors and plain values only.
+Sizes are read from the weights. A 32-pixel model is assumed to be for CIFAR-10, any other for Flowers-102. The file is
+read as tensors and plain values only: no code in it is executed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("zoom-vit-convert", CIFAR.paper)
-    p.add_argument("--num-heads", type=int, help="attention heads (default: 64 wide each)")
+    p.add_argument("--num-heads", type=int, help="number of attention heads (default: embed_dim / 64)")
     return run(convert, p, argv)
 
 

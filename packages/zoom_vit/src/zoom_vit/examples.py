@@ -1,6 +1,6 @@
-"""Images of each alignment group, and pictures of what the study does with them.
+"""Example images of each alignment group, and pictures of the study's analyses of them.
 
-The folders are the study's: `1_good_attention`, `2_inverted_attention`, `3_diffuse_attention`, under each of
+The folder names are the study's: `1_good_attention`, `2_inverted_attention` and `3_diffuse_attention` under each of
 `1_visualizations`, `2_zoom_image` and `3_image_level_zoom`.
 """
 
@@ -34,27 +34,27 @@ GROUP_FOLDERS = tuple(f"{i}_{name}_attention" for i, name in enumerate(GROUPS, 1
 
 
 class Example(NamedTuple):
-    """One image of the evaluation split, as `judge` sees it."""
+    """One image of the evaluation split with its group."""
 
-    number: int  # in the split
-    image: Tensor  # (1, 3, S, S), normalised
+    number: int  # index in the split
+    image: Tensor  # (1, 3, S, S), normalized
     target: int
-    group: int  # into GROUPS
+    group: int  # index into GROUPS
     entropy: float
 
 
 def add_example_flags(parser: ArgumentParser, folder: str) -> None:
-    parser.add_argument("--per-group", type=int, default=4, help="pictures of each group (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, default=200, help="to look for them (default: %(default)s)")
+    parser.add_argument("--per-group", type=int, default=4, help="pictures per group (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, default=200, help="images to choose from (default: %(default)s)")
     parser.add_argument(
-        "--indices", type=int, nargs="+", help="these images instead, such as the study's 1143 5238 204"
+        "--indices", type=int, nargs="+", help="draw these images instead, such as the study's 1143 5238 204"
     )
     add_judgement_flags(parser)
     add_experiment_flags(parser, folder)
 
 
 def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, list[Example]]:
-    """Load what the flags name, find the images, and say how many of each group there are."""
+    """Load the model and data from the flags, select the images, and print the size of each group."""
     if args.per_group < 1:
         raise UserError("--per-group must be at least 1")
     experiment = begin(recipe, args)
@@ -73,16 +73,16 @@ def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, li
             counts[chosen[i]] += 1
             if args.indices is not None or counts[chosen[i]] <= args.per_group:
                 found.append(Example(number, images[i : i + 1].clone(), int(targets[i]), chosen[i], entropies[i]))
-    print(f"of {sum(counts)} images " + ", ".join(f"{n} {name}" for n, name in zip(counts, GROUPS, strict=True)))
+    print(f"{sum(counts)} images: " + ", ".join(f"{n} {name}" for n, name in zip(counts, GROUPS, strict=True)))
     return experiment, by, found
 
 
 def write_examples(
     experiment: Experiment, found: Sequence[Example], folder: str, draw: Callable[[Example, Path], Mapping[str, str]]
 ) -> None:
-    """A picture of each example under `folder`, in its group's; images.txt and images.json say what is on them.
+    """Draw each example into its group's folder under `folder`; images.txt and images.json describe the pictures.
 
-    draw: writes one picture, and gives what the model says of what is on it: a name -> class and probability.
+    draw: writes one picture and returns the model's predictions for it: name -> class and probability.
     """
     place = experiment.folder / folder
     lines: list[dict[str, Any]] = []
@@ -101,19 +101,19 @@ def write_examples(
 
 
 def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Path, note: str = "") -> dict[str, str]:
-    """All six importance maps over one image (1, 3, S, S)."""
+    """Draw all six importance maps over one image (1, 3, S, S)."""
     with torch.no_grad():
         logits = experiment.model(image)[0]
     maps = {name: importance_map(experiment.model, image, name)[0] for name in IMPORTANCES}
-    title = f"{experiment.trained.class_names[target]}; the model says {experiment.says(logits)}{note}"
+    title = f"{experiment.trained.class_names[target]}; predicted {experiment.says(logits)}{note}"
     figure_of_maps(experiment.picture(image[0]), maps, path, title=title)
     return {"the model says": experiment.says(logits)}
 
 
 def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
-    """The image, the mask drawn on it, and the image whose background is weakened.
+    """Draw the image, the mask on top of it, and the image with its background attenuated.
 
-    As the study does it, to the normalised image: its background fades to the mean color, grey.
+    As in the study, this applies to the normalized image: the background fades to the mean color, gray.
     """
     mask = zoom_mask(_map(experiment, example, by), by.keep_ratio, _size(example))
     faded = attenuate_background(example.image, mask)
@@ -129,7 +129,7 @@ def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, pa
 
 
 def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
-    """The image, the mask with the box around its patches, and what is in the box."""
+    """Draw the image, the mask with the box around its patches, and the crop."""
     maps = _map(experiment, example, by)
     mask, crop = zoom_mask(maps, by.keep_ratio, _size(example)), crop_zoom(example.image, maps, by.keep_ratio)
     box = zoom_boxes(maps, by.keep_ratio, _size(example))[0].tolist()
@@ -146,7 +146,7 @@ def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Pat
 
 
 def mask_on(picture: Tensor, mask: Tensor) -> Tensor:
-    """A picture (3, h, w) in [0, 1] under its mask (h, w): kept patches warm, the background cold."""
+    """Overlay a picture (3, h, w) in [0, 1] with its mask (h, w): kept patches warm, background cold."""
     return overlay(picture, mask, alpha=0.4, colours="jet", limits=(0, 1))
 
 
@@ -159,11 +159,11 @@ def _size(example: Example) -> tuple[int, int]:
 
 
 def _mask_title(by: Judgement) -> str:
-    return f"the {100 * by.keep_ratio:g}% of largest {by.importance}"
+    return f"top {100 * by.keep_ratio:g}% by {by.importance}"
 
 
 def _draw(panels: Sequence[tuple[str, Tensor]], path: Path, title: str, box: Sequence[int] | None = None) -> None:
-    """Pictures (3, S, S) in [0, 1] in a row; box: top, left, height, width, on the second."""
+    """Draw pictures (3, S, S) in [0, 1] in a row; box: (top, left, height, width), drawn on the second."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

@@ -1,8 +1,8 @@
-"""Importance maps of images with good, inverted and diffuse intent (`alignment.py` says what these are).
+"""Importance maps of images with good, inverted and diffuse intent (defined in `alignment.py`).
 
     uv run zoom-vit-flowers-analysis-attention --checkpoint FILE
 
-Writes 1_visualizations/ with a folder a group, and images.txt and .json in it.
+Writes 1_visualizations/ with one folder per group, images.txt and images.json.
 """
 
 import sys
@@ -20,7 +20,7 @@ from zoom_vit.recipe import FLOWERS
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
-        prog="zoom-vit-flowers-analysis-attention", description="Importance maps, by the alignment of the intent."
+        prog="zoom-vit-flowers-analysis-attention", description="Draw importance maps, by alignment of intent."
     )
     add_example_flags(parser, FLOWERS_FOLDER)
     experiment, _, found = begin_examples(FLOWERS, parser.parse_args(argv))

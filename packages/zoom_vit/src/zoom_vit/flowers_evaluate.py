@@ -1,4 +1,4 @@
-"""Evaluate the study's ViT on Flowers-102, on its test split: `uv run zoom-vit-flowers-evaluate --checkpoint FILE`."""
+"""Evaluate the study's ViT on the Flowers-102 test split: `uv run zoom-vit-flowers-evaluate --checkpoint FILE`."""
 
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Token pruning, and whether it helps only where the intent is aligned (`alignment.py` says how that is measured).
+"""Token pruning, and whether it helps only if the intent is aligned (`alignment.py` defines how this is measured).
 
     uv run zoom-vit-flowers-token-pruning --checkpoint FILE
 
-Over the whole test split; the study looked at three images. Writes pruning_results.txt, pruning_results.json and
+Uses the whole test split; the study used three images. Writes pruning_results.txt, pruning_results.json and
 pruning_by_image.csv.
 """
 
@@ -31,8 +31,7 @@ from zoom_vit.experiment import (
 )
 from zoom_vit.recipe import FLOWERS
 
-# The images that the study shows, of Flowers-102's test split: its name for the intent, confidence and class, dense and
-# pruned.
+# The study's images from Flowers-102's test split: intent, then confidence and class, dense and pruned.
 PUBLISHED = {
     1143: "good, 3.29% (84), 3.46% (71)",
     5238: "inverted, 3.19% (23), 3.10% (25)",
@@ -72,19 +71,20 @@ def study(experiment: Experiment, by: Judgement, limit: int | None = None) -> Co
 def report(
     experiment: Experiment, by: Judgement, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]]
 ) -> str:
-    """What pruning changes in each group, as Markdown, and what that says of the claim."""
+    """Markdown report: the changes by pruning in each group, and the verdict on the claim."""
     patches = experiment.model.patch_embed.num_patches
     quartiles = ", ".join(f"{q:.3f}" for q in np.percentile(columns["entropy"], [25, 50, 75]))
-    where = "behind the last block" if by.judged_at == "last" else "where it is pruned"
+    where = "after the last block" if by.judged_at == "last" else "at the pruning layer"
     lines = [
-        f"{experiment.trained.settings['model']} of epoch {experiment.trained.epoch}, {len(columns['index']):,} images "
+        f"{experiment.trained.settings['model']}, epoch {experiment.trained.epoch}, {len(columns['index']):,} images "
         f"of {experiment.dataset.name} ({experiment.dataset.eval_split}); importance {by.importance}, keep "
         f"{by.keep_ratio:g} of {patches} patches after block {by.prune_layer}.",
-        f"Intent: the map {where}, judged by {by.judged_by}; of its top patches pruning keeps "
-        f"{columns['overlap'].mean():.0f}%, by chance {100 * by.keep_ratio:.0f}%. Diffuse: normalised entropy over "
-        f"{threshold:.3f}; quartiles {quartiles}.",
-        "Changes against the dense model in percentage points, with 95% bootstrap intervals; beyond random: the "
-        "difference to random pruning of the same images; good against it: how much more the good group changes.",
+        f"Intent: map {where}, judged by {by.judged_by}. Pruning keeps {columns['overlap'].mean():.0f}% of its "
+        f"top patches; chance is {100 * by.keep_ratio:.0f}%. Diffuse: normalized entropy above {threshold:.3f} "
+        f"(quartiles of all images: {quartiles}).",
+        "Changes are differences from the dense model in percentage points, with 95% bootstrap intervals. Beyond "
+        "random: pruning minus random pruning of the same images. Good against it: the good group's change minus this "
+        "group's.",
         "",
     ]
     for measure in MEASURES:
@@ -99,8 +99,8 @@ def report(
             )
         lines.append(markdown_table(heads, table))
     lines.append(
-        '"Pruning is beneficial only when visual intent is correctly aligned" (gain or loss: p < 0.05 after '
-        "Holm's correction for the groups), by"
+        'Claim: "Pruning is beneficial only when visual intent is correctly aligned". Verdicts (gain or loss: p < 0.05 '
+        "with Holm's correction for the groups):"
     )
     lines += [f"- {verdict(rows, measure)}" for measure in MEASURES]
     return "\n".join(lines) + "\n"
@@ -111,9 +111,9 @@ def _change(values: Sequence[float] | None) -> str:
 
 
 def sensitivity(columns: Columns, threshold: float, rows: Sequence[dict[str, Any]]) -> str:
-    """The verdicts where "diffuse" means something else: no image, or the third that is the most spread.
+    """The verdicts for other definitions of "diffuse": no image, or the third of the images with the highest entropy.
 
-    rows: the summary at the threshold itself.
+    rows: the summary at the given threshold.
     """
     lines = []
     for name, value in (
@@ -125,14 +125,14 @@ def sensitivity(columns: Columns, threshold: float, rows: Sequence[dict[str, Any
         shares = " / ".join(f"{100 * (group == i).mean():.0f}" for i in range(3))
         at = rows if value == threshold else summarise(columns, value)
         lines += [[name, f"{value:.3f}", shares, verdict(at, measure)] for measure in MEASURES]
-    heads = ["diffuse", "entropy over", "good / inverted / diffuse, %", "verdict"]
-    return "\nHow much hangs on the threshold:\n\n" + markdown_table(heads, lines)
+    heads = ["diffuse", "entropy above", "good / inverted / diffuse, %", "verdict"]
+    return "\nSensitivity to the entropy threshold:\n\n" + markdown_table(heads, lines)
 
 
 def images_report(
     experiment: Experiment, by: Judgement, threshold: float, indices: Sequence[int], *, published: bool
 ) -> str:
-    """Single images of the split. UserError for one that it does not have."""
+    """Markdown table of single images of the split. UserError for an index outside the split."""
     images, targets = experiment.pick(list(indices))
     columns = {k: v.cpu().numpy() for k, v in judge(experiment.model, images, targets, by).items()}
     group = groups(columns, threshold)
@@ -169,11 +169,11 @@ def write(
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="zoom-vit-flowers-token-pruning", description="What token pruning changes, by the alignment of the intent."
+        prog="zoom-vit-flowers-token-pruning", description="Measure token pruning, by alignment of the intent."
     )
-    parser.add_argument("--max-images", type=int, help="evenly spread (default: all of the split)")
+    parser.add_argument("--max-images", type=int, help="number of evenly spaced images (default: the whole split)")
     parser.add_argument(
-        "--indices", type=int, nargs="*", help="single images to report (of Flowers-102: the study's three)"
+        "--indices", type=int, nargs="*", help="single images to report (default on Flowers-102: the study's three)"
     )
     add_judgement_flags(parser)
     add_experiment_flags(parser, FLOWERS_FOLDER)

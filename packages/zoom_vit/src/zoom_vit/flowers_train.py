@@ -3,7 +3,7 @@
     uv run zoom-vit-flowers-train --pretrained                              a stronger baseline than the study's
     uv run zoom-vit-flowers-train --dataset imagefolder --data-path DIR
 
-Claimed after five epochs: 9.76% of the test split and a loss of 3.9559. README.md has what was measured.
+Claimed after five epochs: 9.76% accuracy and a loss of 3.9559 on the test split. See README.md for our measurements.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Image-level zoom on images with good, inverted and diffuse intent (`alignment.py` says what these are).
+"""Image-level zoom on images with good, inverted and diffuse intent (defined in `alignment.py`).
 
     uv run zoom-vit-flowers-zoom-image --checkpoint FILE
 
-Writes 2_zoom_image/, the background faded to grey, and 3_image_level_zoom/, the box around the most important patches
-and what is in it; each with a folder a group, and images.txt and .json. The accuracy of a second look at the zoomed
-image: zoom-vit-zoom-curve.
+Writes 2_zoom_image/ (background faded to gray) and 3_image_level_zoom/ (box around the most important patches, and the
+crop), each with one folder per group, images.txt and images.json. For the accuracy of a second pass on the zoomed
+image, use zoom-vit-zoom-curve.
 """
 
 import sys
@@ -20,7 +20,9 @@ from zoom_vit.recipe import FLOWERS
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="zoom-vit-flowers-zoom-image", description="Zoom, by the alignment of the intent.")
+    parser = ArgumentParser(
+        prog="zoom-vit-flowers-zoom-image", description="Draw zoomed images, by alignment of intent."
+    )
     add_example_flags(parser, FLOWERS_FOLDER)
     experiment, by, found = begin_examples(FLOWERS, parser.parse_args(argv))
 

@@ -1,19 +1,19 @@
-"""How important each patch is for what the model says: six answers to one question.
+"""Importance of each patch for the model's prediction: six measures.
 
-An importance is a function from `Seen`, which holds what a forward pass has computed so far, to values (B, N), the more
-the more important. `forward_pruned` asks it at the layer where it prunes, `importance_map` behind the last block. What
-is written by somebody else, such as the distilled network of the full Zoomer, fits in as any such function.
+An importance is a function from `Seen`, which holds the results of a forward pass so far, to values (B, N); larger
+values are more important. `forward_pruned` evaluates it at the pruning layer, `importance_map` after the last block.
+Any such function can be used, for example the distilled network of the full Zoomer.
 
-    token_norm      the L2 norm of a patch's token, as the study prunes; behind the last block the norm of that block's
-                    attention output, as the study draws its maps
-    cls_attention   what the class token attends to in the last block so far, mean over heads
-    rollout         attention rolled out through the blocks so far (Abnar and Zuidema)
+    token_norm      L2 norm of a patch's token, as in the study's pruning; after the last block, L2 norm in that block's
+                    attention output, as in the study's maps
+    cls_attention   attention of the class token in the last block so far, mean over heads
+    rollout         attention rollout through the blocks so far (Abnar and Zuidema)
     grad_rollout    attention times its gradient, through all blocks (Chefer et al., ICCV 2021)
     gradcam         Grad-CAM of the whole model
-    random          the control
+    random          control
 
-The two with gradients run the whole model forward and backward before anything is pruned: they save nothing, and show
-what a better choice of patches would bring. Their class is the predicted one.
+The two with gradients need a full forward and backward pass before pruning, so they save no computation; they show what
+a better choice of patches could gain. They explain the predicted class.
 
 Shapes: B images, N patches, P prefix tokens, D embed_dim, h heads.
 """
@@ -32,12 +32,12 @@ from vit_core.explain.rollout import reading_of_patches, rolled_out
 
 
 class Seen(NamedTuple):
-    """What an importance may look at."""
+    """Input of an importance function."""
 
     model: VisionTransformer
     images: Tensor  # (B, 3, H, W)
-    states: tuple[Tensor, ...]  # tokens (B, P + N, D): the input of each block so far, and the output of the last
-    targets: Tensor | None = None  # (B,) classes to explain. Default: the predicted ones
+    states: tuple[Tensor, ...]  # tokens (B, P + N, D): input of each block so far, and output of the last one
+    targets: Tensor | None = None  # (B,) classes to explain; default: the predicted classes
 
     @property
     def tokens(self) -> Tensor:
@@ -45,12 +45,12 @@ class Seen(NamedTuple):
 
     @property
     def layer(self) -> int:
-        """How many blocks have run."""
+        """Number of blocks that have run."""
         return len(self.states) - 1
 
     @property
     def patches(self) -> slice:
-        """Where the patches are among the tokens."""
+        """Positions of the patches among the tokens."""
         return slice(self.model.num_prefix_tokens, None)
 
 
@@ -58,7 +58,7 @@ Importance = Callable[[Seen], Tensor]
 
 
 def see(model: VisionTransformer, images: Tensor, layers: int | None = None) -> Seen:
-    """What the first `layers` blocks compute, by default all: the embedded tokens, and those behind each block."""
+    """Run the first `layers` blocks (default: all) and return the embedded tokens and each block's output."""
     states = [model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))]
     for block in list(model.blocks)[:layers]:
         states.append(through(model, block, states[-1]))
@@ -66,7 +66,7 @@ def see(model: VisionTransformer, images: Tensor, layers: int | None = None) -> 
 
 
 def through(model: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:
-    """The output of one of the model's blocks, checkpointed where the model is set so."""
+    """The output of one of the model's blocks, with gradient checkpointing if the model uses it."""
     out: Tensor = checkpoint(block, x) if model.grad_checkpointing else block(x)
     return out
 
@@ -80,9 +80,9 @@ def token_norm(seen: Seen) -> Tensor:
 
 
 def cls_attention(seen: Seen) -> Tensor:
-    """Of the class token alone: one row of the attention matrix, at the cost of the keys."""
+    """Attention of the class token: computes only its row of the attention matrix."""
     if seen.model.cls_token is None:
-        raise ValueError("cls_attention needs a model with a class token")
+        raise ValueError("cls_attention needs a model with a class token; use another importance, such as token_norm")
     block: Any = seen.model.blocks[seen.layer - 1]
     return attention_weights(block, seen.states[-2], rows=1).mean(1)[:, 0, seen.patches]
 
@@ -101,9 +101,9 @@ def gradcam(seen: Seen) -> Tensor:
 
 
 class Random:
-    """Values in [0, 1) that depend on the image, the patch and the seed alone: not on the batch or what was drawn.
+    """Values in [0, 1) that depend only on the image, the patch and the seed, not on the batch or the RNG state.
 
-    The image counts by some 4,000 of its values, spread over it.
+    The image is hashed from about 4,000 evenly spaced values.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -123,7 +123,7 @@ PRIME = 2**31 - 1  # products of two smaller numbers fit in 63 bits
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """int64, not negative, below 2⁴⁰ -> int64 below 2³¹ that looks unrelated: shift, exclusive or, multiply, thrice."""
+    """Hash int64 values in [0, 2⁴⁰) to [0, 2³¹): three rounds of shift, exclusive or and multiply."""
     for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 0x5F356495)):
         x = (x ^ (x >> shift)) % PRIME * factor % PRIME
     return x ^ (x >> 16)
@@ -147,27 +147,27 @@ def importance_map(
     importance: str | Importance = "token_norm",
     targets: Tensor | None = None,
 ) -> Tensor:
-    """The importance of each patch behind the last block: (B, rows, columns).
+    """The importance of each patch after the last block: (B, rows, columns).
 
-    The model runs in evaluation mode, without gradients for the caller, and is left as it was.
-    targets: classes (B,) that grad_rollout and gradcam explain. Default: the predicted ones.
+    The model runs in evaluation mode, and its mode is restored; the result has no gradient.
+    targets: classes (B,) that grad_rollout and gradcam explain. Default: the predicted classes.
     """
     with torch.no_grad(), evaluation_mode(model):
         return as_map(see(model, images)._replace(targets=targets), importance)
 
 
 def as_map(seen: Seen, importance: str | Importance) -> Tensor:
-    """The importance of each patch for what was seen: (B, rows, columns)."""
+    """The importance of each patch as a map (B, rows, columns)."""
     values = (named(importance) if isinstance(importance, str) else importance)(seen)
     return values.unflatten(1, token_grid(seen.model, values.shape[1], None, seen.images.shape[-2:]))
 
 
 def attention_weights(block: nn.Module, x: Tensor, rows: int | None = None) -> Tensor:
-    """The weights of one of timm's blocks for its input x (B, P + N, D): (B, h, P + N, P + N), or its first rows."""
+    """Attention weights of a timm block for its input x (B, P + N, D): (B, h, P + N, P + N), or only the first rows."""
     attn: Any = block.attn
     x = block.norm1(x)  # type: ignore[operator]
 
-    def project(part: int, t: Tensor) -> Tensor:  # to the queries (0) or the keys (1) alone
+    def project(part: int, t: Tensor) -> Tensor:  # part: queries (0) or keys (1)
         which = slice(part * attn.num_heads * attn.head_dim, (part + 1) * attn.num_heads * attn.head_dim)
         bias = None if attn.qkv.bias is None else attn.qkv.bias[which]
         return F.linear(t, attn.qkv.weight[which], bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)

@@ -1,6 +1,4 @@
-"""The ZoomViT study as `reproduce` knows it: what it is, its trainings, its signature analysis: importance, zoom,
-pruning.
-"""
+"""The ZoomViT study for `reproduce`: summary, training runs, and its own analysis of importance, zoom and pruning."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ DESCRIBED_MAP = "grad_rollout"  # what its README describes; its code takes toke
 
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
-    """Six importance maps of an image, a second look at the crop, accuracy under pruning, and the study's claim."""
+    """Six importance maps of an image, a second pass on the crop, accuracy under pruning, and the study's claim."""
     subject = next(iter(subjects.values()))
     model = subject.trained.model
     assert isinstance(model, ZoomViT)
@@ -59,37 +57,37 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     shared = agreement["agreement"][names.index("token_norm")][names.index("cls_attention")]
     return Analysis(
         findings=[
-            f"Keeping {100 * KEEP:g}% of the patches after block {half} leaves {at['token_norm']:.1f}% of "
-            f"{dense:.1f}% top-1 when the largest token norms are kept, as published, and {at['random']:.1f}% when "
-            "patches are drawn at random.",
-            '"Pruning is beneficial only when visual intent is correctly aligned". Accuracy changes by pruning: '
+            f"With {100 * KEEP:g}% of the patches kept after block {half}, top-1 accuracy changes from {dense:.1f}% to "
+            f"{at['token_norm']:.1f}% when those with the largest token norms are kept, as published, and to "
+            f"{at['random']:.1f}% when random patches are kept.",
+            'Claim: "Pruning is beneficial only when visual intent is correctly aligned". Accuracy change by pruning: '
             + "; ".join(f"{r['group']} {r['pruned_correct'][0]:+.1f} points" for r in intents if r["images"])
-            + f". So {says}. Where good loses less than inverted, see whether the placebo does, too: sorting images by "
-            f"how well they survive makes such a gap out of random maps. Over {IMAGES} images intervals are wide; the "
-            "study's own data, all of it, is in results/README.md.",
-            f"Of the patches that token norms call most important {shared:.0f}% are also so by the class token's "
-            f"attention; by chance it would be {agreement['chance']:.0f}%.",
+            + f". Verdict by {says}. If the good group loses less than the inverted one, compare with the placebo: "
+            "grouping images by how well they survive pruning creates such a gap even with random maps. With "
+            f"{IMAGES} images the intervals are wide; results on the study's full dataset are in results/README.md.",
+            f"Token norms and class-token attention agree on {shared:.0f}% of the most important patches; chance is "
+            f"{agreement['chance']:.0f}%.",
             *(
-                f"A second look at the crop alone, by {r['importance']}: {r['crop_acc1']:.1f}%, the mean of both looks "
-                f"{r['both_acc1']:.1f}%, where the first look has {first:.1f}%."
+                f"A second pass on the crop by {r['importance']} alone reaches {r['crop_acc1']:.1f}%, the mean of both "
+                f"passes {r['both_acc1']:.1f}%; the first pass reaches {first:.1f}%."
                 for r in looks
             ),
         ],
         pictures=[
             Picture(
-                "importance.png", "Six ways to say which patches matter",
-                "The same model and image; token_norm is the study's, random the control.",
+                "importance.png", "Six importance measures",
+                "The same model and image; token_norm is the study's measure, random is the control.",
             ),
             Picture(
                 "zoom.png", "Zoom",
                 f"The box around the most important {100 * KEEP:g}% of the patches, by attention times gradient, and "
-                f"what the model sees in it. By token norms, as published, the box is {looks[0]['box_area']:.0f}% of "
-                "the image on average, since these patches lie scattered.",
+                f"the resized crop. By token norms, as published, the box covers {looks[0]['box_area']:.0f}% of the "
+                "image on average, since these patches are scattered.",
             ),
             Picture(
                 "pruning.png", "Accuracy against measured speed",
-                f"Pruned after block {half}; from right to left more patches are kept. Above the dashed line of random "
-                "patches an importance knows something.",
+                f"Pruned after block {half}; more patches are kept from right to left. An importance measure above the "
+                "dashed line is better than random.",
             ),
         ],
         tables=[_intents(intents)],
@@ -97,11 +95,11 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
 
 
 def pruning_speed(device: torch.device, rounds: int) -> list[Figure]:
-    """How much of the speed-up that the multiply-adds allow pruning after block 6 realises."""
+    """Measured speed-up of pruning after block 6, as a share of the ideal speed-up by multiply-adds."""
     return [
         Figure(
-            f"ZoomViT, {row['model']}, batch {batch_size}: realised share of the {row['ideal']:.2f}× that the "
-            "multiply-adds allow", row["share"], 0.95, at_least=True,
+            f"ZoomViT, {row['model']}, batch {batch_size}: measured speed-up as a share of the ideal "
+            f"{row['ideal']:.2f}× (multiply-adds)", row["share"], 0.95, at_least=True,
         )
         for batch_size in (8, 32)
         for row in bench_pruning.measure(batch_size, (0.3, 0.5), 6, "token_norm", device, rounds)
@@ -110,15 +108,15 @@ def pruning_speed(device: torch.device, rounds: int) -> list[Figure]:
 
 
 def _intents(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Accuracy of each intent group, and what pruning changes."""
+    """Accuracy of each intent group and its change by pruning."""
     table = [
         [r["group"], r["images"], *([r["dense_correct"], *r["pruned_correct"]] if r["images"] else ["—"] * 4)]
         for r in rows
     ]
     return Table(
         "Does pruning help where the intent is aligned?",
-        f"Accuracy in percent, and its change by pruning in points with a 95% bootstrap interval, over {IMAGES} images"
-        ". Placebo: random maps judged and pruned as if they were real; what its good group gains is selection alone.",
+        f"Accuracy in percent, and its change by pruning in points with a 95% bootstrap interval, over {IMAGES} "
+        "images. Placebo: random maps, used for grouping and pruning; any gain of its good group is selection bias.",
         ["intent", "images", "dense, %", "change by pruning", "from", "to"], table,
     )  # fmt: skip
 
@@ -126,9 +124,9 @@ def _intents(rows: Sequence[Mapping[str, Any]]) -> Table:
 PAPER = Paper(
     package="zoom_vit",
     title="ZoomViT study: importance maps, zoom, token pruning",
-    idea="Most of an image is background, and a ViT spends as much on it as on the subject. The study asks the model "
-    "itself which patches matter, then zooms into them, or goes on with those patches alone after half of its blocks. "
-    "It concludes from three pictures that pruning helps exactly where the model looks at the right thing.",
+    idea="Most of an image is background, and a ViT spends as much computation on it as on the subject. The study uses "
+    "the model itself to find the important patches, then zooms into them, or keeps only those patches after half of "
+    "the blocks. It concludes from three images that pruning helps only if the model attends to the right region.",
     source='Public study of "Vision Transformers Need Zoomer" (anonymous, 2026): README and code.',
     citation="""@misc{zoomvit2026,
   title  = {Vision Transformers Need Zoomer: Efficient ViT with Visual Intent-Guided Zoom Adapter},

@@ -2,10 +2,10 @@
 
     uv run zoom-vit-pruning-curve --checkpoint FILE
 
-Every batch goes through the dense model and all settings in turn, so that a machine whose speed drifts slows all alike;
-a speed-up is the median over the batches of dense time by pruned time. Multiply-adds are counted, those of the
-importance included: the two with gradients run the whole model forward and backward first. Writes pruning_curve.csv,
-.json and .png.
+Every batch runs through the dense model and all settings in turn, so that changes in machine speed affect all equally.
+A speed-up is the median over the batches of dense time divided by pruned time. Counted multiply-adds include those of
+the importance: the two with gradients first need a full forward and backward pass. Writes pruning_curve.csv, .json and
+.png.
 """
 
 import statistics
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="zoom-vit-pruning-curve", description="Accuracy against throughput under token pruning."
     )
-    parser.add_argument("--prune-layers", nargs="+", type=int, help="(default: a quarter, half, three quarters)")
+    parser.add_argument("--prune-layers", nargs="+", type=int, help="blocks to prune after (default: ¼, ½, ¾ of them)")
     add_curve_flags(parser)
     add_experiment_flags(parser, FLOWERS_FOLDER)
     args = parser.parse_args(argv)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     depth = len(experiment.model.blocks)
     layers = sorted(set(args.prune_layers or [max(1, depth * i // 4) for i in (1, 2, 3)]))
     if not all(1 <= layer < depth for layer in layers):
-        raise UserError(f"--prune-layers must lie in 1 … {depth - 1} for {depth} blocks")
+        raise UserError(f"--prune-layers must lie in 1 … {depth - 1} for a model with {depth} blocks, got {layers}")
     rows = measure(experiment, importances, layers, keeps, args.max_images)
     write_rows(experiment, "pruning_curve", rows)
     draw(rows, experiment.folder / "pruning_curve.png", title_of(experiment, rows))
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     experiment: Experiment, importances: Sequence[str], layers: Sequence[int], keeps: Sequence[float], limit: int | None
 ) -> list[dict[str, Any]]:
-    """A row for the dense model and for each setting: accuracy in percent, images a second, speed-up, multiply-adds."""
+    """One row for the dense model and one per setting: accuracy in percent, images/s, speed-up, multiply-adds."""
     model, device = experiment.model, experiment.world.device
     dense: Setting = ("dense", len(model.blocks), 1.0)
     settings = [dense, *((name, layer, keep) for name in importances for layer in layers for keep in keeps)]
@@ -84,11 +84,11 @@ def measure(
             if not gmacs[dense]:
                 for setting in settings:
                     gmacs[setting] = multiply_adds(partial(logits_of, setting, images[:1])) / 1e9
-                    logits_of(setting, images)  # a warm-up, not timed
+                    logits_of(setting, images)  # warm-up, not timed
             for setting in settings:
                 start = now(device)
                 logits = logits_of(setting, images)
-                if len(images) == full:  # a last, smaller batch is another work
+                if len(images) == full:  # a smaller last batch is not timed
                     seconds[setting].append((now(device) - start) / full)
                 hits[setting] += int((logits.argmax(1) == targets).sum())
             bar.update(len(images))
@@ -112,7 +112,7 @@ def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Accuracy against measured speed-up, a panel a layer, a line an importance, a dot a keep ratio."""
+    """Plot accuracy against measured speed-up: one panel per layer, one line per importance, one dot per keep ratio."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 

@@ -1,4 +1,4 @@
-"""The study's two recipes, CIFAR-10 and Flowers-102, as the shared commands take them."""
+"""The study's two recipes, CIFAR-10 and Flowers-102, for the shared commands."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from zoom_vit.registry import BACKBONE, TAGS
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Flags that change the model; None leaves its own default."""
+    """Flags that change the model; None keeps the model's default."""
 
     drop_rate: float | None = flag(None, "dropout before the classifier (default: 0)")
-    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+    drop_path_rate: float | None = flag(None, "stochastic depth rate of the last block (default: 0)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions(timm_weights.StartOptions):
-    """What a new run starts from: the study from random weights."""
+    """Initial weights of a new run: random by default, as in the study."""
 
     backbone: ClassVar[str] = BACKBONE
     pretrained: bool = flag(False, "start from timm's ViT-Tiny weights: a stronger baseline than the study's")
-    pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
+    pretrained_tag: str = flag(TAGS[0], "tag of timm's pretrained weights", choices=TAGS)
 
 
-# Adam at 1e-4 throughout; no decay, smoothing or clipping is named, so there is none.
+# Adam with lr 1e-4 throughout; the study names no weight decay, label smoothing or clipping, so there is none.
 PUBLISHED: dict[str, Any] = {
     "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "warmup_epochs": 0, "schedule": "constant", "min_lr": 0.0,
     "grad_clip": 0.0, "label_smoothing": 0.0, "crop": "none",
@@ -44,9 +44,9 @@ FLOWERS102: dict[str, Any] = {
 
 def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     def presets(given: Mapping[str, Any]) -> dict[str, Any]:
-        """Model and dataset where they are not given, and the hyperparameters that belong to them.
+        """Default model and dataset, and their hyperparameters.
 
-        The study's own; the micro model has ours, but for `--preset published`.
+        They are the study's; the micro model uses ours unless `--preset published` is given.
         """
         dataset = given.get("dataset")
         chosen = given.get("model") or ("micro" if dataset == "digits" else model)
@@ -59,7 +59,7 @@ def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str,
         if dataset is not None:
             values |= {"dataset": dataset}
         if dataset == "digits":
-            values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+            values |= {"hflip": 0.0}  # a flipped 2 is not a 2
         return values
 
     return presets
@@ -68,8 +68,8 @@ def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str,
 def _recipe(command: str, images: str, model: str, published: Mapping[str, Any]) -> Recipe:
     return Recipe(
         paper="ZoomViT study",
-        description=f"Train the study's ViT: without further arguments on {images} as published; with --dataset digits "
-        "a micro model on the embedded digits.",
+        description=f"Train the study's ViT. Default: {images} with the published recipe. With --dataset digits: a "
+        "micro model on the bundled digits dataset.",
         command=command,
         models={
             "tiny_patch8_32": "zoom_vit_tiny_patch8_32",

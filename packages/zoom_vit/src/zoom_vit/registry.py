@@ -1,7 +1,7 @@
-"""The study's sizes as timm models: `timm.create_model("zoom_vit_tiny_patch16_224")` after the import.
+"""The study's models in timm: `timm.create_model("zoom_vit_tiny_patch16_224")` works after `import zoom_vit`.
 
-With `pretrained=True` the 224-pixel model gets the weights of timm's `vit_tiny_patch16_224`, of the tag that the name
-ends in (`zoom_vit_tiny_patch16_224.augreg_in21k`).
+With `pretrained=True`, the 224-pixel model loads the weights of timm's `vit_tiny_patch16_224`; a suffix of the name
+selects the tag (`zoom_vit_tiny_patch16_224.augreg_in21k`).
 """
 
 from typing import Any
@@ -39,13 +39,13 @@ def zoom_vit_tiny_patch16_224(pretrained: bool = False, **fields: Any) -> ZoomVi
 
 @register_model
 def zoom_vit_tiny_patch8_32(pretrained: bool = False, **fields: Any) -> ZoomViT:
-    """The same for images of 32 × 32 in 16 patches: the study's model for CIFAR-10."""
+    """ViT-Tiny for 32 × 32 images with 16 patches: the study's model for CIFAR-10."""
     return _create("zoom_vit_tiny_patch8_32", pretrained, {"img_size": 32, "patch_size": 8, **TINY, **fields})
 
 
 @register_model
 def zoom_vit_micro(pretrained: bool = False, **fields: Any) -> ZoomViT:
-    """Ours: 64 wide, 4 blocks, for 32 × 32 images in 64 patches; trains on a CPU."""
+    """Ours: width 64, 4 blocks, for 32 × 32 images with 64 patches; trains on a CPU."""
     model = _create("zoom_vit_micro", pretrained, {**MICRO, **fields})
     if not pretrained:
         spread_pos_embed(model)

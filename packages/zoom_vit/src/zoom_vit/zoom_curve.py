@@ -1,10 +1,10 @@
-"""A second look at the zoomed image: accuracy from the crop alone, and from the mean of both looks.
+"""A second pass on the zoomed image: accuracy from the crop alone, and from the mean of both passes.
 
     uv run zoom-vit-zoom-curve --checkpoint FILE
 
-The box around the most important patches is enlarged to the whole image (`zoom.crop_zoom`), for keep ratios from 1.0 to
-0.1 and every importance. Writes zoom_curve.csv, .json and .png. Changes are paired with the first look at the same
-images; low and high are the ends of 95% bootstrap intervals over the images.
+The box around the most important patches is resized to the full image size (`zoom.crop_zoom`), for keep ratios from
+1.0 to 0.1 and every importance. Writes zoom_curve.csv, .json and .png. Changes are paired with the first pass on the
+same images; low and high are the ends of 95% bootstrap intervals over the images.
 """
 
 import sys
@@ -36,7 +36,7 @@ from zoom_vit.zoom import crop_zoom, zoom_boxes
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second look at the zoomed image.")
+    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second pass on the zoomed image.")
     add_curve_flags(parser)
     add_experiment_flags(parser, FLOWERS_FOLDER)
     args = parser.parse_args(argv)
@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     experiment: Experiment, importances: Sequence[str], keeps: Sequence[float], limit: int | None
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Accuracy of the first look; and a row a setting: accuracy from the crop and of both looks, their changes against
-    the first look, mean area of the box, all in percent of the images or percentage points.
+    """Accuracy of the first pass, and one row per setting: accuracy from the crop and from both passes, their changes
+    from the first pass, and the mean area of the box, in percent or percentage points.
     """
     model = experiment.model
     settings = [(name, keep) for name in importances for keep in keeps]
     firsts: list[Tensor] = []
-    seen: dict[tuple[str, float], list[Tensor]] = {s: [] for s in settings}  # (3, B): hits of the crop, of both; area
+    seen: dict[tuple[str, float], list[Tensor]] = {s: [] for s in settings}  # (3, B): crop correct, both correct, area
     with (
         torch.no_grad(),
         tqdm(total=len(experiment.numbers(limit)), disable=not sys.stderr.isatty(), leave=False) as bar,
@@ -95,11 +95,11 @@ def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(dense: float, rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Accuracy by keep ratio, a line an importance: from the crop alone, and from both looks."""
+    """Plot accuracy against keep ratio, one line per importance: from the crop alone, and from both passes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    pairs = (("crop_acc1", "from the crop"), ("both_acc1", "mean of both looks"))
+    pairs = (("crop_acc1", "from the crop"), ("both_acc1", "mean of both passes"))
     for ax, (name, label) in zip(figure.subplots(1, 2), pairs, strict=True):
         for importance in dict.fromkeys(r["importance"] for r in rows):
             line = [r for r in rows if r["importance"] == importance]
