@@ -106,5 +106,5 @@ def test_what_is_no_original_checkpoint(tmp_path, capsys):
     assert convert_checkpoint.main(["--checkpoint", str(file), *output]) == 2
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     assert convert_checkpoint.main(["--checkpoint", str(tmp_path / "broken.safetensors"), *output]) == 2
-    assert "is not a safetensors file" in capsys.readouterr().err
+    assert "cannot be read as a safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "ours.pth").exists()

@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"does not fit the backbone"):
         initialise(model, StartOptions(weights=str(path)))
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"is not a safetensors file"):
+    with pytest.raises(UserError, match=r"cannot be read as a safetensors file"):
         initialise(model, StartOptions(weights=str(path)))
     with pytest.raises(UserError, match=r"no such file"):
         initialise(model, StartOptions(weights=str(tmp_path / "none")))

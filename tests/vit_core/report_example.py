@@ -33,7 +33,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def comparison() -> dict[str, Any]:
-    heads = ["paper", "model", "parameters", "top-1, %", "top-5, %", "images/s", "GFLOPs", "ms an image", "sparsity",
+    heads = ["paper", "model", "parameters", "top-1, %", "top-5, %", "images/s", "GFLOPs", "ms/image", "sparsity",
              "deletion", "insertion", "pointing game, %"]  # fmt: skip
     return {
         "caption": "The row that stands for each paper, on the same 360 images and the same machine. Deletion: "

@@ -108,7 +108,7 @@ def test_bench_counts_and_times_two_models(tmp_path, capsys):
     assert all(
         f["training_ms"] > 0 and f["inference_ms"] > 0 and f["training_memory_mib"] > 0 for f in record["figures"]
     )
-    assert "training, ms an image" in capsys.readouterr().out
+    assert "training, ms/image" in capsys.readouterr().out
     assert bench.main(["--model", "no_such_model"]) == 2
 
 

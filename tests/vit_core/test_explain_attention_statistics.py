@@ -32,7 +32,7 @@ def test_statistics_by_hand():
     mean = (0 + 10 + 20 + 10 + 0 + 10 + 20 + 10 + 0) / 9
     assert layer.distance.tolist() == pytest.approx([0, mean])
     assert layer.entropy.tolist() == pytest.approx([0, 1])
-    with pytest.raises(ValueError, match="a: 3 heads, after 2"):
+    with pytest.raises(ValueError, match="a: 3 heads, but 2 in earlier batches"):
         statistics.add("a", torch.rand(1, 3, 4, 4), distances, prefix=1)
 
 
@@ -69,7 +69,7 @@ def test_two_maps_of_a_layer_stand_side_by_side_and_no_attention_is_an_error():
     (layer,) = statistics.layers.values()
     assert layer.entropy.shape == (2,)
     assert layer.entropy[1] < layer.entropy[0]
-    with pytest.raises(ValueError, match="no attention was seen in Flatten"):
+    with pytest.raises(ValueError, match="no attention was captured in Flatten"):
         statistics.update(nn.Flatten(), torch.randn(1, 3, 2, 2))
 
 

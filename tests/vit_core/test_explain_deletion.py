@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused():
         curves(torch.rand(2, *GRID), steps=7)
     with pytest.raises(ValueError, match="baseline must be one of mean, blur"):
         curves(torch.rand(2, *GRID), baseline="black")
-    with pytest.raises(ValueError, match="need images of"):
+    with pytest.raises(ValueError, match="baseline must have the images' shape"):
         curves(torch.rand(2, *GRID), baseline=torch.zeros(1))
 
 

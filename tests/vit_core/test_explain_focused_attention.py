@@ -127,7 +127,7 @@ def test_class_token_attention_is_the_last_blocks_first_row():
     assert_close(maps, row.view(2, 8, 8))
     assert model.training
     assert not maps.requires_grad
-    with pytest.raises(ValueError, match="give attention_maps="):
+    with pytest.raises(ValueError, match="pass attention_maps="):
         class_token_attention(vit(class_token=False, global_pool="avg"), x)
 
 

@@ -80,7 +80,7 @@ def test_each_image_of_a_batch_has_its_own_map():
 
 def test_no_gradient_at_the_patches_is_an_error_with_advice():
     model = vit()
-    with pytest.raises(ValueError, match=r"reaches the places.*blocks\[-1\]\.norm1"):
+    with pytest.raises(ValueError, match=r"is zero at all positions.*blocks\[-1\]\.norm1"):
         grad_cam(model, images(), layer=model.blocks[-1])
 
 
@@ -146,18 +146,18 @@ def test_definition_on_maps_with_channels_first_or_last(nhwc, height, width):
     A = model.conv(x)
     dA = model.head.weight[1][:, None, None] * (A > 0) / (height * width / 4)  # ∂ of the mean over the places
     assert_close(maps, (dA.mean((2, 3), keepdim=True) * A).sum(1))
-    with pytest.raises(ValueError, match="give forward="):
+    with pytest.raises(ValueError, match="pass forward="):
         grad_cam(model, x)
 
 
 def test_advice_where_the_grid_or_the_layer_is_not_known():
     model = vit()
-    with pytest.raises(ValueError, match=r"64 patch tokens do not make a grid of 5 × 5"):
+    with pytest.raises(ValueError, match=r"64 patch tokens do not form a grid of 5 × 5"):
         grad_cam(model, images(), grid=(5, 5))
     assert grad_cam(model, images(), grid=(4, 16)).shape == (3, 4, 16)
     with pytest.raises(ValueError, match="not called"):
         grad_cam(model, images(), layer=nn.Identity())
-    with pytest.raises(ValueError, match="needs a layer with places"):
+    with pytest.raises(ValueError, match="needs a layer that outputs tokens or a feature map"):
         grad_cam(model, images(), layer="head")
     with pytest.raises(ValueError, match="no default Grad-CAM layer is known for Linear"):
         default_layer(nn.Linear(1, 1))

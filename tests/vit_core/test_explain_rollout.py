@@ -90,7 +90,7 @@ def test_the_model_is_left_as_it_was():
 def test_what_cannot_be_is_refused():
     import timm
 
-    with pytest.raises(ValueError, match="need fusion of mean, max, min"):
+    with pytest.raises(ValueError, match="fusion must be one of mean, max, min"):
         attention_rollout(vit(), torch.randn(1, 3, 32, 48), fusion="median")
     with pytest.raises(ValueError, match="has no blocks"):
         attention_rollout(timm.create_model("test_convnext"), torch.randn(1, 3, 32, 32))

@@ -43,7 +43,7 @@ def test_batches_add_up():
     whole.add("a", torch.cat([WEIGHTS, other]))
     for name in ("active_tokens", "sparsity", "empty_rows", "single_rows"):
         assert_close(getattr(parts.layers["a"], name), getattr(whole.layers["a"], name))
-    with pytest.raises(ValueError, match="a: 2 heads of 5 keys, after 2 of 4"):
+    with pytest.raises(ValueError, match="a: 2 heads and 5 keys, but 2 and 4 in earlier batches"):
         parts.add("a", torch.rand(1, 2, 3, 5))
 
 
@@ -69,5 +69,5 @@ def test_a_dense_model_over_a_dataset():
 
 
 def test_a_model_without_attention_is_refused():
-    with pytest.raises(ValueError, match="no attention was seen in Conv2d"):
+    with pytest.raises(ValueError, match="no attention was captured in Conv2d"):
         SparsityTracker().update(torch.nn.Conv2d(3, 3, 1), torch.randn(1, 3, 8, 8))

@@ -137,7 +137,7 @@ def test_failed_paper_is_announced_at_the_top(example, tmp_path):
     top = text[: text.index("Summary", text.index("This run is not complete"))]
     assert "otherpaper could not be loaded: ImportError: no module named flash" in top
     assert "the step “train” failed: the loss is not finite at step 12" in top
-    assert "not done: claims" in text
+    assert "not done yet: claims" in text
 
 
 def test_claims_show_both_numbers_and_where_they_come_from(example):
@@ -480,6 +480,6 @@ def test_rows_of_several_seeds_are_compared_by_paired_differences(example, tmp_p
             run["acc1"] = value
     results["papers"][0]["trainings"] = [{"name": "digits", "dataset": "digits", "rows": rows}]
     text = " ".join(Tags(write_page(results, tmp_path)).text.split())
-    assert "to dense, points" in text
+    assert "difference from dense, points" in text
     assert "+2.00 (+1.75 … +2.25)" in text, "t = 4.30, n = 3, standard deviation 0.1"
     assert "to dense" not in Tags(example[1] / "index.html").text, "one seed has no interval"

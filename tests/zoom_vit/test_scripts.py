@@ -77,7 +77,7 @@ def test_normalisation_is_the_runs(run):
 
 def test_pretrained_weights_of_another_size_are_refused():
     model = create_model("zoom_vit_micro", {}, 10, None)
-    with pytest.raises(UserError, match="no weights for this size"):
+    with pytest.raises(UserError, match="no pretrained weights for this model size"):
         CIFAR.initialise(model, StartOptions(pretrained=True))
 
 

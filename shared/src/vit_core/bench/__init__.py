@@ -1,1 +1,1 @@
-"""Time, memory and multiply-adds of two models side by side; the speed of the loader."""
+"""Benchmarks: time, memory and multiply-adds of two models; speed of the data loader."""

@@ -1,10 +1,10 @@
-"""How fast the data loader is, beside torchvision's way with PIL in worker processes.
+"""Speed of the data loader compared with torchvision's ImageFolder in DataLoader worker processes.
 
     uv run python -m vit_core.bench.loader --data-path CIFAR_FOLDER
 
-Three loaders of small images at --img-size take turns in one run, so that a change of the machine's speed
-hits all: ours as in evaluation (resize, normalise), ours as in training (padded crop and flip too), and the
-baseline: `ImageFolder`, PIL `Resize`, `ToTensor`, `Normalize` in a `DataLoader` with worker processes.
+Three loaders of small images, resized to --img-size, take turns in one process, so that changes in machine speed affect
+all of them: ours for evaluation (resize, normalize), ours for training (also padded crop and flip), and the baseline:
+`ImageFolder`, PIL `Resize`, `ToTensor`, `Normalize` in a `DataLoader` with worker processes.
 """
 
 import json
@@ -29,31 +29,31 @@ from torchvision import transforms
 from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
 from vit_core.flags import ArgumentParser, add_flags, build, command, flag, output_file
 
-_PAUSE = 0.5  # seconds before a turn: the workers of the turn before fill their queue first
-Measure = Callable[[float], float]  # seconds to spend -> images a second
+_PAUSE = 0.5  # seconds before a turn, in which the previous turn's workers fill their queues
+Measure = Callable[[float], float]  # seconds to spend -> images/s
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What to measure."""
+    """Benchmark settings."""
 
-    data_path: str | None = flag(None, "folder with train/<class>/<image> and test/ or val/; else made up")
-    img_size: int = flag(224, "side of the output in pixels")
-    batch_size: int = flag(64, "images a batch")
-    rounds: int = flag(5, "turns of each loader; the median counts")
-    seconds: float = flag(2.0, "length of a turn")
+    data_path: str | None = flag(None, "folder with train/<class>/<image> and test/ or val/ (default: random images)")
+    img_size: int = flag(224, "output image side in pixels")
+    batch_size: int = flag(64, "batch size")
+    rounds: int = flag(5, "turns per loader; the median is reported")
+    seconds: float = flag(2.0, "duration of a turn in seconds")
     workers: int = flag(2, "worker processes of the baseline")
-    device: str = flag("cpu", "device that the batches go to")
-    json: str | None = flag(None, "file to write the result to")
+    device: str = flag("cpu", "device to copy the batches to")
+    json: str | None = flag(None, "JSON file to write the result to")
 
     def __post_init__(self) -> None:
         for name in ("img_size", "batch_size", "rounds", "seconds", "workers"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name.replace('_', '-')} must be over 0, not {getattr(self, name)}")
+                raise ValueError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
 
 
 def make_folder(root: Path, count: int = 2048, classes: int = 8, size: int = 32) -> None:
-    """Write `count` smooth random JPEGs of size×size under root/train and root/val, half each."""
+    """Write `count` smooth random JPEGs of size×size, half to root/train and half to root/val."""
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
@@ -63,7 +63,7 @@ def make_folder(root: Path, count: int = 2048, classes: int = 8, size: int = 32)
 
 
 def run(config: BenchConfig, folder: Path) -> dict[str, Any]:
-    """Images a second of the three loaders, and how much faster ours are than the baseline."""
+    """Measure images/s of the three loaders, and our speedup over the baseline."""
     started = time.perf_counter()
     data = load_dataset("imagefolder", data_path=folder, img_size=config.img_size, cache="memory")
     assert isinstance(data.train, MemorySource)
@@ -116,7 +116,7 @@ def run(config: BenchConfig, folder: Path) -> dict[str, Any]:
 
 
 class _Timer:
-    """Times a loader for a while, each time from its beginning, the first batch not counted."""
+    """Times a loader from the start of its epoch, without the first batch."""
 
     def __init__(self, batches: Callable[[], Iterator[Any]], device: torch.device) -> None:
         self._batches, self._device = batches, device
@@ -145,7 +145,7 @@ class _Timer:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; with --json FILE write the figures too."""
+    """Run the benchmark and print the results; with --json FILE, also write them."""
     parser = ArgumentParser(prog="python -m vit_core.bench.loader", description=__doc__.split("\n")[0])
     add_flags(parser, BenchConfig, "measurement")
     config = build(BenchConfig, vars(parser.parse_args(argv)))

@@ -1,10 +1,10 @@
-"""Two models side by side: time an image in inference and training, multiply-adds, parameters, peak memory.
+"""Compare two models: time per image in inference and training, multiply-adds, parameters, peak memory.
 
     uv run python -m vit_core.bench --model qavit_tiny --against vit_tiny_patch16_224
     uv run python -m vit_core.bench --model qavit_tiny --model-kwargs attn_drop=0 --against vit_tiny_patch16_224
 
-The two alternate within one process, round by round, so that a machine whose speed drifts slows both; each figure is
-the median over the rounds, and each ratio the median of the rounds' ratios.
+The two models alternate within one process, so that drifting machine speed affects both. Each time is the median over
+the rounds, and each ratio of times the median of the per-round ratios.
 """
 
 import json
@@ -37,14 +37,14 @@ from vit_core.training.run_folder import environment
 class Figures:
     model: str
     parameters: int
-    gmacs: float  # multiply-adds of one image's forward pass, in 10⁹, attention included
-    inference_ms: float  # an image
-    training_ms: float  # an image: forward, backward, AdamW
+    gmacs: float  # multiply-adds of one image's forward pass, in 10⁹, including attention
+    inference_ms: float  # per image
+    training_ms: float  # per image: forward, backward, AdamW step
     training_memory_mib: float  # see `training_memory_mib`
 
 
 class Contestant:
-    """A model with one batch of random images, ready to be timed."""
+    """A model and one batch of random images, for timing."""
 
     def __init__(self, name: str, kwargs: dict[str, Any], batch_size: int, device: torch.device, precision: Precision):
         seed_everything(0)
@@ -73,9 +73,9 @@ class Contestant:
         self.optimizer.zero_grad()
 
     def gmacs(self) -> float:
-        """Counted by torch in training mode with the plain attention kernel: its counter knows all those operators.
+        """Counted by torch's FlopCounterMode in training mode with the math attention kernel.
 
-        (In inference it misses fused ones, and prints a smaller number.)
+        In inference mode it misses fused operators and gives a smaller number.
         """
         self.model.train()
         with torch.no_grad():
@@ -83,7 +83,7 @@ class Contestant:
 
 
 def multiply_adds(work: Callable[[], object]) -> float:
-    """Of one call, attention included, by torch's counter with the plain attention kernel."""
+    """Multiply-adds of one call, including attention, counted by torch's FlopCounterMode with the math kernel."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2
@@ -97,20 +97,20 @@ def seconds(work: Callable[[], None], device: torch.device, repeats: int) -> flo
 
 
 def in_turn(works: Sequence[Callable[[], None]], device: torch.device, rounds: int) -> list[list[float]]:
-    """Seconds that each of the works takes, round by round, after a warm-up."""
+    """Seconds per call of each function, one list per round, after a warm-up."""
     for work in works:
         work()
         work()
-    # A round is long enough that its clock is exact, and short enough that all works meet the same machine.
+    # A round is long enough for accurate timing, and short enough that machine speed is the same for all.
     repeats = [max(1, math.ceil(0.3 / seconds(work, device, 1))) for work in works]
     return [[seconds(work, device, n) for work, n in zip(works, repeats, strict=True)] for _ in range(rounds)]
 
 
 def training_memory_mib(name: str, kwargs: dict[str, Any], batch_size: int, device: str, amp: str) -> float:
-    """Peak memory of two training steps, model and optimiser included. Called in a process of its own.
+    """Peak memory of two training steps, including model and optimizer. Must be called in a fresh process.
 
-    On a GPU what torch allocated. On Linux how far the process's resident memory rose above that after the imports,
-    its high-water mark reset first. Elsewhere nan: no system call tells it.
+    On a GPU: memory allocated by torch. On Linux: the increase of the peak resident memory over that after the imports.
+    On other systems: NaN.
     """
     load_papers()
     chosen = torch.device(device)
@@ -135,7 +135,7 @@ def _status_mib(field: str) -> float:
 def compare(
     specs: Sequence[tuple[str, dict[str, Any]]], batch_size: int, device: torch.device, amp: str, rounds: int
 ) -> tuple[list[Figures], dict[str, float]]:
-    """Time the models in turn. Returns the figures of each, and the ratios of the first to the second."""
+    """Time the models in turn. Returns the results of each, and the ratios of the first to the second."""
     precision = choose_precision(amp, device)
     models = [Contestant(name, dict(kwargs), batch_size, device, precision) for name, kwargs in specs]
     works: dict[str, list[Callable[[], None]]] = {
@@ -168,17 +168,19 @@ def compare(
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m vit_core.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="timm name of the model, papers' models included")
-    parser.add_argument("--against", default="vit_tiny_patch16_224", help="model beside it (default: %(default)s)")
+    parser.add_argument("--model", required=True, help="timm name of the model, including the papers' models")
+    parser.add_argument(
+        "--against", default="vit_tiny_patch16_224", help="model to compare with (default: %(default)s)"
+    )
     parser.add_argument("--model-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --model")
     parser.add_argument("--against-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --against")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="batch size (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per model (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument(
         "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
     )
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this JSON file")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.rounds < 1:
         raise UserError("--batch-size and --rounds must be at least 1")
@@ -195,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     width = max(28, *(len(f.model) + 2 for f in (ours, theirs)))
     print(f"{'':24}{ours.model:>{width}}{theirs.model:>{width}}{'ratio':>9}")
     rows = {
-        "inference, ms an image": ("inference_ms", ".2f"), "training, ms an image": ("training_ms", ".2f"),
+        "inference, ms/image": ("inference_ms", ".2f"), "training, ms/image": ("training_ms", ".2f"),
         "multiply-adds, 10⁹": ("gmacs", ".3f"), "parameters": ("parameters", ",d"),
         "training memory, MiB": ("training_memory_mib", ",.0f"),
     }  # fmt: skip

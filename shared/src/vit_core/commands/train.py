@@ -146,7 +146,7 @@ def prepare(
     distributed.seed_everything(train.seed)
     model = create_model(planned.model, planned.model_kwargs, dataset.num_classes, planned.data.img_size)
     if checkpoint is None:
-        _initialise(recipe, planned, model, world)
+        _initialize(recipe, planned, model, world)
     distributed.seed_everything(train.seed, world.rank)
     augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
     common: dict[str, Any] = {
@@ -194,7 +194,7 @@ def prepare(
     return trainer
 
 
-def _initialise(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
+def _initialize(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
     """Initialize the weights of a new run; one process per machine downloads them, the others use its copy."""
     start = recipe.start_options(**planned.start)
     for is_turn in (world.local_rank == 0, world.local_rank != 0):

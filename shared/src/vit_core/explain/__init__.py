@@ -1,4 +1,4 @@
-"""What a model looks at: attention as it runs, rollout, sparsity, Grad-CAM; how good such maps are; pictures."""
+"""Explanation methods (captured attention, rollout, relevance, sparsity, Grad-CAM), their metrics, and figures."""
 
 from vit_core.explain.attention_capture import AttentionCall, CapturedAttention, capture_attention
 from vit_core.explain.attention_relevance import attention_relevance

@@ -1,9 +1,9 @@
-"""The attention weights of a model, as it runs: `with capture_attention(model) as captured: model(images)`.
+"""Record the attention weights of a running model: `with capture_attention(model) as captured: model(images)`.
 
-Seen are: `F.scaled_dot_product_attention` (timm's fused attention, Swin's windows, `nn.MultiheadAttention`),
-`vit_core.models.attention.attention` whatever its backend, weights that a model hands to
-`vit_core.models.attention.observed`, and the input of each dropout called `attn_drop` (timm's attention when it is not
-fused). Unseen is a softmax that meets none of these, and a model under `torch.compile`.
+Recorded are `F.scaled_dot_product_attention` (timm's fused attention, Swin's windows, `nn.MultiheadAttention`),
+`vit_core.models.attention.attention` with any backend, weights passed to `vit_core.models.attention.observed`, and the
+input of each dropout named `attn_drop` (timm's non-fused attention). A softmax that uses none of these is not recorded,
+nor is a model under `torch.compile`.
 
 Shapes: B batch (for Swin: images × windows), h heads, N queries, M keys, d head_dim.
 """
@@ -30,7 +30,7 @@ class AttentionCall(NamedTuple):
 
 
 class CapturedAttention:
-    """What was seen, in the order of the calls; `captured["blocks.0.attn"]` lists the weights of one module's calls."""
+    """The recorded calls in order; `captured["blocks.0.attn"]` lists the weights of one module's calls."""
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
@@ -49,7 +49,7 @@ class CapturedAttention:
         return len(self.calls)
 
     def clear(self) -> None:
-        """Forget the calls so far: between two batches."""
+        """Delete the recorded calls, for example between batches."""
         self.calls.clear()
 
 
@@ -57,27 +57,27 @@ class CapturedAttention:
 def capture_attention(
     model: nn.Module, where: Where | None = None, *, keep_graph: bool = False
 ) -> Iterator[CapturedAttention]:
-    """Record the attention weights of every call that `model` makes within the context.
+    """Record the attention weights of every call of `model` inside the context.
 
-    The model's outputs stay what they are, to the bit, unless `keep_graph`: then fused attention is computed from the
-    recorded weights, so that gradients with respect to these exist; equal up to rounding. The model is left as it was,
-    after an exception too.
+    The model's outputs are bit-identical, unless `keep_graph`: then fused attention is computed from the recorded
+    weights, so that gradients with respect to them exist, and outputs are equal up to rounding. The model is restored
+    afterwards, also after an exception.
 
     Args:
         where: names of the modules to record (those that compute attention, like "blocks.0.attn"), or a predicate on
             the name. Default: all.
-        keep_graph: weights stay in the autograd graph instead of being detached.
-    Raises: ValueError for a name that the model does not have.
+        keep_graph: keep the weights in the autograd graph instead of detaching them.
+    Raises: ValueError for an unknown module name.
     """
     if where is None or callable(where):
         wanted: Callable[[str], bool] = where or (lambda name: True)
     else:
         names = set(where)
         if unknown := names - {name for name, _ in model.named_modules()}:
-            raise ValueError(f"no such module: {', '.join(sorted(unknown))}: see model.named_modules()")
+            raise ValueError(f"no such module: {', '.join(sorted(unknown))}; see model.named_modules()")
         wanted = names.__contains__
     captured = CapturedAttention()
-    running: list[str] = []  # modules that are being called, the innermost last
+    running: list[str] = []  # stack of the modules being called, innermost last
 
     def record(name: str, weights: Tensor) -> None:
         captured.calls.append(AttentionCall(name, weights if keep_graph else weights.detach()))
@@ -94,7 +94,7 @@ def capture_attention(
 
     def leaving(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            if running and running[-1] == name:  # else another hook failed before `entering`
+            if running and running[-1] == name:  # otherwise another hook failed before `entering`
                 running.pop()
 
         return hook
@@ -109,7 +109,7 @@ def capture_attention(
 
 
 class _Onlooker(TorchFunctionMode):
-    """Passes every torch function through; attention is recorded on the way. Inside its handler the mode is off."""
+    """Passes every torch function through and records attention. Inside its handler the mode is disabled."""
 
     def __init__(self, wanted: Callable[[], bool], keep_graph: bool, record: Callable[[Tensor], None]) -> None:
         super().__init__()
@@ -137,10 +137,10 @@ class _Onlooker(TorchFunctionMode):
             return F.dropout(weights, dropout_p).to(kind) @ _for_each_head(value.to(kind), query)
 
     def _multi_head(self, *args: Any, need_weights: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """`nn.MultiheadAttention` calls SDPA where no weights are asked for, by a name that we lend for this call."""
+        """`nn.MultiheadAttention` calls SDPA if no weights are requested; patch SDPA for this call."""
         func: Any = F.multi_head_attention_forward
         fused = F.scaled_dot_product_attention
-        silent = need_weights and not self.keep_graph  # a call for the record alone: it shall draw no dropout mask
+        silent = need_weights and not self.keep_graph  # an extra call only for recording: must not draw a dropout mask
         with mock.patch.object(F, "scaled_dot_product_attention", partial(self._attend, fused)):
             out, _ = func(*args, need_weights=False, **(kwargs | {"training": False} if silent else kwargs))
         if not need_weights:
@@ -161,7 +161,7 @@ def _softmax_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, float]:
-    """The weights that SDPA applies for these arguments, before dropout, at least in float32; and dropout_p."""
+    """The weights that SDPA applies for these arguments, before dropout, in float32 or higher; and dropout_p."""
     kind = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         q, k = query.to(kind), _for_each_head(key.to(kind), query)
@@ -170,7 +170,7 @@ def _softmax_weights(
 
 
 def _for_each_head(t: Tensor, query: Tensor) -> Tensor:
-    """Keys or values (B, h', M, d) -> (B, h, M, d), where groups of heads share them."""
+    """Expand keys or values (B, h', M, d) to (B, h, M, d) for grouped-query attention."""
     if t.ndim < 4 or t.shape[-3] == query.shape[-3]:
         return t
     return t.repeat_interleave(query.shape[-3] // t.shape[-3], -3)

@@ -1,10 +1,10 @@
 """Gradient-weighted attention relevance (Chefer, Gur and Wolf, ICCV 2021, https://arxiv.org/abs/2103.15679).
 
-Attention says where a layer looks, its gradient whether that speaks for the class. Their product, what is negative left
-out, mean over the heads, is Ā = E_h[(∇A ⊙ A)⁺] (eq. 5). Relevance passes through a block with its residual,
-R ← R + Ā R (eq. 6), from R = I on: the form for self-attention. The class token's row of R is the map.
+Attention is weighted by its gradient with respect to the class score. The positive part of the product, averaged over
+heads, is Ā = E_h[(∇A ⊙ A)⁺] (eq. 5). Each block updates the relevance, including the residual connection, by
+R ← R + Ā R (eq. 6), starting from R = I (the form for self-attention). The map is the class token's row of R.
 
-Shapes: B images, h heads, N tokens, (H, W) the grid of patches.
+Shapes: B images, h heads, N tokens, (H, W) the patch grid.
 """
 
 from contextlib import ExitStack
@@ -23,25 +23,24 @@ from vit_core.explain.rollout import attention_of_blocks, reading_of_patches
 def attention_relevance(
     model: nn.Module, images: Tensor, targets: Tensor | int | None = None, *, grid: Grid | None = None
 ) -> Tensor:
-    """What each patch contributes to the logit of the class: (B, H, W), not normalised, at least zero.
+    """Relevance of each patch for the class logit: (B, H, W), unnormalized, non-negative.
 
-    One forward and one backward pass for the batch. The model runs in evaluation mode and is left as it was; its
-    parameters get no gradients. The caller may be under `no_grad` or `inference_mode`.
+    One forward and one backward pass per batch. The model runs in evaluation mode and is restored afterwards; its
+    parameters get no gradients. May be called under `no_grad` or `inference_mode`.
 
     Args:
-        images: (B, 3, h, w), normalised, on the model's device.
-        targets: classes (B,), or one for all. Default: the predicted ones.
+        images: (B, 3, h, w), normalized, on the model's device.
+        targets: classes (B,), or one class for all. Default: the predicted classes.
         grid: (H, W). Default: from the model's patch embedding, or square.
-    Raises: ValueError for a model in which not every block shows one square attention matrix, and for classes that do
-        not exist.
+    Raises: ValueError unless every block has exactly one square attention matrix, and for classes out of range.
     """
     checkpointing = getattr(model, "grad_checkpointing", False)
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, freeze=True)):
             stack.enter_context(context)
-        if checkpointing:  # it would compute, and record, attention twice
+        if checkpointing:  # would compute and record attention twice
             stack.enter_context(mock.patch.object(model, "grad_checkpointing", False))
-        leaf = images.clone().requires_grad_()  # the graph begins here: no gradients of parameters are computed
+        leaf = images.clone().requires_grad_()  # start of the graph: no parameter gradients are computed
         with capture_attention(model, keep_graph=True) as captured:
             logits = model(leaf)
         layers = attention_of_blocks(captured, model)

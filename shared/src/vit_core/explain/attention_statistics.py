@@ -1,10 +1,10 @@
-"""How far attention reaches, and how spread it is: a mean distance and an entropy for each head of every block.
+"""Mean attention distance and entropy of each head of every block.
 
 Distance (Dosovitskiy et al., 2021, figure 7): from a patch to the patches that it attends to, weighted by the attention
-between patches, in pixels. Entropy: −Σ w log w of all rows over all keys, as a share of log M; 1 is a uniform row.
+between patches, in pixels. Entropy: −Σ w log w over all keys, averaged over rows and divided by log M; 1 is uniform.
 
-Shapes: B images, h heads, N queries, M keys. A layer that attends twice in a pass, as differential attention does,
-has its second map's heads after the first's.
+Shapes: B images, h heads, N queries, M keys. If a layer computes two attention maps per pass, as differential attention
+does, the heads of the second map follow those of the first.
 """
 
 import math
@@ -21,7 +21,7 @@ from vit_core.explain.grids import Grid, token_grid
 
 @dataclass
 class LayerAttention:
-    """One attention layer over the images so far; tensors hold a sum for each head."""
+    """Sums over the images so far for one attention layer; tensors have one value per head."""
 
     distances: Tensor
     entropies: Tensor
@@ -29,28 +29,28 @@ class LayerAttention:
 
     @property
     def distance(self) -> Tensor:
-        """(h,): in pixels."""
+        """(h,) mean distance in pixels."""
         return self.distances / self.images
 
     @property
     def entropy(self) -> Tensor:
-        """(h,): from 0 to 1."""
+        """(h,) mean entropy, from 0 to 1."""
         return self.entropies / self.images
 
 
 @dataclass
 class AttentionStatistics:
-    """Means over batches: `update(model, images)`, then `layers["blocks.0.attn"].distance`. ViTs with one grid."""
+    """Means over batches: `update(model, images)`, then `layers["blocks.0.attn"].distance`. For ViTs with one grid."""
 
-    grid: Grid | None = None  # rows and columns of patches, where the model does not say
+    grid: Grid | None = None  # rows and columns of patches, if the model does not define them
     layers: dict[str, LayerAttention] = field(default_factory=dict)
 
     def update(self, model: nn.Module, images: Tensor) -> None:
-        """Run the model in evaluation mode on images (B, 3, H, W) and add. ValueError where it shows nothing."""
+        """Run the model in evaluation mode on images (B, 3, H, W). ValueError if no attention is captured."""
         with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
             model(images)
         if not captured.calls:
-            raise ValueError(f"no attention was seen in {type(model).__name__}")
+            raise ValueError(f"no attention was captured in {type(model).__name__}")
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         for name, calls in captured.by_module.items():
             weights = torch.cat(calls, 1)  # (B, h, N, M)
@@ -59,21 +59,21 @@ class AttentionStatistics:
             self.add(name, weights, place_distances(grid, spacing, images.device), prefix)
 
     def add(self, layer: str, weights: Tensor, distances: Tensor, prefix: int) -> None:
-        """Add the weights (B, h, N, M) of a layer over `prefix` tokens and patches of given distances (n, n)."""
+        """Add a layer's weights (B, h, N, M) over `prefix` tokens and n patches with pairwise distances (n, n)."""
         between = weights[:, :, prefix:, prefix:]
         share = between / between.sum(-1, keepdim=True).clamp_min(1e-12)
         distance = (share * distances).sum(-1).mean(-1).sum(0).cpu()  # (h,)
         entropy = (torch.special.entr(weights).sum(-1) / math.log(weights.shape[-1])).mean(-1).sum(0).cpu()
         known = self.layers.setdefault(layer, LayerAttention(torch.zeros_like(distance), torch.zeros_like(entropy)))
         if known.distances.shape != distance.shape:
-            raise ValueError(f"{layer}: {len(distance)} heads, after {len(known.distances)}")
+            raise ValueError(f"{layer}: {len(distance)} heads, but {len(known.distances)} in earlier batches")
         known.distances += distance
         known.entropies += entropy
         known.images += len(weights)
 
 
 def place_distances(grid: Grid, spacing: tuple[float, float], device: torch.device | None = None) -> Tensor:
-    """(n, n): between the centres of the n patches of a grid in raster order, `spacing` apart (rows, columns)."""
+    """(n, n) distances between the n patch centers of a grid in raster order, with the given (row, column) spacing."""
     rows = torch.arange(grid[0], device=device) * spacing[0]
     columns = torch.arange(grid[1], device=device) * spacing[1]
     places = torch.cartesian_prod(rows.float(), columns.float())
@@ -81,7 +81,7 @@ def place_distances(grid: Grid, spacing: tuple[float, float], device: torch.devi
 
 
 def measure_attention(model: nn.Module, loader: BatchLoader, grid: Grid | None = None) -> AttentionStatistics:
-    """All images of the loader, once."""
+    """Attention statistics over all images of the loader."""
     statistics = AttentionStatistics(grid)
     for images, _ in loader.epoch():
         statistics.update(model, images)

@@ -1,4 +1,4 @@
-"""The map that a plain ViT shows by itself: what its class token attends to."""
+"""Class-token attention of a plain ViT."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ from vit_core.explain.grids import Grid, token_grid
 
 
 def class_token_attention(model: nn.Module, images: Tensor, grid: Grid | None = None) -> Tensor:
-    """The class token's attention to the patches in a plain ViT's last block, mean over its heads: (B, H, W).
+    """The class token's attention to the patches in a plain ViT's last block, averaged over heads: (B, H, W).
 
-    The model runs in evaluation mode without gradients and is left as it was. The rows sum to less than 1: the class
-    token's attention to itself is left out. Raises: ValueError for a model without class token or attention.
+    The model runs in evaluation mode without gradients and is restored afterwards. Maps sum to less than 1, because the
+    class token's attention to itself is excluded. Raises: ValueError for a model without class token or attention.
     """
     blocks = getattr(model, "blocks", None)
     if getattr(model, "cls_token", None) is None or not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} is no ViT with a class token: give attention_maps=")
+        raise ValueError(f"{type(model).__name__} is not a ViT with a class token: pass attention_maps=")
     last = f"blocks.{len(blocks) - 1}."
     with (
         torch.no_grad(),
@@ -25,7 +25,7 @@ def class_token_attention(model: nn.Module, images: Tensor, grid: Grid | None = 
     ):
         model(images)
     if not captured.calls:
-        raise ValueError(f"no attention was seen in the last block of {type(model).__name__}: give attention_maps=")
+        raise ValueError(f"no attention was captured in the last block of {type(model).__name__}: pass attention_maps=")
     prefix = getattr(model, "num_prefix_tokens", 1)
     row = captured.calls[-1].weights[:, :, 0, prefix:].mean(1)  # (B, n)
     return row.unflatten(1, token_grid(model, row.shape[1], grid, images.shape[-2:]))

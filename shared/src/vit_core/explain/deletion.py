@@ -1,8 +1,8 @@
-"""Deletion and insertion curves (Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421): is a map right?
+"""Deletion and insertion curves (Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421) of saliency maps.
 
-Deletion removes the patches of an image from the most important on, and the class's probability should fall early: a
-small area under the curve is good. Insertion starts from an image without content and puts them back: a large one is.
-A random order of the patches is the control that both must beat.
+Deletion removes the patches of an image, most important first; the class probability should drop early, so a small
+area under the curve is good. Insertion starts from an image without content and adds the patches back; a large area is
+good. A random order of the patches is the control that both must beat.
 
 Shapes: B images of h × w pixels, maps (B, H, W), n = H · W patches, S steps.
 """
@@ -23,7 +23,7 @@ BASELINES = ("mean", "blur")
 class Curves:
     """Probability of the class (B, S + 1) after each step, for both directions; areas (B,) in [0, 1]."""
 
-    shares: Tensor  # (S + 1,) of the patches that are removed, or put back: 0 to 1
+    shares: Tensor  # (S + 1,) fraction of patches removed or added back, 0 to 1
     deletion: Tensor
     insertion: Tensor
 
@@ -47,22 +47,22 @@ def deletion_insertion(
     forward: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Curves:
-    """Curves of each image for the order of its map.
+    """Curves of each image, with patches ordered by its map.
 
     Args:
-        images: (B, C, h, w), normalised; h and w are multiples of the map's.
-        maps: (B, H, W), the largest first.
+        images: (B, C, h, w), normalized; h and w are multiples of the map's.
+        maps: (B, H, W); the largest value is the most important.
         targets: classes (B,).
-        steps: evaluations of each curve, at least 1 and at most n; each changes as many patches as the others.
-        baseline: what a patch is replaced by: the image's own "mean" colour, its "blur", or images of the same shape.
-        forward: images -> logits, where `model(images)` gives something else.
-        generator: a CPU one, which decides the order of places of equal value, such as those where Grad-CAM is zero.
-            Default: raster order, which favours the top left.
-    Raises: ValueError for shapes that do not fit.
+        steps: steps per curve, from 1 to n; each changes about the same number of patches.
+        baseline: replacement of a patch: the image's "mean" color, its "blur", or images of the same shape.
+        forward: images -> logits, if `model(images)` does not return logits.
+        generator: a CPU generator for the order of positions with equal values, such as those where Grad-CAM is zero.
+            Default: raster order, which favors the top left.
+    Raises: ValueError for incompatible shapes, steps out of range or an unknown baseline.
     """
     B, _, h, w = images.shape
     if maps.ndim != 3 or len(maps) != B or h % maps.shape[1] or w % maps.shape[2]:
-        raise ValueError(f"maps {tuple(maps.shape)} do not tile images of {tuple(images.shape)}")
+        raise ValueError(f"maps of shape {tuple(maps.shape)} do not tile images of shape {tuple(images.shape)}")
     n = maps[0].numel()
     if not 1 <= steps <= n:
         raise ValueError(f"steps must lie in [1, {n}], the number of patches; got {steps}")
@@ -77,7 +77,7 @@ def deletion_insertion(
     with torch.no_grad(), evaluation_mode(model):
         for count in counts:
             chosen = (rank < count).to(images.dtype)
-            chosen = F.interpolate(chosen, (h, w), mode="nearest")  # patches keep their borders
+            chosen = F.interpolate(chosen, (h, w), mode="nearest")  # sharp patch borders
             for curve, shown in zip(curves, (1 - chosen, chosen), strict=True):
                 logits = (forward or model)(torch.lerp(empty, images, shown))
                 curve.append(logits.float().softmax(1).gather(1, targets[:, None])[:, 0])
@@ -88,13 +88,13 @@ def deletion_insertion(
 def _baseline(images: Tensor, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
         if baseline.shape != images.shape:
-            raise ValueError(f"baseline {tuple(baseline.shape)}: need images of {tuple(images.shape)}")
+            raise ValueError(f"baseline must have the images' shape {tuple(images.shape)}, got {tuple(baseline.shape)}")
         return baseline
     if baseline == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
-    if baseline == "blur":  # a quarter of the side: no shape is left
+    if baseline == "blur":  # kernel of half the side: removes all shapes
         from torchvision.transforms.v2.functional import gaussian_blur
 
         side = min(images.shape[-2:])
         return gaussian_blur(images, [2 * (side // 4) + 1] * 2, [side / 8] * 2)
-    raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or images; got {baseline!r}")
+    raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, or a tensor of images; got {baseline!r}")

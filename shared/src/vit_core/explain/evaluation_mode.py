@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Temporary evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module, *, freeze: bool = False) -> Iterator[None]:
-    """`model.eval()` within the context; afterwards each module is in the mode that it was in.
+    """`model.eval()` inside the context; afterwards each module's training mode is restored.
 
-    freeze: parameters need no gradient meanwhile, so that a graph is kept from the first tensor on that does.
+    freeze: also set `requires_grad=False` for all parameters inside the context, so that no graph is built for them.
     """
     training = [m for m in model.modules() if m.training]
     trained = [p for p in model.parameters() if freeze and p.requires_grad]

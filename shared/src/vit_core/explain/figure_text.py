@@ -1,10 +1,9 @@
-"""Names that users chose, in figures."""
+"""User-supplied names in figures."""
 
 
 def figure_text(name: str) -> str:
-    """The name for a title or a label of matplotlib, which shows it as it is.
+    """Escape a name so that matplotlib shows it literally in titles and labels.
 
-    Without this, what stands between two dollars is a formula, mostly a wrong one; and a file's name that is not in
-    UTF-8 has letters that no font can show.
+    Otherwise text between two dollar signs is parsed as a formula, and file names that are not UTF-8 cannot be drawn.
     """
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")

@@ -1,13 +1,13 @@
-"""Focused Attention Percentage (FAP): how much of what Grad-CAM marks is also where the attention is highest.
+"""Focused Attention Percentage (FAP): overlap of the highest attention with the highest Grad-CAM values.
 
-Per image A is the top 15% of the places of the attention map, G the top 15% of the Grad-CAM map of the true class, and
-FAP = |A ∩ G| / |G| in percent. k = round(share · n) of n places are selected, at least one.
+For each image, A is the top 15% of positions of the attention map, G the top 15% of the Grad-CAM map of the true class,
+and FAP = |A ∩ G| / |G| in percent. k = round(share · n) of n positions are selected, at least one.
 
-Ties. Where equal values straddle the k-th rank, each of these places belongs to the set in part, so that the parts add
-up to k: the expectation over all ways to break the tie, with nothing drawn and nothing that depends on where a place
-lies. A constant map thus scores exactly the chance level k / n, on every image.
+Ties: if several positions share the k-th largest value, each belongs to the set fractionally, so that the fractions add
+up to k. This is the expectation over all ways to break the tie, without randomness or dependence on the position. So a
+constant map scores exactly the chance level k / n on every image.
 
-Shapes: B images, maps (B, H, W), n = H · W places.
+Shapes: B images, maps (B, H, W), n = H · W positions.
 """
 
 import math
@@ -31,13 +31,13 @@ SHARE = 0.15
 def focused_attention(
     attention: Tensor, cam: Tensor, share: float = SHARE, *, threshold: float | None = None
 ) -> Tensor:
-    """FAP of each image, (B,) in percent; NaN where the CAM is zero everywhere, since G is not defined there.
+    """FAP of each image, (B,) in percent; NaN if the CAM is zero everywhere, because G is undefined then.
 
     Args:
-        attention: (B, H', W'), resampled to the CAM's grid where it differs (bilinear, low-pass where it shrinks).
-        cam: (B, H, W), not negative.
-        threshold: select the positive values of at least this share of the map's maximum, instead of by area.
-    Raises: ValueError for maps of other shapes or with NaN, and for shares outside (0, 1].
+        attention: (B, H', W'), resampled to the CAM's grid if it differs (bilinear, with antialiasing).
+        cam: (B, H, W), non-negative.
+        threshold: select positive values of at least this fraction of the map's maximum, instead of a fixed share.
+    Raises: ValueError for invalid shapes, NaN or infinity in a map, and share or threshold outside (0, 1].
     """
     _check(attention, cam, share, threshold)
     A = _selected(resample(attention, cam.shape[1:]), share, threshold)
@@ -47,12 +47,12 @@ def focused_attention(
 
 
 def top_places(maps: Tensor, share: float = SHARE) -> Tensor:
-    """How far each place is among the top `share` of its map: (B, H, W) -> (B, H, W), 0 or 1, less where values tie."""
+    """Membership of each position in the top `share` of its map: (B, H, W) -> (B, H, W), 0 or 1, fractional if tied."""
     return _selected(maps, share, None).view_as(maps)
 
 
 def chance_level(places: int, share: float = SHARE) -> float:
-    """Percent of G that a random set of k places is expected to hit: 100 k / n, whatever G."""
+    """Expected FAP of a random set of k positions, in percent: 100 k / n, independent of G."""
     return 100.0 * _count(places, share) / places
 
 
@@ -64,9 +64,10 @@ def random_control(
     threshold: float | None = None,
     attention: Tensor | None = None,
 ) -> Tensor:
-    """FAP (B,) of random attention maps: the places of `attention` shuffled in each image, or uniform noise.
+    """FAP (B,) of random attention maps: the values of `attention` shuffled within each image, or uniform noise.
 
-    The generator is a CPU one. By area both are the same; with a threshold, shuffled maps select as much as the real.
+    Needs a CPU generator. With a fixed share both are equivalent; with a threshold, shuffled maps select the same
+    number of positions as the original maps.
     """
     rank = torch.rand(cam.shape, generator=generator).to(cam.device)
     if attention is not None:
@@ -77,17 +78,17 @@ def random_control(
 
 @dataclass(frozen=True, kw_only=True)
 class FocusSummary:
-    fap: float  # percent, mean over the images whose CAM is not empty; NaN where there are none
+    fap: float  # percent, mean over the images whose CAM is not empty; NaN if there are none
     standard_error: float  # of that mean, in percentage points
-    chance: float  # percent: what a random map is expected to reach
-    random: float  # percent: what random maps did reach, by the same code on the same CAMs
-    num_images: int  # seen, those with an empty CAM too
-    empty_cams: int  # images whose Grad-CAM is zero everywhere: they are in no mean
-    share: float  # of the places that is selected, unless by threshold
+    chance: float  # percent, expected FAP of a random map
+    random: float  # percent, measured FAP of random maps on the same CAMs
+    num_images: int  # all images, including those with an empty CAM
+    empty_cams: int  # images whose Grad-CAM is zero everywhere; excluded from all means
+    share: float  # fraction of positions selected, unless threshold is set
     threshold: float | None
 
     def __str__(self) -> str:
-        empty = f"; {self.empty_cams} have an empty Grad-CAM and do not count" if self.empty_cams else ""
+        empty = f"; {self.empty_cams} with an empty Grad-CAM are excluded" if self.empty_cams else ""
         return (
             f"FAP {self.fap:.1f}% ± {self.standard_error:.1f} (chance {self.chance:.1f}%, random maps "
             f"{self.random:.1f}%, {self.num_images} images{empty})"
@@ -106,16 +107,16 @@ def measure_focus(
     threshold: float | None = None,
     seed: int = 0,
 ) -> FocusSummary:
-    """FAP over the batches (images, true classes) of the loader; a BatchLoader's over all ranks.
+    """FAP over the batches (images, true classes) of a loader; a BatchLoader is evaluated over all ranks.
 
     Args:
         attention_maps: (model, images) -> (B, H, W). Default: `class_token_attention`.
         layer, grid, forward: as for `grad_cam`.
-        seed: of the random control.
+        seed: random seed of the random control.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    # images, those with a CAM, and over these: Σ FAP, Σ FAP², Σ random, Σ chance
+    # number of images, number with a non-empty CAM, and over the latter: Σ FAP, Σ FAP², Σ random, Σ chance
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     for images, targets in loader.epoch() if isinstance(loader, BatchLoader) else loader:
         images, targets = images.to(device), targets.to(device)
@@ -144,7 +145,7 @@ def measure_focus(
 
 
 def resample(maps: Tensor, grid: Iterable[int]) -> Tensor:
-    """(B, H', W') -> (B, H, W): bilinear, cell over cell."""
+    """(B, H', W') -> (B, H, W): bilinear interpolation with antialiasing."""
     size = tuple(grid)
     if maps.shape[1:] == size:
         return maps
@@ -156,7 +157,7 @@ def _count(places: int, share: float) -> int:
 
 
 def _selected(maps: Tensor, share: float, threshold: float | None) -> Tensor:
-    """How far each place belongs to the set, (B, n) in [0, 1]."""
+    """Membership of each position in the selected set, (B, n) in [0, 1]."""
     values = maps.flatten(1).float()
     if threshold is not None:
         return ((values >= threshold * values.amax(1, keepdim=True)) & (values > 0)).float()
@@ -168,8 +169,8 @@ def _selected(maps: Tensor, share: float, threshold: float | None) -> Tensor:
 
 def _check(attention: Tensor, cam: Tensor, share: float, threshold: float | None) -> None:
     if attention.ndim != 3 or cam.ndim != 3 or len(attention) != len(cam):
-        raise ValueError(f"maps must be (B, H, W) of the same B, not {tuple(attention.shape)} and {tuple(cam.shape)}")
+        raise ValueError(f"maps must be (B, H, W) with the same B, got {tuple(attention.shape)} and {tuple(cam.shape)}")
     if not 0 < share <= 1 or not (threshold is None or 0 < threshold <= 1):
-        raise ValueError(f"share and threshold must lie in (0, 1], not {share} and {threshold}")
+        raise ValueError(f"share and threshold must lie in (0, 1], got {share} and {threshold}")
     if not (attention.isfinite().all() and cam.isfinite().all()):
-        raise ValueError("the maps hold NaN or infinity")
+        raise ValueError("the maps contain NaN or infinity")

@@ -1,4 +1,4 @@
-"""One number for each head of every block, as a picture."""
+"""Heat map of one number per attention head."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ def draw_heads(
     values: Sequence[Sequence[float]], path: Path, *, label: str, title: str, limits: tuple[float, float],
     digits: int = 1,
 ) -> None:  # fmt: skip
-    """A table in colours: heads are columns, blocks rows, the first on top. label: what the numbers are."""
+    """Draw a heat map: columns are heads, rows are blocks, first block on top. label: name of the values."""
     from matplotlib.figure import Figure
 
     heads = max(map(len, values))
@@ -18,8 +18,8 @@ def draw_heads(
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             is_light = value > limits[0] + 0.6 * (limits[1] - limits[0])
-            colour = "black" if is_light else "white"
-            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)
+            color = "black" if is_light else "white"
+            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=color)
     ax.set(xlabel="head", ylabel="block", xticks=range(heads), yticks=range(len(values)))
     figure.colorbar(image, ax=ax, label=label)
     figure.suptitle(title, fontsize=9)

@@ -1,6 +1,6 @@
-"""Pictures of maps: a heat map over its image, and a figure of several.
+"""Visualization of maps: a heat map over its image, and figures of several maps.
 
-Cell (i, j) of an h × w map lies over patch (i, j) of the image: row i counts from the top, column j from the left.
+Cell (i, j) of an h × w map covers patch (i, j) of the image, with row i from the top and column j from the left.
 """
 
 import math
@@ -18,7 +18,7 @@ COLOURS = "inferno"
 
 
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised images (…, C, H, W) -> values in [0, 1], those of the files."""
+    """Normalized images (…, C, H, W) -> the original values in [0, 1]."""
     as_channels = [torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (mean, std)]
     return (images * as_channels[1] + as_channels[0]).clamp(0, 1)
 
@@ -32,29 +32,29 @@ def overlay(
     limits: tuple[float, float] | None = None,
     grey: bool = False,
 ) -> Tensor:
-    """The image (3, H, W) under the colours of the map (h, w) -> float32 (3, H, W) in [0, 1], on the CPU.
+    """Blend an image (3, H, W) with a color-mapped heat map (h, w) -> float32 (3, H, W) in [0, 1], on the CPU.
 
     Args:
         image: uint8, or float in [0, 1].
-        alpha: 0 shows the image alone, 1 the map alone.
-        colours: the name of a matplotlib colour map.
-        limits: values at the two ends of the colours. Default: the smallest and the largest of the map.
-        grey: the image without its colours, so that those of the map mean heat alone.
-    Raises: ValueError for other shapes, and for an image outside [0, 1].
+        alpha: opacity of the map: 0 shows only the image, 1 only the map.
+        colours: name of a matplotlib colormap.
+        limits: values at the two ends of the colormap. Default: minimum and maximum of the map.
+        grey: convert the image to grayscale first, so that all color comes from the map.
+    Raises: ValueError for other shapes, alpha out of range, and image values outside [0, 1].
     """
     from matplotlib import colormaps
 
     image = _picture(image)
     if heat.ndim != 2 or not 0 <= alpha <= 1:
-        raise ValueError(f"need a map (h, w) and alpha in [0, 1], not {tuple(heat.shape)} and {alpha}")
+        raise ValueError(f"expected a map (h, w) and alpha in [0, 1], got {tuple(heat.shape)} and {alpha}")
     low, high = limits or _limits([heat])
     values = ((heat.detach().float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1)
     if grey:
         image = image.mean(0, keepdim=True).expand(3, -1, -1)
     size = (image.shape[1], image.shape[2])
     fine = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    colour = torch.from_numpy(colormaps[colours](fine.numpy())[..., :3]).float().permute(2, 0, 1)
-    return (1 - alpha) * image + alpha * colour
+    color = torch.from_numpy(colormaps[colours](fine.numpy())[..., :3]).float().permute(2, 0, 1)
+    return (1 - alpha) * image + alpha * color
 
 
 def figure_of_maps(
@@ -69,13 +69,13 @@ def figure_of_maps(
     alpha: float = 0.5,
     colours: str = COLOURS,
 ) -> Path:
-    """Write the image and its overlays (over grey) as a grid of titled panels. The suffix of `path`: png, svg or pdf.
+    """Write the image and its overlays (on grayscale) as a grid of titled panels. Suffix of `path`: png, svg or pdf.
 
     Args:
         image: (3, H, W) as for `overlay`.
-        maps: title -> (h, w), or pairs of the two; None shows the image once more, as at the start of a second row.
-        path: its folder is made.
-        shared_scale: one colour bar for all maps, so that panels compare; else each has its own.
+        maps: title -> (h, w), or pairs of the two; None shows the image again, for example at the start of a row.
+        path: output file; its folder is created.
+        shared_scale: use one color scale for all maps, so that panels are comparable; otherwise one per panel.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -103,7 +103,7 @@ def figure_of_maps(
         low, high = common or _limits([heat])
         shown = overlay(picture, heat, alpha=alpha, colours=colours, limits=(low, high), grey=True)
         ax.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
-        if not common:  # a bar as tall as the picture
+        if not common:  # a color bar as tall as the picture
             scale = ScalarMappable(Normalize(low, high), colours)
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), format="%.3g")
             bar.ax.tick_params(labelsize=8)
@@ -121,10 +121,10 @@ def figure_of_maps(
 def _picture(image: Tensor) -> Tensor:
     """uint8 or float (3, H, W) -> float32 in [0, 1] on the CPU."""
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"need an image (3, H, W), not {tuple(image.shape)}")
+        raise ValueError(f"expected an image (3, H, W), got {tuple(image.shape)}")
     values = image.detach().cpu().float() / (255.0 if image.dtype == torch.uint8 else 1.0)
     if values.min() < -1e-4 or values.max() > 1 + 1e-4:
-        raise ValueError("the image's values lie outside [0, 1]: denormalise it first")
+        raise ValueError("image values must lie in [0, 1]: call denormalise first")
     return values.clamp(0, 1)
 
 

@@ -1,9 +1,9 @@
 """Attention rollout (Abnar and Zuidema, ACL 2020, https://arxiv.org/abs/2005.00928): attention through all layers.
 
-Each block passes on a token itself (the residual) and what it attends to, in equal parts: Ā = (A + I) / 2, rows scaled
-to sum to one. The product of all blocks' Ā says how much of each input token is in each output token.
+Each block mixes the token itself (the residual) and the tokens it attends to in equal parts: Ā = (A + I) / 2, with rows
+normalized to sum to one. The product of all blocks' Ā is the share of each input token in each output token.
 
-Shapes: B images, h heads, N tokens, (H, W) the grid of patches.
+Shapes: B images, h heads, N tokens, (H, W) the patch grid.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ def attention_rollout(
     residual: float = 0.5,
     grid: Grid | None = None,
 ) -> Tensor:
-    """What the class token has of each patch, after all blocks: (B, H, W); the mean of the patches, if it is pooled.
+    """Share of each patch in the class token after all blocks: (B, H, W); with average pooling, in the mean of patches.
 
-    The model runs in evaluation mode without gradients and is left as it was.
+    The model runs in evaluation mode without gradients and is restored afterwards.
 
     Args:
-        fusion: of the heads, "mean" (as published), "max" or "min".
-        discard: share of the weights of each block, over all its pairs of tokens, that is set to zero: the smallest.
-        residual: the part of the identity in Ā.
-    Raises: ValueError for a model in which not every block shows one square attention matrix.
+        fusion: how heads are combined: "mean" (as published), "max" or "min".
+        discard: fraction of each block's smallest attention weights, over all token pairs, to set to zero.
+        residual: weight of the identity in Ā.
+    Raises: ValueError unless every block has exactly one square attention matrix.
     """
     with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
         model(images)
@@ -47,9 +47,12 @@ def attention_rollout(
 def rolled_out(
     layers: Sequence[Tensor], *, fusion: str = "mean", discard: float = 0.0, residual: float = 0.5
 ) -> Tensor:
-    """The product over the attention weights (B, h, N, N) of one block after another: (B, N, N), a row an output."""
+    """Product of the attention weights (B, h, N, N) of consecutive blocks: (B, N, N), one row per output token."""
     if fusion not in FUSIONS or not 0 <= discard < 1 or not 0 <= residual < 1:
-        raise ValueError(f"need fusion of {', '.join(FUSIONS)}; discard and residual in [0, 1)")
+        raise ValueError(
+            f"fusion must be one of {', '.join(FUSIONS)}, discard and residual must lie in [0, 1); "
+            f"got {fusion!r}, {discard}, {residual}"
+        )
     rolled: Tensor | None = None
     for weights in layers:  # (B, h, N, N)
         fused = weights.mean(1) if fusion == "mean" else getattr(weights, f"a{fusion}")(1)
@@ -61,24 +64,24 @@ def rolled_out(
         mixed = mixed / mixed.sum(-1, keepdim=True).clamp_min(1e-12)  # a row may be empty
         rolled = mixed if rolled is None else mixed @ rolled
     if rolled is None:
-        raise ValueError("there is no attention to roll out")
+        raise ValueError("no attention layers to roll out")
     return rolled
 
 
 def attention_of_blocks(captured: CapturedAttention, model: nn.Module) -> list[Tensor]:
-    """The weights (B, h, N, N) of each block of a plain ViT. ValueError where a block has none, or several."""
+    """The weights (B, h, N, N) of each block of a plain ViT. ValueError unless each block has exactly one attention."""
     blocks: Any = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} has no blocks: attention through all layers is for plain ViTs")
+        raise ValueError(f"{type(model).__name__} has no blocks: this method supports plain ViTs only")
     layers = [c.weights for c in captured.calls if c.module.startswith("blocks.")]
     if len(layers) != len(blocks) or any(w.shape != layers[0].shape or w.shape[-1] != w.shape[-2] for w in layers):
-        raise ValueError(f"{type(model).__name__}: not every block has one attention among all tokens")
+        raise ValueError(f"{type(model).__name__}: every block must have exactly one attention over all tokens")
     return layers
 
 
 def reading_of_patches(rolled: Tensor, model: nn.Module, images: Tensor, grid: Grid | None) -> Tensor:
-    """From what each output token has of each input token (B, N, N): the row of the class token, or the mean of the
-    patches' rows where the model's head reads these, over the patches as a grid (B, H, W)."""
+    """The patch grid (B, H, W) of a rollout (B, N, N): the class token's row, or the mean of the patches' rows if the
+    model pools patches."""
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     pooled = getattr(model, "global_pool", "token") in ("avg", "avgmax", "max")
     has_class = getattr(model, "cls_token", None) is not None and not pooled

@@ -1,7 +1,7 @@
-"""How sparse attention is: active tokens of each head, the share of weights that are zero, rows that are empty.
+"""Attention sparsity: active tokens per head, fraction of zero weights, empty rows.
 
-A weight is active where it is above `threshold`, of the weights as the model applies them: 0 for a model that removes
-weights itself; more asks of a dense model what it would lose.
+A weight, as applied by the model, is active if it is greater than `threshold`. Use 0 for models that remove weights
+themselves; a larger threshold shows what a dense model would lose.
 
 Shapes: B images, h heads, N queries, M keys.
 """
@@ -18,60 +18,62 @@ from vit_core.explain.evaluation_mode import evaluation_mode
 
 @dataclass
 class LayerSparsity:
-    """One attention layer over the images so far; tensors hold one value a head."""
+    """Counts over the images so far for one attention layer; tensors have one value per head."""
 
     keys: int
-    active: Tensor  # Σ over rows of the active tokens
-    empty: Tensor  # rows without any
-    single: Tensor  # rows with one or none
+    active: Tensor  # number of active tokens, summed over rows
+    empty: Tensor  # number of rows without active tokens
+    single: Tensor  # number of rows with at most one
     rows: int = 0
 
     @property
     def active_tokens(self) -> Tensor:
-        """(h,): keys that a query attends to, mean over images and queries."""
+        """(h,) number of keys that a query attends to, mean over images and queries."""
         return self.active / self.rows
 
     @property
     def sparsity(self) -> Tensor:
-        """(h,): share of the weights that are not active, from 0 to 1."""
+        """(h,) fraction of inactive weights, from 0 to 1."""
         return 1 - self.active_tokens / self.keys
 
     @property
     def empty_rows(self) -> Tensor:
-        """(h,): share of the queries that attend to nothing."""
+        """(h,) fraction of queries that attend to no token."""
         return self.empty / self.rows
 
     @property
     def single_rows(self) -> Tensor:
-        """(h,): share of the queries that attend to one token alone, or to nothing."""
+        """(h,) fraction of queries that attend to at most one token."""
         return self.single / self.rows
 
 
 @dataclass
 class SparsityTracker:
-    """Counts over batches: `update(model, images)`, then `layers["blocks.0.attn"]` and the means over all."""
+    """Counts over batches: `update(model, images)`, then `layers["blocks.0.attn"]`, or `mean` over all layers."""
 
     threshold: float = 0.0
     layers: dict[str, LayerSparsity] = field(default_factory=dict)
 
     def update(self, model: nn.Module, images: Tensor) -> None:
-        """Run the model in evaluation mode on images (B, 3, H, W) and count. ValueError where it shows nothing."""
+        """Run the model in evaluation mode on images (B, 3, H, W) and count. ValueError if no attention is captured."""
         with torch.no_grad(), evaluation_mode(model), capture_attention(model) as captured:
             model(images)
         if not captured.calls:
-            raise ValueError(f"no attention was seen in {type(model).__name__}")
+            raise ValueError(f"no attention was captured in {type(model).__name__}")
         for name, weights in captured.calls:
             self.add(name, weights)
 
     def add(self, layer: str, weights: Tensor) -> None:
-        """Count the weights (B, h, N, M) of one call. ValueError for a layer that had other heads or keys before."""
+        """Count the weights (B, h, N, M) of one call. ValueError if the layer had other heads or keys before."""
         active = (weights > self.threshold).sum(-1)  # (B, h, N)
         heads, keys = weights.shape[1], weights.shape[3]
         known = self.layers.get(layer)
         if known is None:
             known = self.layers[layer] = LayerSparsity(keys, torch.zeros(heads), torch.zeros(heads), torch.zeros(heads))
         if (len(known.active), known.keys) != (heads, keys):
-            raise ValueError(f"{layer}: {heads} heads of {keys} keys, after {len(known.active)} of {known.keys}")
+            raise ValueError(
+                f"{layer}: {heads} heads and {keys} keys, but {len(known.active)} and {known.keys} in earlier batches"
+            )
         known.active += active.sum((0, 2)).cpu()
         known.empty += (active == 0).sum((0, 2)).cpu()
         known.single += (active <= 1).sum((0, 2)).cpu()
@@ -83,7 +85,7 @@ class SparsityTracker:
 
 
 def measure_sparsity(model: nn.Module, loader: BatchLoader, threshold: float = 0.0) -> SparsityTracker:
-    """All images of the loader, once."""
+    """Sparsity over all images of the loader."""
     tracker = SparsityTracker(threshold)
     for images, _ in loader.epoch():
         tracker.update(model, images)

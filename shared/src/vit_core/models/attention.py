@@ -1,9 +1,9 @@
-"""One function computes softmax attention and one place decides how: `attention(q, k, v)`.
+"""Softmax attention `attention(q, k, v)`, which selects one of three backends.
 
-flash-attn    where it is installed, for fp16 and bf16 tensors on CUDA whose head_dim is a multiple of 8
-chunked       on a CPU, where attention weights are dropped, heads are very narrow, or values of another width than
-              queries (see `_ChunkedAttention`)
-SDPA          `torch.nn.functional.scaled_dot_product_attention`, everywhere else
+flash-attn    if installed, for fp16 and bf16 tensors on CUDA whose head_dim is a multiple of 8
+chunked       on a CPU, for attention dropout, very narrow heads, or values of another width than queries
+              (see `_ChunkedAttention`)
+SDPA          `torch.nn.functional.scaled_dot_product_attention`, in all other cases
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _FLASH_ATTN_INSTALLED = importlib.util.find_spec("flash_attn") is not None
 
-# Scores of one chunk: 1.3 MB in float32, so that every pass over them stays in the second-level cache.
+# Scores per chunk: 1.3 MB in float32, which fits in the L2 cache.
 _CHUNK_SCORES = 340_000
-# Under this width torch's fused CPU kernel is slower than plain products (2.4 ns a score at head_dim 4).
+# Below this width torch's fused CPU kernel is slower than plain matrix products (2.4 ns per score at head_dim 4).
 _NARROW_HEAD = 16
 
 
@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
 
     q (B, h, N, d), k (B, h, M, d), v (B, h, M, e), where e is d in most models -> (B, h, N, e).
     """
-    if has_torch_function_variadic(q, k, v):  # a TorchFunctionMode looks on, as explain.capture_attention does
+    if has_torch_function_variadic(q, k, v):  # a TorchFunctionMode is active, such as explain.capture_attention
         return handle_torch_function(attention, (q, k, v), q, k, v, dropout_p=dropout_p)
     backend = choose_backend(q.device.type, q.dtype, q.shape[-1], dropout_p, v.shape[-1])
     if not torch.compiler.is_compiling():
@@ -51,14 +51,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
 
 
 def observed(weights: Tensor) -> Tensor:
-    """Softmax weights (B, h, N, M) that a model computed itself, unchanged; `explain.capture_attention` sees them."""
+    """Return softmax weights (B, h, N, M) unchanged, so that `explain.capture_attention` can record them."""
     if has_torch_function_unary(weights):
         return handle_torch_function(observed, (weights,), weights)
     return weights
 
 
 def masked_softmax(scores: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Softmax of scores (…, N, M) over the keys that the mask lets through: boolean, or added as SDPA's float masks.
+    """Softmax of scores (…, N, M) with SDPA's masks: boolean (True is kept) or float (added).
 
     A query whose keys are all masked gets zeros, as in torch, not NaN.
     """
@@ -75,9 +75,9 @@ def masked_softmax(scores: Tensor, attn_mask: Tensor | None = None, is_causal: b
 def choose_backend(
     device: str, dtype: torch.dtype, head_dim: int, dropout_p: float = 0.0, value_dim: int | None = None
 ) -> str:
-    """The implementation that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA".
+    """The backend that `attention` uses for such tensors: "flash-attn", "chunked" or "SDPA".
 
-    value_dim: width of the values where it is not head_dim.
+    value_dim: width of the values, if different from head_dim.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     one_width = value_dim in (None, head_dim)
@@ -94,7 +94,7 @@ def flash_attn_installed() -> bool:
 
 
 def _log_choice(backend: str, device: str) -> None:
-    """One line for each choice in the life of the process, not one a step."""
+    """Log each choice once per process, not once per step."""
     if (backend, device) not in _logged:
         _logged.add((backend, device))
         log.info("attention on %s: %s", device, backend)
@@ -103,19 +103,19 @@ def _log_choice(backend: str, device: str) -> None:
 def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     from flash_attn import flash_attn_func
 
-    # flash-attn wants (B, N, h, d), and one type: under autocast a float32 bank makes float32 keys of half ones.
+    # flash-attn needs (B, N, h, d) and a single dtype: under autocast, k and v may be float32 with q in half precision.
     q, k, v = (t.transpose(1, 2).to(q.dtype).contiguous() for t in (q, k, v))
     return flash_attn_func(q, k, v, dropout_p=dropout_p).transpose(1, 2)
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Attention on a CPU over a few heads at a time, in buffers that are allocated once.
+    """Attention on a CPU over a few heads at a time, in preallocated buffers.
 
-    What it avoids: the N × M weights of all heads in memory (their page faults cost more than the arithmetic),
-    torch's fused kernel where its products are too narrow, and its unfused path under dropout. The dropout mask is
-    not kept: the backward pass draws it again from the same seed.
-    Tensors are (BH, N, d) with batch and heads joined. Products are written transposed, (d, N) rather than (N, d):
-    with d of 4 that is twice as fast.
+    It avoids storing the N × M weights of all heads (the page faults cost more than the arithmetic), torch's fused
+    kernel for very narrow heads, and torch's unfused path with dropout. The dropout mask is not stored: the backward
+    pass draws it again from the same seed.
+    Tensors are (BH, N, d) with batch and heads merged. Products are computed transposed, (d, N) instead of (N, d),
+    which is twice as fast for d = 4.
     """
 
     @staticmethod
@@ -140,7 +140,7 @@ class _ChunkedAttention(torch.autograd.Function):
         qt, kt, vt, out_t = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(qt), torch.empty_like(kt), torch.empty_like(vt)
         grad_t = grad_out.transpose(1, 2).contiguous()
-        # Σ_j P_ij dP_ij = dO_i · O_i, with dropout too: the sum runs over the weights that were kept.
+        # Σ_j P_ij dP_ij = dO_i · O_i, also with dropout: the sum is over the kept weights.
         delta = (grad_t * out_t).sum(1).unsqueeze(2)  # (BH, N, 1)
         keep = keep_probability(ctx.dropout_p)
         if ctx.dropout_p > 0.0 and keep > 0.0:

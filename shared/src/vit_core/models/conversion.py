@@ -1,4 +1,4 @@
-"""What the papers' `convert` modules share: torchvision's names of a ViT in timm's, and how to say what is wrong."""
+"""Shared by the papers' `convert` modules: mapping torchvision's ViT keys to timm's, and error messages."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_core.training.checkpoint import mismatches
 
-# torchvision's names in an encoder layer -> timm's in a block; mlp.linear_1 and mlp.linear_2 are its older ones.
+# torchvision's encoder-layer keys -> timm's block keys; mlp.linear_1 and mlp.linear_2 are from older versions.
 _LAYER = {
     "ln_1": "norm1", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "ln_2": "norm2",
     "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "mlp.linear_1": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
@@ -18,7 +18,7 @@ _LAYER = {
 
 
 def timm_name(key: str) -> str:
-    """A key of torchvision's `VisionTransformer`, but for its heads -> timm's; any other key as it is."""
+    """A key of torchvision's `VisionTransformer` (except its heads) -> timm's key; other keys are unchanged."""
     match = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.(.+)", key)
     if match:
         for theirs, ours in _LAYER.items():
@@ -31,9 +31,9 @@ def timm_name(key: str) -> str:
 
 
 def vit_arguments(state_dict: Mapping[str, Tensor], paper: str) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformer, read off weights under timm's names; heads are taken to be 64 wide.
+    """Arguments of timm's VisionTransformer, inferred from weights with timm's keys; assumes head_dim 64.
 
-    ValueError where a weight that tells a size is missing or of another rank.
+    ValueError if a weight needed for this is missing or has the wrong number of dimensions.
     """
     needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "head.weight": 2, "blocks.0.mlp.fc1.weight": 2}
     wrong = [f"missing {k}" for k, ndim in needed.items() if k not in state_dict or state_dict[k].ndim != ndim]
@@ -49,7 +49,7 @@ def vit_arguments(state_dict: Mapping[str, Tensor], paper: str) -> dict[str, Any
 
 
 def sizes_of(vit: VisionTransformer) -> dict[str, Any]:
-    """What timm's `create_model` needs beside image size and classes to make a ViT of the same sizes."""
+    """Arguments of timm's `create_model`, besides image size and classes, for a ViT of the same size."""
     block: Any = vit.blocks[0]
     return {
         "patch_size": vit.patch_embed.patch_size[0], "embed_dim": vit.embed_dim, "depth": len(vit.blocks),
@@ -59,7 +59,7 @@ def sizes_of(vit: VisionTransformer) -> dict[str, Any]:
 
 
 def load_original(model: nn.Module, state_dict: Mapping[str, Tensor], paper: str) -> None:
-    """Load converted weights in full. ValueError that lists missing, unexpected and wrongly shaped keys."""
+    """Load converted weights strictly. ValueError that lists missing and unexpected keys and wrong shapes."""
     problems = mismatches(model, state_dict)
     if problems:
         raise not_of(paper, problems)

@@ -1,4 +1,4 @@
-"""What the papers' own attention kernels for a CPU share."""
+"""Shared by the papers' CPU attention kernels."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.overrides import has_torch_function_variadic
 
 
 def applies(*tensors: Tensor) -> bool:
-    """Full precision on a CPU, and nobody who needs to see the weights or to trace the operations."""
+    """Whether a CPU kernel can be used: full precision on a CPU, without autocast, tracing, compiling or capturing."""
     return (
         all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
         and tensors[0].dtype in (torch.float32, torch.float64)

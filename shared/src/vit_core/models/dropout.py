@@ -1,10 +1,10 @@
-"""Dropout whose masks are cheap on a CPU.
+"""Dropout with fast mask generation on a CPU.
 
-`torch.nn.functional.dropout` draws one double per element from a serial generator on a CPU: 5.8 ns an element
-here, more than half of a training step of a model that drops attention weights. One 64-bit draw holds four
-independent 16-bit numbers, so four elements cost one draw. The drop probability is therefore a multiple of
-1/65536 (0.1 becomes 0.100006), and the kept elements are scaled by the reciprocal of the exact keep probability.
-On other devices these functions are torch's own.
+On a CPU, `torch.nn.functional.dropout` draws one double per element from a serial generator: 5.8 ns per element here,
+more than half of a training step of a model with attention dropout. One 64-bit draw contains four independent 16-bit
+numbers, so four elements cost one draw. The drop probability is therefore rounded to a multiple of 1/65536 (0.1 becomes
+0.100006), and kept elements are scaled by the reciprocal of the exact keep probability. On other devices these
+functions use torch's dropout.
 """
 
 import torch
@@ -25,13 +25,13 @@ def fill_keep_mask(mask: Tensor, p: float, generator: torch.Generator | None = N
     draws.random_(-(2**63), None, generator=generator)
     numbers = draws.view(torch.int16)[: mask.numel()].view(mask.shape)
     threshold = round(p * _LEVELS) - _LEVELS // 2
-    if threshold >= _LEVELS // 2:  # p rounds to 1, which no int16 can state
+    if threshold >= _LEVELS // 2:  # p rounds to 1, whose threshold does not fit in int16
         return mask.zero_()
     return torch.ge(numbers, threshold, out=mask)
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """`torch.nn.functional.dropout` with the cheap mask on a CPU. x: any shape and floating type."""
+    """`torch.nn.functional.dropout` with fast masks on a CPU. x: any shape and floating-point dtype."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability must lie in [0, 1], got {p}")
     if not training or p == 0.0:
@@ -44,7 +44,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` with the cheap mask on a CPU."""
+    """`torch.nn.Dropout` with fast masks on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout(input, self.p, self.training)

@@ -1,4 +1,4 @@
-"""Where a new run's ViT gets its weights: timm's model of that size from the hub, or a file."""
+"""Initial weights of a new run's ViT: timm's pretrained weights from the hub, or a file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,20 +26,20 @@ OWN_HEAD = r"(head|head_dist|fc_norm)\."
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions:
-    """What a new run starts from; a resumed run and an evaluation have their weights from the checkpoint."""
+    """Initial weights of a new run; resumed runs and evaluations use the weights of their checkpoint."""
 
-    backbone: ClassVar[str] = BACKBONE  # timm's name of the model whose weights these are
-    pretrained: bool = flag(False, "start the backbone from timm's ViT weights (default: base models yes, micro no)")
-    pretrained_tag: str = flag(TAGS[0], "which of timm's weights", choices=TAGS)
+    backbone: ClassVar[str] = BACKBONE  # timm name of the pretrained model
+    pretrained: bool = flag(False, "initialize the backbone with timm's ViT weights (base models: on, micro: off)")
+    pretrained_tag: str = flag(TAGS[0], "timm pretrained tag", choices=TAGS)
     weights: str | None = flag(
-        None, "start the backbone from this file, without a network: safetensors of a timm ViT, or a run's checkpoint"
+        None, "initialize the backbone from this local file: safetensors of a timm ViT, or a checkpoint of a run"
     )
 
 
 def backbone_cfgs(name: str, backbone: str = BACKBONE, tags: Sequence[str] = TAGS) -> dict[str, Any]:
-    """timm's settings of a backbone, for a model called `name` that is built on it: "name.tag" -> settings.
+    """timm's pretrained configs of a backbone, for a model `name` built on it: "name.tag" -> config.
 
-    A tag that this version of timm lacks is left out.
+    Tags that this version of timm lacks are left out.
     """
     found = {tag: get_pretrained_cfg(f"{backbone}.{tag}", allow_unregistered=False) for tag in tags}
     return {f"{name}.{tag}": cfg.to_dict() for tag, cfg in found.items() if cfg is not None}
@@ -48,10 +48,10 @@ def backbone_cfgs(name: str, backbone: str = BACKBONE, tags: Sequence[str] = TAG
 def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> None:
     """Load the backbone's weights into a new ViT. own: see `load_backbone`.
 
-    UserError, in one line, for what cannot be had or does not fit.
+    UserError if the weights are not available or do not fit.
     """
     vit: Any = model
-    advice = "give --weights FILE.safetensors, or --no-pretrained to start from random weights"
+    advice = "use --weights FILE.safetensors, or --no-pretrained for random initialization"
     if start.weights is not None:
         source = start.weights
         if not Path(source).is_file():
@@ -62,12 +62,12 @@ def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> No
         with torch.device("meta"):
             theirs: Any = timm.create_model(start.backbone)
         if (vit.embed_dim, len(vit.blocks)) != (theirs.embed_dim, len(theirs.blocks)):
-            raise UserError(f"--pretrained: there are no weights for this size of model; {advice}")
+            raise UserError(f"--pretrained: there are no pretrained weights for this model size; {advice}")
         try:
             state = download(source)
-        except Exception as e:  # whatever the hub's client, its transport or its cache raise
+        except Exception as e:  # the hub client, its transport or its cache may raise anything
             reason = " ".join(str(e).split())[:160]
-            raise UserError(f"{source}: the weights could not be downloaded ({reason}); {advice}") from e
+            raise UserError(f"{source}: the weights could not be loaded from the hub ({reason}); {advice}") from e
     else:
         return
     try:
@@ -86,25 +86,25 @@ def _read(file: str) -> Mapping[str, Any]:
     try:
         return load_file(file)
     except SafetensorError as e:
-        raise UserError(f"--weights {file} is not a safetensors file, or is damaged ({e})") from e
+        raise UserError(f"--weights {file} cannot be read as a safetensors file ({e})") from e
 
 
 def download(name: str) -> Mapping[str, Tensor]:
-    """The weights of one of timm's ViTs, from its cache or the network. Raises what timm's download raises."""
+    """The weights of a timm ViT, from the local cache or the network. Raises the errors of timm's download."""
     return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 
 def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor], own: str = OWN_HEAD) -> None:
-    """Put the weights of one of timm's ViTs into a ViT, but for those whose names match `own` (a regular expression,
-    at the name's start): these stay as they are.
+    """Load the weights of a timm ViT into a ViT, except those whose names match `own` (a regular expression matched at
+    the start), which are unchanged.
 
-    Position embeddings of another grid, and patches of another size, are resized by timm. Raises ValueError that lists
-    what is missing, unexpected or wrongly shaped.
+    timm resizes position embeddings and patch embeddings if necessary. Raises ValueError that lists missing and
+    unexpected keys and wrong shapes.
     """
     try:
         theirs = checkpoint_filter_fn(dict(state_dict), model)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError, AssertionError) as e:
-        raise ValueError(f"not a ViT of timm's: {' '.join(str(e).split())[:200]}") from e
+        raise ValueError(f"not the weights of a timm ViT: {' '.join(str(e).split())[:200]}") from e
     theirs = {k: v for k, v in theirs.items() if not re.match(own, k)}
     ours = {k: v for k, v in model.state_dict().items() if re.match(own, k)}
     problems = mismatches(model, {**ours, **theirs})

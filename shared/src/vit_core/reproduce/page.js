@@ -1,9 +1,9 @@
-// The page is complete without this script, which adds sorting, filtering, enlarging and the choice of a theme.
+// The page works without this script, which adds sorting, filtering, enlarging pictures and choosing a theme.
 "use strict";
 
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-// ---- theme: the system's, until the reader asks for the other one
+// ---- theme: the system's, unless the user chooses the other one
 const system = matchMedia("(prefers-color-scheme: dark)");
 const themeButton = document.getElementById("theme");
 const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
@@ -18,8 +18,8 @@ themeButton.addEventListener("click", () => {
 system.addEventListener("change", nameTheme);
 nameTheme();
 
-// ---- sorting: ascending, descending, then as it was
-// A cell sorts by the number in its data-value, else by its text; a dash stands for no value.
+// ---- sorting: ascending, descending, original order
+// A cell sorts by the number in its data-value, or by its text; a dash means no value.
 const sortKey = (row, column) => {
   const cell = row.cells[column];
   if (cell?.dataset.value) return Number(cell.dataset.value);
@@ -47,14 +47,14 @@ for (const table of all("table.sortable")) {
       head.setAttribute("aria-sort", order);
       const rows = original.map((row) => [sortKey(row, column), row]);
       const sign = order === "descending" ? -1 : 1;
-      // What has no value stays at the end, whichever way.
+      // Cells without a value are last in both directions.
       if (order !== "none") rows.sort(([a], [b]) => (a === null) - (b === null) || sign * compare(a, b));
       body.append(...rows.map(([, row]) => row));
     });
   });
 }
 
-// ---- claims: by verdict, and with or without how they are checked
+// ---- claims: filter by verdict, show or hide how they are checked
 for (const claims of all(".claims")) {
   claims.querySelector(".controls").hidden = false;
   const buttons = all("[data-show]", claims);
@@ -73,7 +73,7 @@ for (const claims of all(".claims")) {
   });
 }
 
-// ---- pictures in full width; Escape, Enter or a click closes them
+// ---- enlarged pictures; Escape, Enter or a click closes them
 const dialog = document.getElementById("enlarged");
 for (const button of all(".enlarge")) {
   button.addEventListener("click", () => {

@@ -1,1 +1,1 @@
-"""What differs between tasks: classification."""
+"""Tasks: the task-specific parts of training (so far classification)."""

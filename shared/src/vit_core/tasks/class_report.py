@@ -1,4 +1,4 @@
-"""What a classifier gets right and wrong, class by class: scikit-learn's report, the confusion matrix as a picture."""
+"""Per-class results of a classifier: scikit-learn's classification report, and a figure of the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from vit_core.explain.figure_text import figure_text
 from vit_core.training.evaluation import count_hits
 
-ANNOTATED_CLASSES = 20  # more cells than this squared have no room for their numbers
+ANNOTATED_CLASSES = 20  # with more classes, cells are too small for numbers
 
 
 def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro precision, recall and F1, all in percent; loss; the report by class, and as text.
+    """Accuracy, macro precision, recall and F1, all in percent; loss; per-class report, also as text.
 
-    logits: (n, C). targets: (n,). Classes without an image count as zero in the macro means, as in scikit-learn.
+    logits: (n, C). targets: (n,). Classes without images count as zero in the macro averages, as in scikit-learn.
     """
     logits, targets = logits.cpu(), targets.cpu()
     hits1, hits5 = count_hits(logits, targets).tolist()
@@ -45,7 +45,7 @@ def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> di
 
 
 def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str], path: str | Path) -> Path:
-    """Write the confusion matrix: a row a true class, in percent of its images; a column a predicted class."""
+    """Write the confusion matrix: rows are true classes, in percent of their images; columns are predicted classes."""
     from matplotlib.figure import Figure
 
     C = len(class_names)

@@ -1,4 +1,4 @@
-"""Classification: a paper's loss function, mixup and cutmix, the criterion for their targets; loss, top-1 and top-5."""
+"""Classification: loss function of a paper, mixup and CutMix, criterion; loss, top-1 and top-5 accuracy."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -18,7 +18,7 @@ from vit_core.training.precision import Precision
 class LossFunction(Protocol):
     """(model, images (B, 3, S, S), targets, criterion) -> (scalar loss, logits (B, classes)).
 
-    targets: class numbers (B,), or probabilities (B, classes) under mixup and cutmix, as the criterion takes them.
+    targets: class indices (B,), or probabilities (B, classes) with mixup or CutMix, as the criterion expects them.
     """
 
     def __call__(
@@ -34,12 +34,15 @@ def classification_loss(
 
 
 def build_criterion(config: TrainConfig, num_classes: int, batch_images: int) -> tuple[Mixup | None, nn.Module]:
-    """timm's Mixup where --mixup or --cutmix is on, and the cross-entropy for its targets, or for class numbers."""
+    """timm's Mixup if --mixup or --cutmix is enabled (else None), and the matching cross-entropy criterion."""
     c = config
     if not (c.mixup or c.cutmix):
         return None, nn.CrossEntropyLoss(label_smoothing=c.label_smoothing)
     if batch_images % 2:
-        raise UserError("--mixup and --cutmix pair images: they need an even --batch-size")
+        raise UserError(
+            f"--mixup and --cutmix require an even number of images per batch and process, got {batch_images}: "
+            "use an even --batch-size"
+        )
     mixup = Mixup(
         c.mixup,
         c.cutmix,
@@ -53,9 +56,9 @@ def build_criterion(config: TrainConfig, num_classes: int, batch_images: int) ->
 
 
 class Classification:
-    """The `Task` of a batch (images (B, 3, S, S), classes (B,)).
+    """`Task` for batches of (images (B, 3, S, S), classes (B,)).
 
-    batch_images: images in a training batch on this rank; mixup pairs them.
+    batch_images: training batch size on this rank; must be even for mixup and CutMix.
     """
 
     sums = ("loss", "hits1", "hits5")
