@@ -85,7 +85,10 @@ def test_visualize_a_file_and_a_folder(checkpoint, tmp_path, capsys):
     assert "FAP" in capsys.readouterr().out
     for wrong, message in (
         (["--image_path", str(images / "three.png")], "no such file or folder"),
-        (["--image_path", str(images / "one.png"), "--target", "cow"], "--target cow: not a class of the model; its classes are 0, 1"),
+        (
+            ["--image_path", str(images / "one.png"), "--target", "cow"],
+            "cow: not a class of the model; its classes are 0, 1",
+        ),
     ):
         assert visualize_attention.main([*argv, *wrong]) == 2
         assert message in capsys.readouterr().err
