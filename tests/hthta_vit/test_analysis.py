@@ -85,7 +85,10 @@ def test_visualize_a_file_and_a_folder(checkpoint, tmp_path, capsys):
     assert "FAP" in capsys.readouterr().out
     for wrong, message in (
         (["--image_path", str(images / "three.png")], "no such file or folder"),
-        (["--image_path", str(images / "one.png"), "--target", "cow"], "--target cow: the model's classes are 0, 1"),
+        (
+            ["--image_path", str(images / "one.png"), "--target", "cow"],
+            "cow: not a class of the model; its classes are 0, 1",
+        ),
     ):
         assert visualize_attention.main([*argv, *wrong]) == 2
         assert message in capsys.readouterr().err
@@ -144,7 +147,7 @@ def test_baselines_of_timm_beside_ours(tmp_path, capsys):
     assert not measured["test_convnext"]["fap"], "no attention, no FAP"
     assert "| test_convnext |" in (tmp_path / "table.md").read_text()
     assert baseline_comparison.main(["--models", "vit_huge9", *argv]) == 2
-    assert "timm knows no vit_huge9" in capsys.readouterr().err
+    assert "not a timm model: vit_huge9" in capsys.readouterr().err
 
 
 def gamma_of(study, row):

@@ -224,10 +224,10 @@ def test_the_readmes_example_is_read(tmp_path):
     [
         (
             ("model", "bigru", "hidden_size", 256),
-            "model.bigru.hidden_size: 768 is what the published model has, got 256",
+            "model.bigru.hidden_size must be 768, as in the published model or recipe, got 256",
         ),
         (("training", "optimizer", "name", "SGD"), "training.optimizer.name"),
-        (("dataset", "augmentation", "train", [{"type": "CutOut"}]), "'CutOut' is none of the published transforms"),
+        (("dataset", "augmentation", "train", [{"type": "CutOut"}]), "transform 'CutOut' is not supported"),
     ],
 )
 def test_another_model_or_recipe_is_refused_in_one_line(tmp_path, change, says):

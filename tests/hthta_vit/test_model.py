@@ -178,7 +178,7 @@ def test_components_as_a_tuple_and_as_nonsense():
         ({"pool_heads": 0}, "heads must be at least 1"),
         ({"gru_layers": 0}, "gru_layers must be at least 1"),
         ({"frozen_blocks": 3}, r"frozen_blocks must lie in \[0, 2\]"),
-        ({"reg_tokens": 1}, "the class token, and no other"),
+        ({"reg_tokens": 1}, "a class token and no other prefix tokens"),
     ],
 )
 def test_impossible_arguments_name_the_rule(fields, rule):

@@ -1,9 +1,9 @@
-"""The ablation of the paper's table: plain ViT, + BiGRU, + attention pooling, + class-token fusion, under one recipe.
+"""The paper's ablation: plain ViT, + BiGRU, + attention pooling, + class-token fusion, trained with one recipe.
 
     uv run hthta-vit-ablation-study --seeds 0 1 --dataset imagefolder --data-path DIR --epochs 5
 
-Flags that are not listed below are those of hthta-vit-train, for all rows. Writes measurements.csv, table.md and
-ablation.png; the same command given again goes on where it was interrupted.
+Flags not listed below are those of hthta-vit-train and apply to all rows. Writes measurements.csv, table.md and
+ablation.png. After an interruption, run the same command again to resume.
 """
 
 import sys
@@ -30,11 +30,14 @@ PARTS = ("bigru", "attention_pooling", "cls_fusion")  # as the original's README
 
 
 def rows_of(components: Sequence[str]) -> list[str]:
-    """The rows that --components asks for: as named, or of the original's parts all that lead up to the last one."""
+    """The rows for --components: the named rows, or with the original's parts all rows up to the last part."""
     if set(components) & set(PARTS[1:]):
         unknown = set(components) - set(PARTS)
         if unknown:
-            raise UserError(f"--components: {min(unknown)} is a row, and {PARTS[1]} a part; give one or the other")
+            raise UserError(
+                f"--components: {min(unknown)} is a row of the ablation, but {', '.join(PARTS[1:])} are parts of the "
+                "model; give one or the other"
+            )
         return list(COMPONENTS)[: 2 + max(map(PARTS.index, components))]
     return list(components)
 
@@ -42,11 +45,12 @@ def rows_of(components: Sequence[str]) -> list[str]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = study_parser(
-        "ablation-study", "Train and measure the rows of the paper's ablation.", seeds=(0, 1), folder="./ablation"
+        "ablation-study", "Train and evaluate the rows of the paper's ablation.", seeds=(0, 1), folder="./ablation"
     )
     parser.add_argument(
         "--components", nargs="+", choices=(*COMPONENTS, *PARTS), metavar="NAME", default=list(COMPONENTS),
-        help=f"the rows: {', '.join(COMPONENTS)}; or the original's parts, {' '.join(PARTS)}, added one by one",
+        help=f"rows to run: {', '.join(COMPONENTS)}; or the original's names of parts, {' '.join(PARTS)}: all rows up "
+        "to the last part (default: all rows)",
     )  # fmt: skip
     args, flags = parser.parse_known_args(argv)
     shared = RECIPE.parse(flags)

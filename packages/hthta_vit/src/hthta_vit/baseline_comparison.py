@@ -1,9 +1,9 @@
-"""Plain models of timm beside HTHTA-ViT++, under one recipe (original: baseline_comparison.py).
+"""Compare timm models with HTHTA-ViT++, trained with one recipe (original: baseline_comparison.py).
 
     uv run hthta-vit-baseline-comparison --models vit_base swin_base hthta_vit_base --dataset cifar100 --data-path DIR
 
-Flags that are not listed below are those of hthta-vit-train, for all models. Writes measurements.csv, table.md and
-comparison.png; the same command given again goes on where it was interrupted.
+Flags not listed below are those of hthta-vit-train and apply to all models. Writes measurements.csv, table.md and
+comparison.png. After an interruption, run the same command again to resume.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from vit_core.models.timm_weights import TAGS, StartOptions
 from vit_core.recipe import create_model, input_size
 from vit_core.training.checkpoint import load_weights
 
-# The original's names -> timm's. Any other name is timm's own.
+# The original's names -> timm's. Other names are passed to timm unchanged.
 MODELS = {
     "vit_base": "vit_base_patch16_224",
     "deit_base": "deit_base_patch16_224",
@@ -36,7 +36,7 @@ MODELS = {
     "convnext_base": "convnext_base",
     "hthta_vit_base": "hthta_vit_base_patch16_224",
 }
-# The seed's tables, CIFAR-100: accuracy; and FAP, of which it does not say on which images.
+# The original's tables: accuracy on CIFAR-100, and FAP on an unnamed dataset.
 CLAIMED = {
     "vit_base": ("84.6", "53.7"), "swin_base": ("—", "61.2"), "convnext_base": ("89.2", "—"),
     "hthta_vit_base": ("93.3", "78.3"),
@@ -46,17 +46,19 @@ CLAIMED = {
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = study_parser(
-        "baseline-comparison", "Train and measure models of timm beside HTHTA-ViT++.", seeds=(0,), folder="./comparison"
+        "baseline-comparison", "Train timm models and HTHTA-ViT++ and compare them.", seeds=(0,), folder="./comparison"
     )
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), metavar="NAME",
-        help=f"{', '.join(MODELS)}, or any name of timm's (default: all of these)",
+        help=f"{', '.join(MODELS)}, or any timm model name (default: all of the listed)",
     )  # fmt: skip
     args, flags = parser.parse_known_args(argv)
     names = {name: MODELS.get(name, name) for name in args.models}
     unknown = [name for name in names.values() if not timm.is_model(name.split(".")[0])]
     if unknown:
-        raise UserError(f"--models: timm knows no {', '.join(unknown)}")
+        raise UserError(
+            f"--models: not a timm model: {', '.join(unknown)}; timm.list_models() in Python lists all names"
+        )
     shared = RECIPE.parse(flags)
     rows = {name: {**flags_for(source, shared), "model": name} for name, source in names.items()}
     compared = dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise)
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def flags_for(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared flags that a model of timm takes: a plain one has no γ, which the shipped files of --config set."""
+    """The shared flags that apply to a model: plain timm models have no γ, for example, which --config files set."""
     if model.split(".")[0] in RECIPE.models.values():
         return dict(given)
     ours = {f.name for f in dataclasses.fields(ModelOptions)} - {"drop_path_rate"}
@@ -73,40 +75,49 @@ def flags_for(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def initialise(model: nn.Module, start: StartOptions) -> None:
-    """timm's weights for a plain model; the backbone's for HTHTA-ViT++. UserError where they cannot be had."""
+    """Load timm's weights into a plain model, the backbone's into HTHTA-ViT++. UserError if they are unavailable."""
     if isinstance(model, HTHTAViT):
         recipe.initialise(model, start)
     elif start.weights is not None:
-        raise UserError("--weights is a backbone of HTHTA-ViT++: it does not fit the other --models")
+        raise UserError(
+            "--weights is the backbone of HTHTA-ViT++ and does not fit the other --models; run them without --weights"
+        )
     elif start.pretrained:
         if start.pretrained_tag != TAGS[0]:
             raise UserError(
-                "--pretrained-tag chooses HTHTA-ViT++'s backbone: plain models start from timm's own choice"
+                "--pretrained-tag selects HTHTA-ViT++'s backbone and does not apply to the other --models, which use "
+                "timm's default tag; run them without --pretrained-tag"
             )
         source = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
         try:
             like = create_model(source, {"pretrained": True}, model.num_classes, input_size(model))  # type: ignore
-        except Exception as e:  # whatever the hub's client, its transport or its cache raise
+        except Exception as e:  # any error of the hub's client, its transport or its cache
             reason = " ".join(str(e).split())[:160]
-            raise UserError(f"{source}: the weights could not be downloaded ({reason}); give --no-pretrained") from e
+            raise UserError(
+                f"{source}: timm could not load its pretrained weights ({reason}); check the network connection, or "
+                "give --no-pretrained"
+            ) from e
         load_weights(model, like.state_dict(), source)
 
 
 def maps_of(model: nn.Module) -> AttentionMaps | None:
-    """The map that FAP compares: HTHTA's, a class token's, Swin's; None for a model without attention."""
+    """The attention map for FAP: HTHTA's, the class token's, or Swin's; None for other models."""
     if getattr(model, "cls_token", None) is not None:
         return attention_map
     return received_attention if type(model).__name__ == "SwinTransformer" else None
 
 
 def received_attention(model: nn.Module, images: Tensor) -> Tensor:
-    """Swin has no class token: what each place gets from all places of the last block, mean over heads. One window."""
+    """Swin has no class token: attention that each position of the last block receives, mean over queries and heads."""
     last = f"layers.{len(model.layers) - 1}.blocks.{len(model.layers[-1].blocks) - 1}."  # type: ignore
     with torch.no_grad(), evaluation_mode(model), capture_attention(model, lambda n: n.startswith(last)) as captured:
         model(images)
     weights = captured.calls[-1].weights  # (B · windows, heads, w², w²)
     if len(weights) != len(images):
-        raise ValueError("the last stage has more than one window: no map of the whole image")
+        raise ValueError(
+            "the last stage has more than one window, so there is no attention map of the whole image; use an image "
+            "size at which it has one"
+        )
     side = round(weights.shape[-1] ** 0.5)
     return weights.mean((1, 2)).view(len(images), side, side)
 

@@ -1,6 +1,6 @@
-"""What claims.yaml's instant entries measure of HTHTA-ViT++: counts, formulas, behavior, and its tables' sums.
+"""Checks of claims.yaml's instant entries: formulas, behavior, and arithmetic on published numbers.
 
-Formulas and behavior are measured on small parts with random weights; counts, on the paper's sizes, are in
+Formulas and behavior are measured on small modules with random weights. Counts, at the paper's sizes, are in
 `hthta_vit.count_checks`.
 """
 
@@ -23,7 +23,7 @@ BENCHMARK = {
     "HTHTA-ViT++": dict(zip(DATASETS, (97.9, 98.7, 93.3, 88.9), strict=True)),
 }
 GFLOPS = {"ViT-B/16": 17.6, "HTHTA-ViT++": 15.3}  # paper, Table II
-# Paper, Table III (CIFAR-10, by class) and the diagonal of Fig. 5's confusion matrix, 1,000 images a class.
+# Paper, Table III (CIFAR-10, by class) and the diagonal of Fig. 5's confusion matrix, 1,000 images per class.
 PRECISION = (0.97, 0.99, 0.95, 0.93, 0.96, 0.94, 0.98, 0.99, 0.98, 0.98)
 RECALL = (0.98, 0.99, 0.94, 0.92, 0.97, 0.95, 0.99, 0.98, 0.99, 0.97)
 F1 = (0.98, 0.99, 0.95, 0.93, 0.96, 0.95, 0.98, 0.99, 0.98, 0.98)
@@ -42,7 +42,7 @@ def _largest(difference: Tensor) -> float:
 
 
 def pooling_difference() -> Value:
-    """Largest difference of the pooled vectors to the printed formula, computed by a loop over heads and tokens."""
+    """Largest difference between the pooled vectors and the printed formula, computed head by head, token by token."""
     dim, heads, width = 12, 3, 5
     pooling, h = AttentionPooling(dim, heads, width).double(), torch.randn(7, dim, dtype=torch.float64)
     contexts = pooling(h[None])[0][0].unflatten(0, (heads, dim))
@@ -56,7 +56,7 @@ def pooling_difference() -> Value:
 
 
 def fusion_difference() -> Value:
-    """Largest difference of the fused vector to γ cls + (1 − γ) p + β cls p, written out number by number."""
+    """Largest difference between the fused vector and γ cls + (1 − γ) p + β cls p, computed element by element."""
     fusion = ClassTokenFusion(6, 2, 0.3, 0.2, fusion=True).double()
     cls, contexts = torch.randn(6, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     W, b = fusion.projection.weight, fusion.projection.bias
@@ -70,7 +70,7 @@ def fusion_difference() -> Value:
 
 
 def token_pairs_that_interact() -> Value:
-    """Percent of the ordered pairs of patch tokens (i, j) in which the sequence model's output i depends on input j."""
+    """Percent of ordered pairs (i, j) of patch tokens for which the sequence model's output i depends on input j."""
     part, x = SequenceModel(8, 1).double(), torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
     out = part(x)
     grads = [torch.autograd.grad(out[0, i].sum(), x, retain_graph=True)[0][0] for i in range(6)]
@@ -78,7 +78,7 @@ def token_pairs_that_interact() -> Value:
     return 100 * float(depends.double().mean())
 
 
-# ── sums of published figures ─────────────────────────────────────────────────────────────────────────────────────
+# ── arithmetic on published numbers ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _mean_recall() -> float:
@@ -86,7 +86,7 @@ def _mean_recall() -> float:
 
 
 def mean_recall() -> Value:
-    """Mean of Table III's recalls: the accuracy, since each class has 1,000 images."""
+    """Mean of Table III's recalls, which is the accuracy, since each class has 1,000 images."""
     return {"HTHTA-ViT++": {"CIFAR-10": _mean_recall()}}
 
 
@@ -96,7 +96,7 @@ def mean_recall_value() -> Value:
 
 
 def confusion_accuracy() -> Value:
-    """Images on the diagonal of Fig. 5, in percent of 10,000."""
+    """Images on the diagonal of Fig. 5's confusion matrix, in percent of 10,000."""
     return {"HTHTA-ViT++": {"CIFAR-10": sum(DIAGONAL) / 100}}
 
 
@@ -111,27 +111,27 @@ def _lead(dataset: str) -> float:
 
 
 def improvements() -> Value:
-    """HTHTA-ViT++'s accuracy less the better of the table's two others, for each data set."""
+    """HTHTA-ViT++'s accuracy minus that of the better of the table's other two models, for each dataset."""
     return {dataset: {"points": _lead(dataset)} for dataset in DATASETS}
 
 
 def largest_lead() -> Value:
-    """The largest of these leads."""
+    """HTHTA-ViT++'s largest lead in accuracy over the better of the table's other two models."""
     return max(map(_lead, DATASETS))
 
 
 def table_flops_saved() -> Value:
-    """Percent by which Table II's 15.3 GFLOPs lie below its 17.6."""
+    """Percent by which Table II's 15.3 GFLOPs are below its 17.6."""
     return 100 * (1 - GFLOPS["HTHTA-ViT++"] / GFLOPS["ViT-B/16"])
 
 
 def latency_overhead() -> Value:
-    """Percent by which Fig. 3's 6.2 lies above its 5.6."""
+    """Percent by which Fig. 3's 6.2 is above its 5.6."""
     return 100 * (LATENCY["HTHTA-ViT++"] / LATENCY["ViT-B/16"] - 1)
 
 
 def ablation_steps() -> Value:
-    """What each row of Table I has more than the one before, accuracy and FAP."""
+    """Gain of each row of Table I over the previous row, in accuracy and FAP."""
     steps = {"BiGRU": (GRU_ONLY, PLAIN), "pooling": (POOLED, GRU_ONLY), "fusion": (FULL, POOLED)}
     return {
         name: {column: ABLATION[row][i] - ABLATION[before][i] for i, column in enumerate(("top-1", "FAP"))}

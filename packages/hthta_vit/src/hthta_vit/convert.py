@@ -1,4 +1,4 @@
-"""Weights of the original: its checkpoints, and its three modules alone."""
+"""Load the original's weights: whole checkpoints, or only the three added modules."""
 
 import math
 import re
@@ -17,9 +17,9 @@ _PARTS = ("bigru.", "attention_pooling.", "cls_fusion.")
 
 
 def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GuidedTokenAttention:
-    """The three modules: (patch_tokens (B, N, d), cls_token (B, d)) -> (fused (B, d), attention_weights (B, H, N)).
+    """The three added modules: patch tokens (B, N, d), class token (B, d) -> fused (B, d), α (B, H, N).
 
-    config: dim, heads, head_dim, gru_layers, as numbers or as text. Raises ValueError that lists wrong keys.
+    config: dim, heads, head_dim, gru_layers, as numbers or strings. Raises ValueError that lists invalid keys.
     """
     fields: dict[str, Any] = _head_fields(config)
     head = GuidedTokenAttention(**fields)
@@ -30,10 +30,10 @@ def head_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, An
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> HTHTAViT:
     """An `HTHTAViT` with the weights of a whole checkpoint: torchvision's ViT, the three modules, the classifier.
 
-    state_dict: `vit.*` (its own `vit.heads.*` is left out), `bigru.*`, `attention_pooling.*`, `cls_fusion.*` and
-    `classifier.*`, with or without `module.` in front; sizes of the ViT are read off its weights.
-    config: as for `head_from_original`, and `vit_heads`, the ViT's attention heads (64 wide each where not given).
-    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    state_dict: `vit.*` (its own `vit.heads.*` is ignored), `bigru.*`, `attention_pooling.*`, `cls_fusion.*` and
+    `classifier.*`, with or without a `module.` prefix; the ViT's sizes are read from its weights.
+    config: as for `head_from_original`, and `vit_heads`, the ViT's number of attention heads (default: dim / 64).
+    Raises ValueError that lists missing, unexpected and mismatched keys.
     """
     config = dict(config)
     vit_heads = config.pop("vit_heads", None)
@@ -60,9 +60,9 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
-    """heads, head_dim and gru_layers of `model_from_original`'s config, and dim, read off a checkpoint's keys.
+    """Read heads, head_dim, gru_layers and dim (the config of `model_from_original`) from a checkpoint.
 
-    Raises ValueError that lists what is missing.
+    Raises ValueError that lists missing or mismatched keys.
     """
     theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
     first = "attention_pooling.attention_heads.0.0.weight"
@@ -85,7 +85,7 @@ def _head_fields(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -> dict[str, Tensor]:
-    """The original's pooling has two layers a head, attention_heads.{j}.{0,2}; ours holds those of all heads as one."""
+    """The original has two layers per pooling head, attention_heads.{j}.{0,2}; ours merges those of all heads."""
     theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
     pooling = head.attention_pooling
     assert pooling is not None
@@ -112,7 +112,7 @@ def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -
 
 
 def _timm_name(key: str) -> str:
-    """torchvision's `vit.*` and the original's `classifier.*` -> timm's; others stay, to be listed."""
+    """Map torchvision's `vit.*` and the original's `classifier.*` to timm's names; other keys stay, to be reported."""
     if key.startswith("vit."):
         renamed = timm_name(key.removeprefix("vit."))
         return key if renamed == key.removeprefix("vit.") else renamed

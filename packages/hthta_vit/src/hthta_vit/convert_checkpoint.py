@@ -1,8 +1,8 @@
-"""A checkpoint of the original's train.py as one of this project, which hthta-vit-evaluate reads.
+"""Convert a checkpoint of the original train.py for hthta-vit-evaluate.
 
 uv run hthta-vit-convert --checkpoint ORIGINAL.pth --output hthta_vit.pth
 
-Sizes are read off the weights. Nothing in the file is run: it is read as tensors and plain values only.
+Sizes are read from the weights. The file is read as tensors and plain values only: no code in it is executed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("hthta-vit-convert", RECIPE.paper)
-    p.add_argument("--vit-heads", type=int, help="attention heads of its ViT (default: 64 wide each)")
+    p.add_argument("--vit-heads", type=int, help="number of attention heads of its ViT (default: embed_dim / 64)")
     return run(convert, p, argv)
 
 

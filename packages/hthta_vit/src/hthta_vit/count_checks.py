@@ -1,6 +1,6 @@
-"""Checks of how big and how expensive HTHTA-ViT++ is, beside ViT-B/16 and ConvNeXt-B: parameters, multiply-adds.
+"""Parameter and multiply-add counts of HTHTA-ViT++, ViT-B/16 and ConvNeXt-B.
 
-The models are built on torch's meta device, without memory. `hthta_vit.checks` has the others, and the list of all.
+The models are built on PyTorch's meta device, without memory. `hthta_vit.checks` has the other checks and lists all.
 """
 
 import functools
@@ -20,7 +20,7 @@ ONE, TWO = "hthta_vit_base_patch16_224", "hthta_vit_base_patch16_224_gru2"
 
 
 def described(how: str, measure: Callable[[], Value]) -> Callable[[], Value]:
-    """A check whose docstring, the line on the report, is `how`: for families of checks that differ in a name."""
+    """A check with the docstring `how`, which the report shows; for checks that differ only in the model."""
 
     def check() -> Value:
         return measure()
@@ -36,7 +36,7 @@ def _on_meta(name: str, classes: int = 100) -> nn.Module:
 
 
 def base_model(layers: int) -> HTHTAViT:
-    """The paper's size with one GRU layer or two, for 100 classes, on the meta device."""
+    """The paper's model with one or two GRU layers and 100 classes, on the meta device."""
     model = _on_meta("hthta_vit_base_patch16_224" if layers == 1 else "hthta_vit_base_patch16_224_gru2")
     assert isinstance(model, HTHTAViT)
     return model
@@ -48,7 +48,7 @@ def parameters(module: nn.Module | None) -> int:
 
 
 def millions(name: str, classes: int) -> Callable[[], Value]:
-    how = f"Parameters of {name} with a classifier of {classes} classes, in millions, counted on the built model."
+    how = f"Number of parameters of {name} with {classes} classes, in millions, counted on the built model."
     return described(how, lambda: parameters(_on_meta(name, classes)) / 1e6)
 
 
@@ -59,7 +59,7 @@ def _gru_and_pooling(layers: int) -> float:
 
 @functools.cache
 def gmacs(name: str) -> float:
-    """Multiply-adds of a 224 x 224 image's forward pass, in 10⁹, attention included."""
+    """Multiply-adds of the forward pass for one 224 x 224 image, in 10⁹, including attention."""
     model = _on_meta(name)
     with torch.no_grad():
         return multiply_adds(lambda: model(torch.empty(1, 3, 224, 224, device="meta"))) / 1e9
@@ -67,12 +67,12 @@ def gmacs(name: str) -> float:
 
 @functools.cache
 def gmacs_without_fused_attention() -> float:
-    """What torch's counter sees of torchvision's ViT-B/16 in eval mode: its attention runs as one unknown operator."""
+    """PyTorch's count for torchvision's ViT-B/16 in eval mode, which misses attention: a fused, unknown operator."""
     from torchvision.models import vit_b_16
 
     with torch.device("meta"):
         vit = vit_b_16(num_classes=100).eval()
-    vit = vit.to_empty(device="cpu")  # the operator is for real tensors only; their values do not matter
+    vit = vit.to_empty(device="cpu")  # the operator does not support meta tensors; the values do not matter
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for p in vit.parameters():
             p.zero_()
@@ -85,14 +85,12 @@ def _seen_by_the_counter(name: str) -> float:
 
 
 def count_of(name: str) -> Callable[[], Value]:
-    how = (
-        f"Multiply-adds of {name} for one 224 x 224 image, in 10⁹, by torch's counter with the plain attention kernel."
-    )
+    how = f"Multiply-adds of {name} for one 224 x 224 image, in 10⁹, by PyTorch's counter with unfused attention."
     return described(how, lambda: gmacs(name))
 
 
 def baselines() -> Value:
-    """Parameters with 100 classes, and multiply-adds of a 224 x 224 image, of timm's two models."""
+    """Parameters with 100 classes, and multiply-adds for a 224 x 224 image, of timm's ViT-B/16 and ConvNeXt-B."""
     names = {"ViT-B/16": VIT, "ConvNeXt-B": CONVNEXT}
     return {
         name: {"million parameters": parameters(_on_meta(model)) / 1e6, "10⁹ multiply-adds": gmacs(model)}
@@ -104,15 +102,17 @@ COUNTS: dict[str, Callable[[], Value]] = {
     "baselines": baselines,
     "parameters_two_layers": millions(TWO, 100),
     "parameters_one_layer": millions(ONE, 100),
-    "gru_and_pooling_two": described("GRU, its projection and pooling, two layers: 10⁶ parameters, counted on the "
-                                     "built model.", lambda: _gru_and_pooling(2)),
-    "gru_and_pooling_one": described("The same with one layer.", lambda: _gru_and_pooling(1)),
+    "gru_and_pooling_two": described("Parameters of the two-layer GRU, its projection and the pooling, in millions, "
+                                     "counted on the built model.", lambda: _gru_and_pooling(2)),
+    "gru_and_pooling_one": described("Parameters of the one-layer GRU, its projection and the pooling, in millions, "
+                                     "counted on the built model.", lambda: _gru_and_pooling(1)),
     "gmacs_two_layers": count_of(TWO),
     "gmacs_one_layer": count_of(ONE),
-    "gmacs_seen_two": described("What torch's counter sees of torchvision's ViT-B/16 in eval mode, without its fused "
-                                "attention, and the paper's parts with two GRU layers counted in full.",
+    "gmacs_seen_two": described("PyTorch's count for torchvision's ViT-B/16 in eval mode, which misses its fused "
+                                "attention, plus the full count of the paper's modules with two GRU layers.",
                                 lambda: _seen_by_the_counter(TWO)),
-    "reduction_two": described("Percent of ViT-B/16's multiply-adds that the model with two GRU layers saves; below 0: "
-                               "needs more.", lambda: 100 * (1 - gmacs(TWO) / gmacs(VIT))),
-    "reduction_one": described("The same with one layer.", lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT))),
+    "reduction_two": described("Multiply-adds saved by the model with two GRU layers, in percent of ViT-B/16's; "
+                               "negative: it needs more.", lambda: 100 * (1 - gmacs(TWO) / gmacs(VIT))),
+    "reduction_one": described("Multiply-adds saved by the model with one GRU layer, in percent of ViT-B/16's; "
+                               "negative: it needs more.", lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT))),
 }  # fmt: skip

@@ -60,18 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     lines = [
         f"{trained.settings['model']} on {data.dataset}, {summary['num_images']:,} images"
-        + (", mean of the image and its mirror image" if args.tta else ""),
+        + (", averaged over the image and its horizontal flip" if args.tta else ""),
         f"Accuracy:    {summary['acc1']:.2f}% (top-5 {summary['acc5']:.2f}%), loss {summary['loss']:.4f}",
         f"Precision:   {summary['precision']:.2f}%   Recall: {summary['recall']:.2f}%   F1: {summary['f1']:.2f}%"
         "   (macro means)",
     ]
     if args.fap:
         focus = measure_focus(trained.model, loader, attention_map)
-        record["fap"] = {k: None if v != v else v for k, v in dataclasses.asdict(focus).items()}  # NaN is no JSON
+        record["fap"] = {k: None if v != v else v for k, v in dataclasses.asdict(focus).items()}  # JSON has no NaN
         lines.append(str(focus))
     if args.robustness:
         record["robustness"] = {"none": summary["acc1"]}
-        lines.append(f"{'disturbed by':<28} accuracy")
+        lines.append(f"{'corruption':<28} accuracy (change)")
         for name, disturb in disturbances(dataset.mean, dataset.std).items():
             acc1 = summarise(*predict(disturbed(loader, disturb), name), names)["acc1"]
             record["robustness"][name] = acc1
@@ -89,10 +89,12 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hthta-vit-evaluate", description="Evaluate a checkpoint of HTHTA-ViT++.")
     add_checkpoint_flag(parser)
     add_data_flags(parser)
-    parser.add_argument("--tta", action="store_true", help="mean of the predictions for the image and its mirror image")
-    parser.add_argument("--robustness", action="store_true", help="accuracy under noise and occlusion, too")
-    parser.add_argument("--no-fap", dest="fap", action="store_false", help="leave out the Focused Attention Percentage")
-    parser.add_argument("--output-dir", help="folder of the reports (default: one beside the checkpoint)")
+    parser.add_argument("--tta", action="store_true", help="average predictions over the image and its horizontal flip")
+    parser.add_argument("--robustness", action="store_true", help="also measure accuracy under noise and occlusion")
+    parser.add_argument("--no-fap", dest="fap", action="store_false", help="skip the Focused Attention Percentage")
+    parser.add_argument(
+        "--output-dir", help="folder for the reports (default: evaluation_DATASET in the checkpoint's folder)"
+    )
     return parser
 
 
@@ -102,7 +104,7 @@ def predictions(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities (n, C) and classes (n,) of all batches, on the CPU.
 
-    tta: the mean of the probabilities for the image and its mirror image (the original's notebook).
+    tta: average the probabilities over the image and its horizontal flip, as in the original's notebook.
     """
     scores, labels = [], []
     for images, targets in batches:

@@ -1,4 +1,4 @@
-"""Which map of a model the Focused Attention Percentage compares with its Grad-CAM."""
+"""The attention map that the Focused Attention Percentage compares with Grad-CAM."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from vit_core.explain import class_token_attention
 
 
 def attention_map(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, rows, columns): the pooling's α, mean over its heads; without pooling the class token's attention in the last
-    block, mean over its heads. ValueError for a model that has neither.
+    """(B, rows, columns): the pooling's α, mean over its heads; without pooling, the class token's attention in the
+    last block, mean over its heads. ValueError for a model that has neither.
 
-    In the row "bigru" nothing reads the class token after the last block: its attention there is what training left it.
+    In the row "bigru" the class token is not used after the last block, so its attention there gets no gradient.
     """
     if isinstance(model, HTHTAViT):
         with torch.no_grad():

@@ -1,11 +1,11 @@
 """HTHTA-ViT++: Hierarchical GRU-Guided Token Attention (preprint; original code: torchvision's ViT-B/16 as backbone).
 
-The diff to a ViT is how the head reads the tokens: not the class token alone, but that and the patches.
+It differs from a ViT in its head, which uses the patch tokens in addition to the class token.
 
     ViT ─ norm ┬ patches ─ BiGRU, 2d → d ── h ─ attention pooling, H heads ─ concat ─ Linear ── p ┐
                └ class token ────────────────────────────────────────────────────────────── cls ┴ fusion ─ Linear
 
-    uv run hthta-vit-train                                            the micro model on digits: over 90% in a minute
+    uv run hthta-vit-train                                            micro model on digits: over 90% in a minute
     uv run hthta-vit-train --model base_gru2 --dataset cifar100       claimed 93.3% top-1 (not measured here)
 
 Shapes: B batch, N patches, d embed_dim, H pooling heads, c width of a head's context.
@@ -18,7 +18,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-# The rows of the seed's ablation, each with the parts that it has. "none" is a ViT with its class token.
+# The rows of the paper's ablation with their parts. "none" is a ViT that classifies by its class token.
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "bigru": ("bigru",),
@@ -30,7 +30,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 class SequenceModel(nn.Module):
     """h = W [GRU forward, GRU backward] + b over the patches in raster order: (B, N, d) -> (B, N, d).
 
-    A GRU's step, from the state s: r = σ(W_ir x + b_ir + W_hr s + b_hr), z likewise, n = tanh(W_in x + b_in +
+    One GRU step with state s: r = σ(W_ir x + b_ir + W_hr s + b_hr), z likewise, n = tanh(W_in x + b_in +
     r ⊙ (W_hn s + b_hn)), s ← (1 − z) ⊙ n + z ⊙ s.
     """
 
@@ -45,9 +45,10 @@ class SequenceModel(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """e_ij = v_jᵀ tanh(W_j h_i + b_j), α = softmax over i, c_j = Σ_i α_ij h_i. The W_j of all heads are one matrix.
+    """e_ij = v_jᵀ tanh(W_j h_i + b_j), α = softmax over i, c_j = Σ_i α_ij h_i. One matrix holds the W_j of all heads.
 
-    v_j's bias is the original's. The softmax cancels it; it is kept so that counts and checkpoints agree.
+    The bias of v_j, as in the original, has no effect since the softmax cancels it; it is kept so that parameter counts
+    and checkpoints match.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
@@ -56,12 +57,12 @@ class AttentionPooling(nn.Module):
         self.proj = nn.Linear(dim, heads * head_dim)
         self.score = nn.Parameter(torch.empty(heads, head_dim))  # v
         self.score_bias = nn.Parameter(torch.empty(heads))
-        bound = head_dim**-0.5  # as nn.Linear(head_dim, 1), one a head
+        bound = head_dim**-0.5  # as in one nn.Linear(head_dim, 1) per head
         nn.init.uniform_(self.score, -bound, bound)
         nn.init.uniform_(self.score_bias, -bound, bound)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h (B, N, d) -> contexts side by side (B, H·d), α (B, H, N)."""
+        """h (B, N, d) -> concatenated contexts (B, H·d), α (B, H, N)."""
         u = self.proj(h).tanh().unflatten(-1, (self.heads, -1))  # (B, N, H, c)
         e = (u * self.score).sum(-1) + self.score_bias
         alpha = e.softmax(dim=1).transpose(1, 2)  # (B, N, H) -> (B, H, N)
@@ -69,9 +70,9 @@ class AttentionPooling(nn.Module):
 
 
 class ClassTokenFusion(nn.Module):
-    """p = W_p concat(c_1 … c_H); γ cls + (1 − γ) p + β (cls ⊙ p), γ and β learned.
+    """p = W_p concat(c_1 … c_H); γ cls + (1 − γ) p + β (cls ⊙ p), with learned γ and β.
 
-    Without `fusion` it is p alone: W_p is kept there, since the contexts are H·d wide and the head takes d.
+    Without `fusion` the output is p alone: W_p is still needed, since the contexts have width H·d and the head takes d.
     """
 
     def __init__(self, dim: int, heads: int, gamma: float, beta: float, fusion: bool) -> None:
@@ -88,7 +89,7 @@ class ClassTokenFusion(nn.Module):
 
 
 class GuidedTokenAttention(nn.Module):
-    """The paper's three parts: (patch tokens (B, N, d), class token (B, d)) -> (fused (B, d), α (B, H, N) or None)."""
+    """The paper's three modules: patch tokens (B, N, d), class token (B, d) -> fused (B, d), α (B, H, N) or None."""
 
     def __init__(
         self, dim: int = 768, *, heads: int = 8, head_dim: int = 96, gru_layers: int = 1,
@@ -98,9 +99,9 @@ class GuidedTokenAttention(nn.Module):
         for name, value in (("heads", heads), ("head_dim", head_dim), ("gru_layers", gru_layers)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not (abs(gamma) <= 1e6 and abs(beta) <= 1e6):  # also refuses NaN
+        if not (abs(gamma) <= 1e6 and abs(beta) <= 1e6):  # also rejects NaN
             raise ValueError(f"gamma and beta must lie in [-1e6, 1e6], got {gamma} and {beta}")
-        if gru_layers > 100:  # a GRU of a million narrow layers would take hours to be built
+        if gru_layers > 100:  # building a GRU with a million narrow layers would take hours
             raise ValueError(f"gru_layers must be at most 100, got {gru_layers}")
         parts = chosen_components(components)
         self.bigru = SequenceModel(dim, gru_layers) if "bigru" in parts else None
@@ -119,7 +120,7 @@ class GuidedTokenAttention(nn.Module):
 
 
 def chosen_components(components: str | Sequence[str]) -> tuple[str, ...]:
-    """The parts of a row of the ablation, by its name or as a tuple of parts. ValueError for what is no row."""
+    """The parts of a row of the ablation, given its name or a tuple of parts. ValueError if there is no such row."""
     name = components if isinstance(components, str) else "+".join(components) or "none"
     if name not in COMPONENTS:
         raise ValueError(f"components must be one of {', '.join(COMPONENTS)}; got {name!r}")
@@ -127,14 +128,14 @@ def chosen_components(components: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class HTHTAViT(VisionTransformer):
-    """timm's VisionTransformer whose `pool` is the paper's; images (B, C, H, W) -> logits (B, num_classes).
+    """timm's VisionTransformer with the paper's pooling; images (B, C, H, W) -> logits (B, num_classes).
 
-    components: a row of the ablation (`COMPONENTS`). gru_layers: 1, as the claimed parameters say, or 2, as the text.
-    pool_heads, pool_head_dim: H and c. gamma, beta: where the fusion's scalars start (0.3 in one of the original's
-    files). frozen_blocks: so many first blocks, and the embeddings before them, do not learn.
-    pos_embed_std: of the position embeddings' initial values, in place of timm's 0.02.
-    global_pool: "token" for the paper's reading; others are timm's.
-    Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
+    components: a row of the ablation (`COMPONENTS`). gru_layers: 1 matches the claimed parameter count, 2 the text.
+    pool_heads, pool_head_dim: H and c. gamma, beta: initial values of the fusion's scalars (beta is 0.3 in one of the
+    original's files). frozen_blocks: number of first blocks that are frozen, together with the embeddings.
+    pos_embed_std: standard deviation of the initial position embeddings, instead of timm's 0.02.
+    global_pool: "token" for the paper's pooling; other values as in timm.
+    Other arguments are timm's. Raises ValueError with the rule that invalid arguments break.
     """
 
     def __init__(
@@ -144,11 +145,13 @@ class HTHTAViT(VisionTransformer):
     ) -> None:  # fmt: skip
         super().__init__(*args, **fields)
         if not self.has_class_token or self.num_prefix_tokens != 1:
-            raise ValueError("the class token, and no other before the patches, is what the fusion takes")
+            raise ValueError(
+                "the fusion needs a class token and no other prefix tokens: use class_token=True, reg_tokens=0"
+            )
         if not 0 <= frozen_blocks <= len(self.blocks):
             raise ValueError(f"frozen_blocks must lie in [0, {len(self.blocks)}], got {frozen_blocks}")
         if pos_embed_std is not None and not 0 < pos_embed_std <= 1e6:
-            raise ValueError(f"pos_embed_std must be over 0 and at most 1e6, got {pos_embed_std}")
+            raise ValueError(f"pos_embed_std must lie in (0, 1e6], got {pos_embed_std}")
         self.guided = GuidedTokenAttention(
             self.embed_dim, heads=pool_heads, head_dim=pool_head_dim, gru_layers=gru_layers, components=components,
             gamma=gamma, beta=beta,
@@ -163,7 +166,7 @@ class HTHTAViT(VisionTransformer):
                     p.requires_grad_(False)
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, 1 + N, d), normalised -> (vector for the classifier (B, d), α (B, H, N) or None)."""
+        """Normalized tokens (B, 1 + N, d) -> vector for the classifier (B, d), α (B, H, N) or None."""
         return self.guided(x[:, 1:], x[:, 0])
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
@@ -172,7 +175,7 @@ class HTHTAViT(VisionTransformer):
         return self.read(x)[0]
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Any:  # type: ignore[override]
-        """Logits; with `return_attention` also α (B, H, N), None for a model without pooling."""
+        """Logits; with `return_attention` also α (B, H, N), or None for a model without attention pooling."""
         x = self.forward_features(x)
         if not return_attention:
             return self.forward_head(x)
@@ -180,18 +183,18 @@ class HTHTAViT(VisionTransformer):
         return self.head(self.head_drop(self.fc_norm(pooled))), alpha
 
     def attention_map(self, x: Tensor) -> Tensor | None:
-        """Images -> mean of α over the heads, on the grid of patches (B, rows, columns); None without pooling."""
+        """Images -> mean of α over the heads as a map (B, rows, columns); None without attention pooling."""
         alpha = self.read(self.forward_features(x))[1]
         return None if alpha is None else alpha.mean(1).unflatten(1, self.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
     def grad_cam_layer(self) -> nn.Module:
-        """Whose output is the last block's input: the last place that the patches of every row of the ablation pass on
-        their way to the logits, whether these read the patches themselves or the class token alone. One layer for all
-        rows, since the layer changes what Grad-CAM shows.
+        """The layer whose output is the last block's input. In every row of the ablation, the patches influence the
+        logits through it, whether the head uses the patches or only the class token. All rows use the same layer, since
+        the choice of layer changes what Grad-CAM shows.
         """
         return self.blocks[-2] if len(self.blocks) > 1 else self.norm_pre
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's, with the paper's parts in the last group, beside the final norm."""
+        """timm's groups; the paper's modules are in the last group, with the final norm."""
         groups = super().group_matcher(coarse)
         return {**groups, "blocks": [*groups["blocks"], (r"^guided", (99999,))]}

@@ -1,4 +1,4 @@
-"""The model of the original's notebooks, of which all its logged results are: another than that of its train.py.
+"""The model of the original's notebooks, which produced all logged results; it differs from the model of train.py.
 
     ViT ─ norm ┬ patches ─ BiGRU, 256 each way ─ x ─ LN(x + attention of 4 heads) ─ mean ─ Linear, ReLU ┐
                └ class token ─ Linear ──────────────────────────────────────────────────────── concat ─┴ Linear
@@ -6,7 +6,7 @@
     uv run hthta-vit-train --preset notebook --dataset intel --data-path DIR
 
 Source: class HTHTAViTPlus of HTHA_VIT.ipynb and of "HTHA VIT" (ydnaincy/HTHTA-ViT-, commit 2468cd3). Shapes: B batch, N
-patches, d embed_dim, s states a direction.
+patches, d embed_dim, s GRU units per direction.
 """
 
 from typing import Any
@@ -36,9 +36,9 @@ class NotebookHead(nn.Module):
 class HTHTANotebookViT(VisionTransformer):
     """timm's VisionTransformer with the notebooks' head; images (B, C, H, W) -> logits (B, num_classes).
 
-    states, heads: of the GRU, a direction, and of the attention over its outputs. frozen_blocks: so many first blocks,
-    and the embeddings before them, do not learn (1 in the notebook's training on Intel). Other arguments are timm's.
-    Raises ValueError, with the rule, for arguments that cannot work.
+    states: GRU units per direction. heads: heads of the attention over the GRU's outputs. frozen_blocks: number of
+    first blocks that are frozen, together with the embeddings (1 in the notebook's training on Intel). Other arguments
+    are timm's. Raises ValueError with the rule that invalid arguments break.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class HTHTANotebookViT(VisionTransformer):
             raise ValueError(f"2 x states must be a multiple of heads, both at least 1; got {states} and {heads}")
         super().__init__(*args, **fields)
         if not self.has_class_token or self.num_prefix_tokens != 1:
-            raise ValueError("the class token, and no other before the patches, is what the head takes")
+            raise ValueError(
+                "the head needs a class token and no other prefix tokens: use class_token=True, reg_tokens=0"
+            )
         if not 0 <= frozen_blocks <= len(self.blocks):
             raise ValueError(f"frozen_blocks must lie in [0, {len(self.blocks)}], got {frozen_blocks}")
         self.guided = NotebookHead(self.embed_dim, states, heads)
@@ -62,7 +64,7 @@ class HTHTANotebookViT(VisionTransformer):
                     p.requires_grad_(False)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head, in place, with torch's initial values as in the notebooks; none for num_classes 0."""
+        """Replace the head by a new one with PyTorch's default initialization, as in the notebooks; 0: no head."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool  # type: ignore[assignment]
@@ -76,6 +78,6 @@ class HTHTANotebookViT(VisionTransformer):
         return pooled
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's, with the notebooks' head in the last group, beside the final norm."""
+        """timm's groups; the notebooks' head is in the last group, with the final norm."""
         groups = super().group_matcher(coarse)
         return {**groups, "blocks": [*groups["blocks"], (r"^guided", (99999,))]}

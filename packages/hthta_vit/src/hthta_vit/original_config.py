@@ -1,11 +1,11 @@
-"""The original's configuration files as flags of hthta-vit-train: the layout of its configs/cifar100.yaml, or of the
-example in its README.
+"""Convert the original's configuration files to flags of hthta-vit-train: the layout of its configs/cifar100.yaml or of
+the example in its README.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# Place in the original's file -> our flag; the value is taken as it is.
+# Key in the original's file -> our flag; the value is used unchanged.
 FLAGS = {
     ("model", "bigru", "num_layers"): "gru_layers", ("model", "gru_layers"): "gru_layers",
     ("model", "cls_fusion", "gamma"): "gamma", ("model", "fusion_params", "gamma"): "gamma",
@@ -22,14 +22,14 @@ FLAGS = {
     ("training", "early_stopping", "patience"): "early_stopping",
     ("reproducibility", "seed"): "seed",
 }  # fmt: skip
-# … -> an argument of the model.
+# Key in the original's file -> argument of the model.
 ARGUMENTS = {
     ("model", "backbone", "dropout"): "proj_drop_rate", ("model", "backbone", "attention_dropout"): "attn_drop_rate",
     ("model", "classifier", "dropout"): "drop_rate",
     ("model", "attention_pooling", "num_heads"): "pool_heads", ("model", "attention_heads"): "pool_heads",
     ("model", "attention_pooling", "context_dim"): "pool_head_dim",
 }  # fmt: skip
-# What other values would mean another model or recipe than the one that there is.
+# Keys that must have the published value: other values would need a different model or recipe.
 FIXED = {
     ("model", "backbone", "model_name"): "vit_base_patch16_224", ("model", "backbone", "embed_dim"): 768,
     ("model", "backbone", "num_heads"): 12, ("model", "backbone", "num_layers"): 12,
@@ -41,14 +41,14 @@ FIXED = {
 
 
 def is_originals(values: Mapping[str, Any]) -> bool:
-    """Whether a file has the original's sections, and is not one of flags."""
+    """Whether a file has the original's sections instead of our flags."""
     return isinstance(values.get("model"), Mapping) or isinstance(values.get("training"), Mapping)
 
 
 def flags_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that say what the original's file says; what has no counterpart is named on one line.
+    """Flags with the settings of the original's file; prints one note with the settings that have no counterpart.
 
-    Raises ValueError, naming the place, for a model or recipe other than the published one.
+    Raises ValueError with the key for a model or recipe other than the published one.
     """
     if not is_originals(values):
         return dict(values)
@@ -63,7 +63,7 @@ def flags_of(values: Mapping[str, Any]) -> dict[str, Any]:
             arguments[ARGUMENTS[place]] = value
         elif place in FIXED:
             if value != FIXED[place]:
-                raise ValueError(f"{name}: {FIXED[place]} is what the published model has, got {value}")
+                raise ValueError(f"{name} must be {FIXED[place]}, as in the published model or recipe, got {value}")
         elif place[:3] == ("dataset", "augmentation", "train"):
             flags |= _augmentation(value)
         elif place[0] in ("model", "training") and not name.endswith(
@@ -78,7 +78,9 @@ def flags_of(values: Mapping[str, Any]) -> dict[str, Any]:
         if _at(values, "training", section, "enabled") is False:
             flags.pop(flag, None)
     if unused:
-        print(f"note: of the original's configuration {', '.join(unused)} have no counterpart and are not used")
+        print(
+            f"note: these settings of the original's configuration are not supported and ignored: {', '.join(unused)}"
+        )
     return flags | ({"model_kwargs": arguments} if arguments else {})
 
 
@@ -98,7 +100,7 @@ def _at(values: Mapping[str, Any], *place: str) -> Any:
 
 
 def _augmentation(steps: Any) -> dict[str, Any]:
-    """torchvision's transforms by name and arguments -> flags."""
+    """Convert torchvision transforms, given by name and arguments, to flags."""
     flags: dict[str, Any] = {"hflip": 0.0}
     for step in steps if isinstance(steps, list) else []:
         kind = step.get("type") if isinstance(step, Mapping) else None
@@ -112,5 +114,8 @@ def _augmentation(steps: Any) -> dict[str, Any]:
         elif kind == "ColorJitter":
             flags |= {"color_jitter": step.get("brightness", 0.0), "hue_jitter": step.get("hue", 0.0)}
         elif kind not in ("Normalize", "Resize", "ToTensor"):
-            raise ValueError(f"dataset.augmentation.train: {kind!r} is none of the published transforms")
+            raise ValueError(
+                f"dataset.augmentation.train: transform {kind!r} is not supported; use RandomResizedCrop, "
+                "RandomHorizontalFlip, RandomRotation, ColorJitter, Normalize, Resize or ToTensor"
+            )
     return flags

@@ -1,4 +1,4 @@
-"""HTHTA-ViT++ as `reproduce` knows it: what it is, its trainings, and its signature analysis: heads and FAP."""
+"""HTHTA-ViT++ for `reproduce`: summary, training runs, and its own analysis of pooling heads and FAP."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ FAP_IMAGES = 200
 
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
-    """Each pooling head's map, how far the heads differ, and FAP with its controls."""
+    """The map of each pooling head, the correlation between heads, and FAP with its controls."""
     rows: list[list[str | float]] = []
     findings, pictures = [], []
     for label, subject in subjects.items():
@@ -28,12 +28,12 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         agreement = _agreement(subject)
         rows.append([label, focus.fap, focus.standard_error, focus.random, focus.chance, agreement])
         findings.append(
-            f"{label}: {focus}. A map that knew nothing would score {focus.chance:.1f}%: that much of FAP is free."
+            f"{label}: {focus}. A random map would score {focus.chance:.1f}%: only the excess is meaningful."
         )
         if isinstance(agreement, float):
             findings.append(
-                f"{label}: the maps of two of its pooling heads have a correlation of {agreement:.2f} on average: 1 "
-                "would be the same map from all of them."
+                f"{label}: the mean correlation between the maps of two pooling heads is {agreement:.2f}; 1 would mean "
+                "that all heads have the same map."
             )
     label, subject = list(subjects.items())[-1]
     images, _ = next(iter(subject.loader(PICTURES).epoch()))
@@ -41,13 +41,13 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         says = draw(subject.trained, images[i : i + 1], folder / f"heads_{i + 1}.png", f"test image {i + 1}")
         pictures.append(
             Picture(
-                f"heads_{i + 1}.png", f"What the pooling heads of {label} look at, image {i + 1}",
-                f"The model says {says}. Each panel has its own colour scale; the last shows where the mean of the "
-                "heads and Grad-CAM, which FAP compares, have their top 15% of places.",
+                f"heads_{i + 1}.png", f"Attention of the pooling heads of {label}, image {i + 1}",
+                f"Prediction: {says}. Each panel has its own color scale. The last panel shows the top 15% positions "
+                "of the heads' mean and of Grad-CAM, which FAP compares.",
             )
         )  # fmt: skip
     heads = ["model", "FAP, %", "± standard error", "random maps, %", "chance, %", "correlation of two heads"]
-    caption = f"Over {FAP_IMAGES} evaluation images. Random maps: the same images, the places of their maps shuffled."
+    caption = f"On {FAP_IMAGES} evaluation images. Random maps: the same maps with their positions shuffled."
     return Analysis(
         findings=findings, pictures=pictures, tables=[Table("Focused Attention Percentage", caption, heads, rows)]
     )
@@ -55,7 +55,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
 
 @torch.no_grad()
 def _agreement(subject: Subject) -> float | str:
-    """Mean correlation between the maps of two pooling heads; "—" for a model without pooling."""
+    """Mean correlation between the maps of two pooling heads; "—" for a model without attention pooling."""
     total, count = 0.0, 0
     for images, _ in subject.loader(FAP_IMAGES).epoch():
         alpha = subject.trained.model(images, return_attention=True)[1]  # (B, heads, N)
@@ -85,11 +85,11 @@ def _published(name: str, dataset: str, images: int, download: float = 0.0, disk
 PAPER = Paper(
     package="hthta_vit",
     title="HTHTA-ViT++: Hierarchical GRU-Guided Token Attention",
-    idea="A ViT usually classifies by one vector, that of its class token, and says little about what it looked at. "
-    "HTHTA-ViT++ reads the patch tokens a second time, as a sequence, with a recurrent network that runs over them in "
-    "both directions. Eight small attention heads then pool the sequence, each to a weighted mean whose weights are a "
-    "map over the image, and the result is fused with the class token.",
-    source="README of the original repository (preprint, MIT licence).",
+    idea="A ViT usually classifies by its class token alone, which shows little of what the model looked at. "
+    "HTHTA-ViT++ also processes the patch tokens as a sequence, with a bidirectional recurrent network. Eight small "
+    "attention heads then pool the sequence, each to a weighted mean whose weights form a map over the image, and the "
+    "result is fused with the class token.",
+    source="README of the original repository (preprint, MIT license).",
     citation="""@misc{hthta_vit_pp,
   title = {HTHTA-ViT++: An Explainable and Efficient Vision Transformer with Hierarchical GRU-Guided Token Attention},
   note  = {preprint}

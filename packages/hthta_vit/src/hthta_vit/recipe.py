@@ -1,4 +1,4 @@
-"""HTHTA-ViT's models, flags and hyperparameters, as the shared commands take them."""
+"""HTHTA-ViT's models, flags and hyperparameters for the shared commands."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,36 +17,36 @@ from vit_core.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Flags that change the model; None leaves the model's own default."""
+    """Flags that change the model; None keeps the model's default."""
 
     components: str | None = flag(
-        None, "which of the paper's parts: a row of its ablation (default: all)", choices=tuple(COMPONENTS)
+        None, "modules of the paper to use, as a row of its ablation (default: all)", choices=tuple(COMPONENTS)
     )
-    gru_layers: int | None = flag(None, "layers of the GRU (default: 1; base_gru2 2)")
-    gamma: float | None = flag(None, "where the fusion's weight of the class token starts (default: 0.5)")
-    beta: float | None = flag(None, "where the fusion's weight of the product starts (default: 0.1)")
-    frozen_blocks: int | None = flag(None, "first blocks that do not learn, the embeddings included (default: 0)")
-    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+    gru_layers: int | None = flag(None, "number of GRU layers (default: 1; base_gru2 2)")
+    gamma: float | None = flag(None, "initial fusion weight of the class token (default: 0.5)")
+    beta: float | None = flag(None, "initial fusion weight of the elementwise product (default: 0.1)")
+    frozen_blocks: int | None = flag(None, "number of first blocks to freeze, with the embeddings (default: 0)")
+    drop_path_rate: float | None = flag(None, "stochastic depth rate of the last block (default: 0)")
 
 
-OWN = rf"guided\.|{OWN_HEAD}"  # what no ViT's file has: the paper's parts and the classifier
+OWN = rf"guided\.|{OWN_HEAD}"  # not in a ViT's weights file: the paper's modules and the classifier
 
 
 def initialise(model: nn.Module, start: StartOptions) -> None:
-    """Load the backbone's weights into a new model. UserError, in one line, for what cannot be had or does not fit."""
+    """Load the backbone's weights into a new model. UserError if they are unavailable or do not fit."""
     timm_weights.initialise(model, start, OWN)
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+    """Default model and dataset, and their hyperparameters.
 
-    published: the paper's text (section III.G: AdamW 2e-5, weight decay 0.01, cosine, 500 steps of warm-up, mixed
-    precision) with the augmentation of train.py (flip, rotation by 10 degrees, 15 for other data than CIFAR, color
-    jitter 0.2, hue 0.1). train.py: the same as its code trains: no warm-up, float32, the cosine once an epoch.
-    notebook: as its notebooks train their own model: lr 3e-5, weight decay 1e-4, 5 epochs of a cosine, no augmentation,
-    no normalization; on Intel with mixup 1.0 and label smoothing 0.1 (there with --frozen-blocks 1, too). All decay
-    every parameter. configs/cifar100.yaml of the original, which its train.py cannot read, is --config cifar100. The
-    micro model's values are ours.
+    published: the paper's text (section III.G: AdamW with lr 2e-5, weight decay 0.01, cosine, 500 warm-up steps, mixed
+    precision) with the augmentation of train.py (flip, rotation by 10 degrees, 15 for datasets other than CIFAR, color
+    jitter 0.2, hue 0.1). train.py: as that script trains: no warm-up, float32, cosine updated once per epoch.
+    notebook: as the notebooks train their own model: lr 3e-5, weight decay 1e-4, 5 epochs with a cosine, no
+    augmentation, no normalization; on Intel with mixup 1.0 and label smoothing 0.1 (add --frozen-blocks 1 there). All
+    apply weight decay to every parameter. The original's configs/cifar100.yaml, which its train.py cannot read, is
+    --config cifar100. The micro model's values are ours.
     """
     model, dataset = given.get("model"), given.get("dataset")
     preset = given.get("preset")
@@ -72,14 +72,14 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
             if dataset == "intel":
                 values |= {"mixup": 1.0, "label_smoothing": 0.1}
     if dataset == "digits":
-        values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+        values |= {"hflip": 0.0}  # a flipped 2 is not a 2
     return values
 
 
 RECIPE = Recipe(
     paper="HTHTA-ViT++",
-    description="Train an HTHTA-ViT. Without arguments: the micro model on the embedded digits. With --model base or "
-    "base_gru2 alone: CIFAR-100, as published.",
+    description="Train an HTHTA-ViT. Default: the micro model on the bundled digits dataset. With only --model base or "
+    "base_gru2: CIFAR-100 with the published recipe.",
     command="hthta-vit",
     models={
         "micro": "hthta_vit_micro",

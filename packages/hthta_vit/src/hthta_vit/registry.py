@@ -1,7 +1,7 @@
-"""HTHTA-ViT's sizes as timm models: `timm.create_model("hthta_vit_base_patch16_224")` works once it is imported.
+"""HTHTA-ViT's models in timm: `timm.create_model("hthta_vit_base_patch16_224")` works after `import hthta_vit`.
 
-With `pretrained=True` the backbone gets the weights of timm's `vit_base_patch16_224`, of the tag that the name ends in
-(`hthta_vit_base_patch16_224.augreg_in21k`); the paper's parts stay random.
+With `pretrained=True`, the backbone loads the weights of timm's `vit_base_patch16_224`; a suffix of the name selects
+the tag (`hthta_vit_base_patch16_224.augreg_in21k`). The paper's modules keep their random initialization.
 """
 
 from typing import Any
@@ -31,25 +31,25 @@ def _create(name: str, pretrained: bool, size: dict[str, Any], fields: dict[str,
 
 @register_model
 def hthta_vit_base_patch16_224(pretrained: bool = False, **fields: Any) -> HTHTAViT:
-    """ViT-B/16 and one GRU layer, as the claimed 99.3M parameters say: 99.45M with 100 classes."""
+    """ViT-B/16 with one GRU layer, which matches the claimed 99.3M parameters: 99.45M with 100 classes."""
     return _create("hthta_vit_base_patch16_224", pretrained, {}, fields)
 
 
 @register_model
 def hthta_vit_base_patch16_224_gru2(pretrained: bool = False, **fields: Any) -> HTHTAViT:
-    """ViT-B/16 and two GRU layers, as the paper's text and training script say: 110.08M with 100 classes."""
+    """ViT-B/16 with two GRU layers, as in the paper's text and training script: 110.08M with 100 classes."""
     return _create("hthta_vit_base_patch16_224_gru2", pretrained, {"gru_layers": 2}, fields)
 
 
 @register_model
 def hthta_vit_notebook(pretrained: bool = False, **fields: Any) -> HTHTANotebookViT:
-    """The notebooks' own model: ViT-B/16, BiGRU of 256, nn.MultiheadAttention, a mean, concatenation."""
+    """The notebooks' model: ViT-B/16, BiGRU with 256 units, nn.MultiheadAttention, mean pooling, concatenation."""
     notebook: HTHTANotebookViT = _create("hthta_vit_notebook", pretrained, {}, fields, HTHTANotebookViT)
     return notebook
 
 
 @register_model
 def hthta_vit_micro(pretrained: bool = False, **fields: Any) -> HTHTAViT:
-    """Ours: 64 wide, 4 blocks, for 32 x 32 images; trains on a CPU."""
+    """Ours: width 64, 4 blocks, for 32 x 32 images; trains on a CPU."""
     size = {**MICRO, "pool_heads": 4, "pool_head_dim": 16, "pos_embed_std": MICRO_POS_EMBED_STD}
     return _create("hthta_vit_micro", pretrained, size, fields)

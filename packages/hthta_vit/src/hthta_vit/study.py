@@ -1,4 +1,4 @@
-"""What HTHTA-ViT's two studies measure beside accuracy, the Focused Attention Percentage, and how they show it."""
+"""Shared by HTHTA-ViT's two studies: measuring the Focused Attention Percentage (FAP), tables and plots."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,15 +23,15 @@ from vit_core.flags import ArgumentParser
 from vit_core.recipe import Recipe
 
 AttentionMaps = Callable[[nn.Module, Tensor], Tensor]
-Claimed = Mapping[str, tuple[str, str]]  # row -> accuracy and FAP, as the paper has them
+Claimed = Mapping[str, tuple[str, str]]  # row -> accuracy and FAP claimed in the paper
 
 
 def study_parser(name: str, description: str, *, seeds: Sequence[int], folder: str) -> ArgumentParser:
-    """Flags that both studies have; what it does not know is a flag of their trainings."""
+    """Flags of both studies; unknown flags are passed on to the training runs."""
     description += " Flags that are not listed here are those of hthta-vit-train."
     parser = ArgumentParser(prog=f"hthta-vit-{name}", description=description)
     add_study_flags(parser, seeds, folder)
-    parser.add_argument("--fap-images", type=int, default=2000, help="images for FAP (default: %(default)s)")
+    parser.add_argument("--fap-images", type=int, default=2000, help="number of images for FAP (default: %(default)s)")
     return parser
 
 
@@ -39,9 +39,9 @@ def run_study(
     args: Any, rows: Mapping[str, Mapping[str, Any]], maps_of: Callable[[nn.Module], AttentionMaps | None],
     claimed: Claimed, title: str, *, name: str, recipe: Recipe = RECIPE,
 ) -> None:  # fmt: skip
-    """Train and measure the rows, then write table.md and <name>.png. maps_of: the map that FAP compares, of a model.
+    """Train and evaluate the rows, then write table.md and <name>.png.
 
-    UserError for flags that cannot be.
+    maps_of: returns a model's attention-map function for FAP, or None. UserError for invalid flags.
     """
     if args.fap_images < 1:
         raise UserError("--fap-images must be at least 1")
@@ -58,13 +58,13 @@ def run_study(
 
 
 def focus_of(subject: Subject, maps: AttentionMaps | None, images: int) -> Measurement:
-    """FAP with its chance level and its random control; nothing for a model without a map to compare."""
+    """FAP with its chance level and random control; empty for a model without an attention map."""
     if maps is None:
         return {}
     try:
         focus = measure_focus(subject.trained.model, subject.loader(images), maps)
-    except ValueError as e:  # this architecture has no such map: its accuracy stands
-        print(f"note: no FAP: {e}")
+    except ValueError as e:  # no attention map: report accuracy only
+        print(f"note: FAP is not measured for this model: {e}")
         return {}
     print(focus)
     return {
@@ -74,7 +74,7 @@ def focus_of(subject: Subject, maps: AttentionMaps | None, images: int) -> Measu
 
 
 def table(measurements: Sequence[Measurement], rows: Sequence[str], claimed: Claimed) -> str:
-    """Markdown: a line a row, with what the paper says at the end."""
+    """Markdown table with one line per row; the last columns are the paper's claims."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
     heads = ["model", f"top-1 % (seeds {seeds})", "FAP %", "chance", "random maps", "claimed top-1", "claimed FAP"]
     lines = []
@@ -86,14 +86,14 @@ def table(measurements: Sequence[Measurement], rows: Sequence[str], claimed: Cla
 
 
 def picture(measurements: Sequence[Measurement], rows: Sequence[str], path: Path, title: str) -> None:
-    """Accuracy and FAP side by side, with each row's chance level."""
+    """Plot accuracy and FAP side by side, with each row's chance level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 1.4 + 0.55 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     bars(left, measurements, rows, "acc1", "top-1 accuracy, %")
     bars(right, measurements, rows, "fap", "Focused Attention Percentage, %")
-    for place, row in enumerate(rows):  # a row of its own grid has a chance level of its own
+    for place, row in enumerate(rows):  # the chance level depends on the row's patch grid
         for chance in column(measurements, row, "fap_chance")[:1]:
             right.vlines(chance, place - 0.4, place + 0.4, color="#b03a2e", linestyle="--")
             right.text(chance, place - 0.4, "chance", color="#b03a2e", fontsize=7, ha="center", va="bottom")

@@ -1,8 +1,8 @@
-"""Pictures of what an HTHTA-ViT++ looks at (original: visualize_attention.py).
+"""Draw the attention of an HTHTA-ViT++ (original: visualize_attention.py).
 
     uv run hthta-vit-visualize-attention --model_path checkpoints/RUN/best.pth --image_path FILE_OR_DIR
 
-One picture an image: the attention of each pooling head, their mean, Grad-CAM, and where the two agree.
+One picture per image: the attention of each pooling head, their mean, Grad-CAM, and the overlap of mean and Grad-CAM.
 """
 
 import sys
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = load_trained(RECIPE, args.checkpoint, device, raw_weights=args.raw_weights)
     classes = trained.class_names
     if args.target is not None and args.target not in classes:
-        raise UserError(f"--target {args.target}: the model's classes are {', '.join(classes)}")
+        raise UserError(f"--target {args.target}: not a class of the model; its classes are {', '.join(classes)}")
     if args.max_images < 1:
         raise UserError("--max-images must be at least 1")
     files = find_images(Path(args.image_path), args.max_images)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: str | None = None) -> str:
-    """Write the picture of one normalised image (1, 3, S, S); returns what the model says, in a line."""
+    """Write the picture of one normalized image (1, 3, S, S); returns the prediction and FAP in one line."""
     with torch.no_grad():
         probabilities = trained.model(images)[0].softmax(0)
     predicted = int(probabilities.argmax())
@@ -62,7 +62,7 @@ def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: s
     fap = float(focused_attention(mean[None], cam[None]))
     if fap == fap:  # an empty Grad-CAM has no top places
         both = (top_places(mean[None])[0] + top_places(cam[None])[0]) / 2
-        maps[f"top 15%: 1 in both, ½ in one (FAP {fap:.0f}%)"] = both
+        maps[f"top 15%: 1 = both, ½ = one of them (FAP {fap:.0f}%)"] = both
     says = f"{trained.class_names[predicted]} ({100 * float(probabilities[predicted]):.1f}%)"
     picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
     figure_of_maps(picture, maps, path, title=f"{name}: {says}")
@@ -70,12 +70,14 @@ def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: s
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="hthta-vit-visualize-attention", description="Draw what a model attends to.")
+    parser = ArgumentParser(prog="hthta-vit-visualize-attention", description="Draw attention maps and Grad-CAM.")
     add_checkpoint_flag(parser)
     parser.add_argument("--image-path", required=True, help="an image, or a folder of images")
-    parser.add_argument("--output-dir", default="./attention", help="folder of the pictures (default: %(default)s)")
-    parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted one)")
-    parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
+    parser.add_argument("--output-dir", default="./attention", help="output folder (default: %(default)s)")
+    parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted class)")
+    parser.add_argument(
+        "--max-images", type=int, default=16, help="maximum number of images from a folder (default: %(default)s)"
+    )
     add_loading_flags(parser)
     return parser
 
