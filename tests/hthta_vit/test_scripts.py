@@ -52,7 +52,7 @@ def test_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     assert calls == ["loaded"]
     assert torch.load(last, weights_only=True)["config"]["start"]["weights"].endswith("vit.safetensors")
     assert train([*flags, "--epochs", "3", "--resume", str(last), "--pretrained"]) == 2
-    assert "--pretrained is for a new run" in capsys.readouterr().err
+    assert "--pretrained applies to new runs only" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(capsys, tmp_path):
