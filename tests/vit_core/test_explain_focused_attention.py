@@ -171,7 +171,7 @@ def test_empty_cams_are_counted_and_in_no_mean():
     summary = measure_focus(Dark(), [(images, labels)], lambda model, x: x.mean(1))
     assert (summary.num_images, summary.empty_cams) == (6, 2)
     assert summary.fap == pytest.approx(100.0)
-    assert "2 have an empty Grad-CAM" in str(summary)
+    assert "2 with an empty Grad-CAM" in str(summary)
     nothing = measure_focus(Dark(), [(images[1:2], labels[:1])], lambda model, x: x.mean(1))
     assert math.isnan(nothing.fap)
     assert nothing.empty_cams == nothing.num_images == 1

@@ -22,7 +22,7 @@ def test_measures_three_loaders(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seconds", "0"], "seconds must be over 0"), (["--data-path", "gone"], "gone: no such folder")],
+    [(["--seconds", "0"], "seconds must be greater than 0"), (["--data-path", "gone"], "gone: no such folder")],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2

@@ -77,7 +77,7 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
     )
     recipe, parameters = converted.recipe, sum(p.numel() for p in converted.model.parameters())
     print(f"{recipe.paper}, {converted.name}, {parameters:,} parameters, {count} classes: {args.output}")
-    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {args.output} --data-path DATA")
+    print(f"evaluate with: uv run {recipe.command}-evaluate --checkpoint {args.output} --data-path DATA")
     return 0
 
 

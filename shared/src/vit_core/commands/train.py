@@ -313,8 +313,8 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     data = trainer.settings["data"]
     where = f" --data-path {shlex.quote(data['data_path'])}" if data["data_path"] else ""
     print(f"best validation {trainer.task.measure} {p.best_acc1:.2f}% (epoch {p.best_epoch}); run folder {run.path}")
-    print(f"evaluate it:   uv run {recipe.command}-evaluate --checkpoint {shlex.quote(str(best))}{where}")
-    print(f"see its curves: uv run tensorboard --logdir {shlex.quote(str(run.log_dir.parent))}")
+    print(f"evaluate with: uv run {recipe.command}-evaluate --checkpoint {shlex.quote(str(best))}{where}")
+    print(f"view curves with: uv run tensorboard --logdir {shlex.quote(str(run.log_dir.parent))}")
 
 
 def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> str:

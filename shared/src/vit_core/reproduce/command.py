@@ -312,7 +312,7 @@ def _add_image_flags(parser: ArgumentParser, what: str) -> None:
         "--data-path", help="folder of the dataset; without --dataset, with --preset paper: used in place of data/"
     )
     parser.add_argument(
-        "--download", action="store_true", help="download missing datasets (always on with --preset paper)"
+        "--download", action="store_true", help="download missing datasets (default with --preset paper)"
     )
 
 
