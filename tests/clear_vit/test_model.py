@@ -84,7 +84,7 @@ def test_forward_intermediates_at_any_size(variant, size):
     assert token.shape == (2, 1, 64)
     assert model.prune_intermediate_layers([0]) == [0]
     assert torch.equal(model.forward_intermediates(x, [0], intermediates_only=True)[0], maps[0])
-    with pytest.raises(ValueError, match="does not divide images of 32 × 30"):
+    with pytest.raises(ValueError, match="multiple of the patch size 4 × 4; got 32 × 30"):
         model(images(32, 30))
 
 
@@ -293,28 +293,31 @@ def test_attention_dropout_is_unbiased(attention):
         ({"rope": "other"}, "rope must be mixed or axial"),
         ({"rope": "mixed", "embed_dim": 36, "num_heads": 6}, "multiple of 4, got 6"),
         ({"attention": "diff_entropy", "embed_dim": 30, "num_heads": 6}, "head_dim must be even, got 5"),
-        ({"embed_dim": 100}, "multiple of num_heads, and depth at least 1; got 100, 3 and 12"),
-        ({"num_heads": 0}, "got 192, 0 and 12"),
-        ({"depth": 0}, "got 192, 3 and 0"),
+        (
+            {"embed_dim": 100},
+            "multiple of num_heads, and all sizes at least 1; got embed_dim=100, num_heads=3, depth=12",
+        ),
+        ({"num_heads": 0}, "got embed_dim=192, num_heads=0, depth=12"),
+        ({"depth": 0}, "got embed_dim=192, num_heads=3, depth=0"),
         ({"img_size": 250}, "img_size must be a multiple of patch_size, got 250 and 16"),
         ({"patch_size": 0}, "img_size must be a multiple of patch_size"),
         ({"pos_embed": "sincos"}, "pos_embed must be learn or none"),
         ({"pos_embed_std": -1.0}, "pos_embed_std must be 0 or more"),
-        ({"rope": "mixed", "rope_theta": 0.0}, "rope_theta must be a number over 0"),
-        ({"rope_theta": 10.0}, "rope_theta is for another variant"),
-        ({"first_difference": "keep"}, "first_difference is for another variant"),
-        ({"entropy_source": "pixels"}, "entropy_source is for another variant"),
-        ({"attention": "diff_entropy", "entropy_bins": 8}, "entropy_bins is for another variant"),
-        ({"pos_embed": "none", "pos_dropout": 0.1}, "pos_dropout is for another variant"),
+        ({"rope": "mixed", "rope_theta": 0.0}, "rope_theta must be finite and greater than 0"),
+        ({"rope_theta": 10.0}, "rope_theta has no effect on this variant"),
+        ({"first_difference": "keep"}, "first_difference has no effect on this variant"),
+        ({"entropy_source": "pixels"}, "entropy_source has no effect on this variant"),
+        ({"attention": "diff_entropy", "entropy_bins": 8}, "entropy_bins has no effect on this variant"),
+        ({"pos_embed": "none", "pos_dropout": 0.1}, "pos_dropout has no effect on this variant"),
         ({"proj_bias": False}, "proj_bias is True"),
         ({"pre_norm": True}, "pre_norm is False"),
         ({"scale_attn_norm": True}, "scale_attn_norm is False"),
         ({"attention": "diff_similarity", "first_difference": "other"}, "first_difference must be keep or zero"),
         ({"attention": "diff_entropy", "entropy_source": "other"}, "entropy_source must be tokens or pixels"),
-        ({"attention": "diff_entropy", "entropy_source": "pixels", "entropy_bins": 1}, "needs 2 bins"),
+        ({"attention": "diff_entropy", "entropy_source": "pixels", "entropy_bins": 1}, "needs at least 2 bins"),
         (
             {"attention": "diff_entropy", "entropy_source": "pixels", "patch_size": 1, "img_size": 8},
-            "2 pixels a patch or more",
+            "2 pixels per patch; got 32 bins and 1 × 1 pixels",
         ),
         ({"pos_dropout": 1.0}, "pos_dropout must lie in"),
         ({"reg_tokens": 2}, "reg_tokens is 0 in clear-vit's backbone"),
@@ -327,7 +330,7 @@ def test_impossible_arguments_name_the_rule(fields, rule):
 
 
 def test_masks_are_refused():
-    with pytest.raises(ValueError, match="take no mask"):
+    with pytest.raises(ValueError, match="do not support attn_mask"):
         micro("baseline")(images(), attn_mask=torch.ones(65, 65, dtype=torch.bool))
     with pytest.raises(ValueError, match="not supported: attn_mask"):
         micro("baseline").forward_intermediates(images(), attn_mask=torch.ones(65, 65))

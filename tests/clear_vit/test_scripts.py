@@ -126,7 +126,7 @@ def test_plot_logs(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_compare_all_seven_and_go_on(tmp_path, capsys):
+def test_compare_all_seven_and_resume(tmp_path, capsys):
     argv = ["--seeds", "0", "--output-dir", str(tmp_path), "--time-rounds", "1", *TINY[:-1], "depth=1"]
     assert compare([*argv, "--variants", "baseline", "rope"]) == 0
     capsys.readouterr()
@@ -150,7 +150,7 @@ def test_compare_all_seven_and_go_on(tmp_path, capsys):
 
 def test_what_a_comparison_refuses(tmp_path, capsys):
     for argv, message in (
-        (["--model", "rope"], "a comparison has --variants and --size"),
+        (["--model", "rope"], "use --variants and --size"),
         (["--time-rounds", "0"], "--time-rounds must be at least 1"),
         (["--seed", "3"], "use --seeds and --output-dir"),
         (["--pos-embed-std", "-1", *TINY], "pos_embed_std must be 0 or more"),
@@ -202,7 +202,7 @@ def test_the_claimed_order_is_counted_by_pairs_that_can_be_told_apart(tmp_path):
         [m | {"seed": str(m["seed"])} if m["row"] == "baseline" else m for m in measured]
     )  # some read, some new
     assert re.search(r"\| rope \| 62\.00 ± 1\.95 \| 82\.00 ± 1\.95 \| \+10\.00 \(\+9\.\d\d … \+10\.\d\d\) \|", text)
-    assert "2 differ in the claimed direction, 3 in the other; 1 cannot be told apart" in text
+    assert "2 differ in the claimed direction and 3 in the opposite direction; 1 do not differ significantly" in text
     draw(measured, tmp_path / "c.png", "title")
     assert width(tmp_path / "c.png") > 1500
 

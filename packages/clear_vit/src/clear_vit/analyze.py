@@ -1,12 +1,12 @@
-"""What a trained variant learned: pictures and CSV files.
+"""What a trained variant learned: plots and CSV files.
 
     uv run clear-vit-analyze --checkpoint checkpoints/RUN/best.pth
     uv run clear-vit-analyze --checkpoint checkpoints/RUN/best.pth --image FILE_OR_DIR
 
-attention.csv, attention_distance.png, attention_entropy.png     each head of every block
-patch_entropy.csv, patch_entropy_N.png                           of pixels, and of the tokens before each attention
-suppression_kernels.csv, suppression_kernels.png                 of the suppression variant
-rope_frequencies.csv, rope_frequencies.png                       of the variants with RoPE
+attention.csv, attention_distance.png, attention_entropy.png     for each head of every block
+patch_entropy.csv, patch_entropy_N.png                           of the pixels, and of the tokens before each attention
+suppression_kernels.csv, suppression_kernels.png                 suppression variant only
+rope_frequencies.csv, rope_frequencies.png                       variants with RoPE only
 """
 
 import csv
@@ -40,7 +40,7 @@ from vit_core.explain import AttentionStatistics, denormalise, draw_heads, figur
 from vit_core.flags import ArgumentParser, command
 from vit_core.training.distributed import World, pick_device
 
-CENTRED = "RdBu_r"  # colours of what has a sign
+CENTERED = "RdBu_r"  # colormap for signed values
 
 
 @command
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     check_data_flags(args)
     if args.max_images < 1 or args.pictures < 1:
-        raise UserError("--max-images and --pictures must be at least 1")
+        raise UserError(f"--max-images and --pictures must be at least 1, got {args.max_images} and {args.pictures}")
     world = World(0, 1, pick_device(args.device))
     trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
     model: Any = trained.model
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{trained.settings['model']}, epoch {trained.epoch}"
     statistics, entropies, suppression = AttentionStatistics(), _Entropies(), _Suppression(model)
-    shown: list[Tensor] = []  # a batch an image
+    shown: list[Tensor] = []  # one batch of one image each
     for images in _batches(trained, args, world):
         shown += images[: args.pictures - len(shown)].split(1)
         statistics.update(model, images)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         suppression.update(model, model.grid_of(images), tokens)
     heads = model.blocks[0].attn.num_heads
     if isinstance(model.blocks[0].attn, DiffEntropyAttention):
-        title += f"; {heads} to {2 * heads - 1}: second maps"
+        title += f"; heads {heads} to {2 * heads - 1}: the second maps"
     written = [
         *_write_attention(folder, title, statistics, _diagonal(shown[0]), heads=heads), *entropies.write(folder),
         *(_draw_entropy(folder, trained, image, i) for i, image in enumerate(shown, 1)),
@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     for line in (*entropies.findings(), *suppression.findings()):
         print(line)
-    print(f"{', '.join(written)} are in {folder}")
+    print(f"wrote {', '.join(written)} to {folder}")
     return 0
 
 
 def _batches(trained: TrainedModel, args: Any, world: World) -> Iterator[Tensor]:
-    """Normalised images (B, 3, H, W) on the device: those of --image, or of the evaluation split."""
+    """Normalized images (B, 3, H, W) on the device: from --image, or from the evaluation split."""
     if args.image:
         for file in find_images(Path(args.image), args.max_images):
             yield trained.transform()(read_pixels(file)[None]).to(world.device)
@@ -90,12 +90,12 @@ def _batches(trained: TrainedModel, args: Any, world: World) -> Iterator[Tensor]
 
 
 def _diagonal(image: Tensor) -> float:
-    """In pixels: no attention reaches farther."""
+    """The image's diagonal in pixels, the upper limit of any attention distance."""
     return math.hypot(image.shape[-2], image.shape[-1])
 
 
 def tokens_before_attention(model: ClearViT, images: Tensor) -> list[Tensor]:
-    """The normalised tokens (B, 1 + N, D) that the attention of each block takes."""
+    """The normalized tokens (B, 1 + N, D) that are the input of each block's attention."""
     with _kept_inputs(model) as kept, torch.no_grad():
         model(images)
     return kept
@@ -133,7 +133,7 @@ def _write_attention(
     )  # fmt: skip
     draw_heads(
         [layer.entropy.tolist() for layer in layers], folder / "attention_entropy.png", title=title,
-        label="attention entropy, 1: uniform", limits=(0, 1), digits=2,
+        label="attention entropy (1: uniform)", limits=(0, 1), digits=2,
     )  # fmt: skip
     return ["attention.csv", "attention_distance.png", "attention_entropy.png"]
 
@@ -142,12 +142,12 @@ def _write_attention(
 
 
 def pixels_of(model: ClearViT, images: Tensor) -> Tensor:
-    """(B, N): with the model's own bins, where it uses this entropy."""
+    """Pixel entropy (B, N), with the model's own number of bins if the model uses pixel entropy."""
     return (model.pixel_entropy or pixel_entropy)(images, model.patch_embed.patch_size)
 
 
 class _Entropies:
-    """Of all patches of all images: pixels first, then the tokens before each block's attention."""
+    """Entropy of all patches of all images: of the pixels, then of the tokens before each block's attention."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
@@ -178,7 +178,7 @@ class _Entropies:
 
 
 def _draw_entropy(folder: Path, trained: TrainedModel, image: Tensor, number: int) -> str:
-    """Patch entropy over one image (1, 3, H, W): of its pixels, and of its tokens in the first and last block."""
+    """Draw patch entropy over one image (1, 3, H, W): of its pixels, and of its tokens in the first and last block."""
     model: Any = trained.model
     grid = model.grid_of(image)
     tokens = tokens_before_attention(model, image)
@@ -188,7 +188,7 @@ def _draw_entropy(folder: Path, trained: TrainedModel, image: Tensor, number: in
     picture = denormalise(image[0], trained.settings["mean"], trained.settings["std"])
     name = f"patch_entropy_{number}.png"
     shown = {title: heat.cpu() for title, heat in maps.items()}
-    figure_of_maps(picture, shown, folder / name, title="patch entropy, 1: the largest there can be")
+    figure_of_maps(picture, shown, folder / name, title="patch entropy (1: maximum)")
     return name
 
 
@@ -196,7 +196,7 @@ def _draw_entropy(folder: Path, trained: TrainedModel, image: Tensor, number: in
 
 
 class _Suppression:
-    """How much of conv(S) comes over taps between tokens that are no neighbours in the image: row ends, class token."""
+    """How much of conv(S) comes from tokens that are not neighbors in the image: row ends and the class token."""
 
     def __init__(self, model: ClearViT) -> None:
         self.attentions = [b.attn for b in model.blocks if isinstance(b.attn, SuppressionAttention)]
@@ -206,7 +206,7 @@ class _Suppression:
 
     @torch.no_grad()
     def update(self, model: ClearViT, grid: Grid, tokens: Sequence[Tensor]) -> None:
-        """tokens: what `tokens_before_attention` gave for images with this grid."""
+        """tokens: the result of `tokens_before_attention` for images with this grid."""
         ropes = [None] * len(tokens) if model.rope is None else model.rope(grid)
         for i, attn in enumerate(self.attentions):
             q, k, _ = attn.project(tokens[i], ropes[i])
@@ -216,7 +216,7 @@ class _Suppression:
                 sums[i] += values.square().sum((0, 2, 3)).cpu()
 
     def shares(self) -> list[Tensor]:
-        """‖wrapped part of conv(S)‖ / ‖conv(S)‖ of each block's heads, 0 to about 1."""
+        """‖wrapped part of conv(S)‖ / ‖conv(S)‖ for each head of each block, 0 to about 1."""
         return [(part / whole.clamp_min(1e-12)).sqrt() for part, whole in zip(self.wrapped, self.whole, strict=True)]
 
     def write(self, folder: Path, title: str) -> list[str]:
@@ -242,12 +242,12 @@ class _Suppression:
             wrapped = torch.stack(self.shares())
             yield (
                 f"suppression: ‖conv(S)‖ is {100 * float(size.mean()):.0f}% of ‖S‖ (mean over blocks and heads); "
-                f"‖its part over row ends and the class token‖ is {100 * float(wrapped.mean()):.0f}% of ‖conv(S)‖"
+                f"its part across row ends and the class token has {100 * float(wrapped.mean()):.0f}% of that norm"
             )
 
 
 def convolutions(S: Tensor, kernel: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """conv(S), and its part over taps that join tokens which are no neighbours in the image; S (B, h, 1 + N, 1 + N)."""
+    """conv(S), and its part from tokens that are not neighbors in the image; S (B, h, 1 + N, 1 + N)."""
     whole = F.conv2d(S, kernel[:, None], padding=1, groups=len(kernel))
     token = torch.arange(S.shape[-1], device=S.device)
     row = (token - 1).div(grid[1], rounding_mode="floor")  # of the image; −1 for the class token
@@ -262,7 +262,7 @@ def convolutions(S: Tensor, kernel: Tensor, grid: Grid) -> tuple[Tensor, Tensor]
 
 
 def _draw_kernels(path: Path, kernels: Sequence[Tensor], title: str) -> None:
-    """A 3 × 3 picture for each head (columns) of every block (rows)."""
+    """One 3 × 3 plot per head (columns) and block (rows)."""
     from matplotlib.figure import Figure
 
     heads = len(kernels[0])
@@ -272,7 +272,7 @@ def _draw_kernels(path: Path, kernels: Sequence[Tensor], title: str) -> None:
     for block, kernel in enumerate(kernels):
         for head in range(heads):
             ax = axes[block, head]
-            image = ax.imshow(kernel[head].numpy(), cmap=CENTRED, vmin=-most, vmax=most)
+            image = ax.imshow(kernel[head].numpy(), cmap=CENTERED, vmin=-most, vmax=most)
             for a in range(3):
                 for b in range(3):
                     value = float(kernel[head, a, b])
@@ -285,7 +285,7 @@ def _draw_kernels(path: Path, kernels: Sequence[Tensor], title: str) -> None:
                 ax.set_title(f"head {head}", fontsize=8)
             if first:
                 ax.set_ylabel(f"block {block}", fontsize=8)
-    figure.colorbar(image, ax=axes.ravel().tolist(), label="weight: what is subtracted from the score of (i, j)")
+    figure.colorbar(image, ax=axes.ravel().tolist(), label="weight subtracted from the score of (i, j)")
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=150)
 
@@ -307,7 +307,7 @@ def _write_rope(folder: Path, title: str, model: ClearViT) -> list[str]:
 
 
 def _draw_frequencies(path: Path, freqs: Tensor, title: str) -> None:
-    """A panel a block: each pair of channels is an arrow's head, in the plane of its two frequencies."""
+    """One panel per block; each channel pair is a point in the plane of its two frequencies."""
     from matplotlib.figure import Figure
 
     depth, heads = freqs.shape[1:3]
@@ -327,8 +327,8 @@ def _draw_frequencies(path: Path, freqs: Tensor, title: str) -> None:
         ax.set_title(f"block {block}", fontsize=9)
         ax.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
-    figure.supxlabel("frequency along x, radians a patch", fontsize=9)
-    figure.supylabel("along y", fontsize=9)
+    figure.supxlabel("frequency along x, radians per patch", fontsize=9)
+    figure.supylabel("frequency along y", fontsize=9)
     figure.suptitle(f"{title}; dashed: the fastest initial frequency", fontsize=9)
     figure.savefig(path, dpi=150)
 
@@ -336,7 +336,7 @@ def _draw_frequencies(path: Path, freqs: Tensor, title: str) -> None:
 def _circle() -> Any:
     from matplotlib.patches import Circle
 
-    return Circle((0, 0), 1.0, fill=False, linestyle="--", color="grey", lw=0.8)
+    return Circle((0, 0), 1.0, fill=False, linestyle="--", color="gray", lw=0.8)
 
 
 def _write_csv(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
@@ -348,12 +348,14 @@ def _write_csv(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="clear-vit-analyze", description="Measure and draw what a trained variant learned.")
+    parser = ArgumentParser(prog="clear-vit-analyze", description="Measure and plot what a trained variant learned.")
     add_checkpoint_flag(parser)
-    parser.add_argument("--image", "--image-path", help="an image, or a folder (default: the run's evaluation split)")
-    parser.add_argument("--max-images", type=int, default=256, help="to measure on (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=2, help="images with a patch entropy (default: %(default)s)")
-    parser.add_argument("--output-dir", help="folder of the results (default: one beside the checkpoint)")
+    parser.add_argument("--image", "--image-path", help="image file or folder (default: the run's evaluation split)")
+    parser.add_argument("--max-images", type=int, default=256, help="maximum number of images (default: %(default)s)")
+    parser.add_argument(
+        "--pictures", type=int, default=2, help="number of images to draw patch entropy for (default: %(default)s)"
+    )
+    parser.add_argument("--output-dir", help="folder for the results (default: `analysis` next to the checkpoint)")
     add_data_flags(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""The two attentions that no library has, as their formulas. `kernels/` computes the first faster where it can.
+"""The formulas of the two attentions that are in no library. `kernels/` has faster versions of the first.
 
 Shapes: B batch, h heads, N tokens, d head_dim.
 """
@@ -14,8 +14,8 @@ from vit_core.models.attention import attention, observed
 def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropout_p: float = 0.0) -> Tensor:
     """softmax(S − conv(S)) V of the scores S = Q Kᵀ / √d, with dropout on the weights.
 
-    conv is depthwise, 3 × 3 a head, with zeros outside. The neighbors i ± 1 are those in the sequence: beside the class
-    token lies the first patch, and beside the last patch of a row the first of the next.
+    conv is depthwise with zero padding, one 3 × 3 kernel per head. Neighbors are those in the sequence: the first patch
+    follows the class token, and the first patch of an image row follows the last patch of the row above.
     q, k, v (B, h, N, d), kernel (h, 3, 3) -> (B, h, N, d).
     """
     if fast := choose("suppressed_attention", q, k, v, kernel, dropout_p=dropout_p):
@@ -29,9 +29,10 @@ def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropou
 
 
 def differential_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """(A₁ − λ A₂) V with Aᵢ = softmax(qᵢ kᵢᵀ / √(d/2)), the halves of a head, and dropout on A₁ and A₂.
+    """(A₁ − λ A₂) V with Aᵢ = softmax(qᵢ kᵢᵀ / √(d/2)) of the two halves of a head, and dropout on A₁ and A₂.
 
-    q, k, v (B, h, N, d) with an even d, of which q₁ and k₁ are the first half; lam (B, N), a row's -> (B, h, N, d).
+    q, k, v (B, h, N, d) with an even d; q₁ and k₁ are the first half of the channels; lam (B, N), one value per query
+    -> (B, h, N, d).
     """
     q1, q2 = halves_alone(q)
     of_row = lam.to(v.dtype)[:, None, :, None]
@@ -39,9 +40,9 @@ def differential_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, dropout
 
 
 def halves_alone(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Each half of q's channels, with zeros for the other, which leave that out of the product with k.
+    """q with the second half of its channels set to zero, and with the first; zeros drop out of the product with k.
 
-    Times √2, since attention divides by √d. So queries, keys and values keep one width, as fused attention wants.
+    Scaled by √2, since attention divides by √d. Queries, keys and values keep one width, as fused attention requires.
     """
     d = q.shape[-1]
     mask = (torch.arange(d, device=q.device) < d // 2).to(q.dtype) * 2**0.5

@@ -1,6 +1,6 @@
-"""What claims.yaml's instant entries measure: the published table, and what the published models are.
+"""Checks for claims.yaml's instant entries: the published table and properties of the published models.
 
-The variants' formulas are in `variant_checks`. The published size is built without memory (the device "meta").
+The variants' formulas are in `variant_checks`. Models of the published size are built on the meta device.
 """
 
 import functools
@@ -24,7 +24,7 @@ Check = Callable[[], Value]
 
 
 def best_of_the_table() -> Value:
-    """The row of the paper's table with the largest number of each column."""
+    """The row of the paper's table with the largest value in each column."""
     columns = enumerate(("acc@1", "acc@5"))
     return {"best": {name: max(CLAIMED, key=lambda row: CLAIMED[row][i]) for i, name in columns}}
 
@@ -34,7 +34,7 @@ def best_of_the_table() -> Value:
 
 @functools.cache
 def _tiny(variant: str) -> Any:
-    """The published size, as shapes alone."""
+    """A model of the published size, on the meta device."""
     with torch.device("meta"):
         return timm.create_model(f"clear_vit_tiny_{variant}", num_classes=100)
 
@@ -44,13 +44,13 @@ def _micro(variant: str, **fields: Any) -> Any:
 
 
 def kind_of_positions() -> str:
-    """Whether the baseline's position embedding is a parameter that training changes."""
-    places = _tiny("baseline").pos_embed
-    return "learnable" if isinstance(places, nn.Parameter) and places.requires_grad else "fixed"
+    """Whether the baseline's position embedding is a trainable parameter."""
+    pos_embed = _tiny("baseline").pos_embed
+    return "learnable" if isinstance(pos_embed, nn.Parameter) and pos_embed.requires_grad else "fixed"
 
 
 def baseline_to_timms() -> float:
-    """Largest difference of logits between the micro baseline and timm's VisionTransformer with the same weights."""
+    """Largest logit difference between the micro baseline and timm's VisionTransformer with the same weights."""
     ours = _micro("baseline").double().eval()
     nn.init.normal_(ours.head.weight)
     theirs = VisionTransformer(
@@ -63,18 +63,18 @@ def baseline_to_timms() -> float:
 
 
 def kernels_a_layer() -> int:
-    """Kernels in each attention of clear_vit_tiny_suppression."""
+    """Number of kernels in each attention of clear_vit_tiny_suppression."""
     return len(_tiny("suppression").blocks[0].attn.kernel)
 
 
 def best_has_both() -> bool:
-    """Whether clear_vit_tiny_rope_mixed_ape has a position embedding and RoPE."""
+    """Whether clear_vit_tiny_rope_mixed_ape has both a position embedding and RoPE."""
     best = _tiny("rope_mixed_ape")
     return best.pos_embed is not None and best.rope is not None
 
 
 def parameters_of_the_baseline() -> int:
-    """Parameters of clear_vit_tiny_baseline with 100 classes, counted."""
+    """Number of parameters of clear_vit_tiny_baseline with 100 classes."""
     return sum(p.numel() for p in _tiny("baseline").parameters())
 
 

@@ -1,10 +1,10 @@
-"""All variants under one budget: accuracy, parameters, multiply-adds, time a step, beside the claimed order.
+"""All variants with the same training budget: accuracy, parameters, multiply-adds, step time, and the claimed order.
 
     uv run clear-vit-compare                                                        micro models on the digits
     uv run clear-vit-compare --dataset imagefolder --data-path DIR --epochs 10 --seeds 0 1 2
 
-Flags that are not listed below are those of clear-vit-train, for all variants; the same command given again goes on
-where it was interrupted. Writes measurements.csv, table.md and comparison.png.
+All flags of clear-vit-train are accepted and apply to every variant. Repeat the command to resume an interrupted
+comparison. Writes measurements.csv, table.md and comparison.png.
 """
 
 import functools
@@ -46,22 +46,24 @@ CLAIMED = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="clear-vit-compare",
-        description="Train the variants under one budget and compare them. Flags that are not listed here are those of "
-        "clear-vit-train.",
+        description="Train the variants with the same budget and compare them. All flags of clear-vit-train are "
+        "accepted and apply to every variant. Repeat the command to resume an interrupted comparison.",
     )
     parser.add_argument(
         "--variants", nargs="+", choices=tuple(VARIANTS), default=list(CLAIMED), metavar="NAME",
-        help=f"of {', '.join(VARIANTS)} (default: the original's seven)",
+        help=f"variants to compare: {', '.join(VARIANTS)} (default: the original's seven)",
     )  # fmt: skip
-    parser.add_argument("--size", choices=tuple(SIZES), default="micro", help="of the models (default: %(default)s)")
-    parser.add_argument("--time-rounds", type=int, default=5, help="timed rounds of a step (default: %(default)s)")
+    parser.add_argument("--size", choices=tuple(SIZES), default="micro", help="model size (default: %(default)s)")
+    parser.add_argument(
+        "--time-rounds", type=int, default=5, help="rounds for timing a training step (default: %(default)s)"
+    )
     add_study_flags(parser, seeds=(0, 1, 2), folder="./comparison")
     args, flags = parser.parse_known_args(argv)
     if args.time_rounds < 1:
-        raise UserError("--time-rounds must be at least 1")
+        raise UserError(f"--time-rounds must be at least 1, got {args.time_rounds}")
     shared = RECIPE.parse(flags)
     if "model" in shared:
-        raise UserError("--model: a comparison has --variants and --size")
+        raise UserError("--model and --variant are not available here: use --variants and --size")
     name = {v: f"micro_{v}" if args.size == "micro" else v for v in args.variants}
     study = Study(
         recipe=RECIPE, rows={v: {**of_variant(v, shared), "model": name[v]} for v in args.variants}, seeds=args.seeds,
@@ -72,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(measurements)
     (study.folder / "table.md").write_text(text)
     draw(measurements, study.folder / "comparison.png", study.title("clear-vit, one budget"))
-    print(f"\n{text}\nmeasurements.csv, table.md and comparison.png are in {study.folder}")
+    print(f"\n{text}\nwrote measurements.csv, table.md and comparison.png to {study.folder}")
     return 0
 
 
 def measure_cost(baseline: str, rounds: int) -> Callable[[Subject], Measurement]:
-    """Multiply-adds by definition, and the time of a training step beside that of the baseline, in turn.
+    """Multiply-adds, and the time of a training step and of the baseline's, measured alternately.
 
-    By definition: what computes an attention here, and how, is no part of it. All variants have the baseline's products
-    (diff_entropy: two maps of half the width, one product with V), and suppression its convolution.
+    Multiply-adds are counted from the definition, whatever implementation runs: all variants have the baseline's matrix
+    products (diff_entropy: two maps of half the width, one product with V), and suppression also its convolution.
     """
 
     def measure(subject: Subject) -> Measurement:
@@ -104,12 +106,12 @@ def measure_cost(baseline: str, rounds: int) -> Callable[[Subject], Measurement]
 
 
 def _sizes_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are not a variant's own: the baseline has them, too."""
+    """The size arguments, which the baseline shares; the arguments specific to a variant are left out."""
     return {k: v for k, v in kwargs.items() if k in ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size")}
 
 
 def ranked(measurements: Sequence[Measurement]) -> list[str]:
-    """The variants by their mean acc@1, the best first."""
+    """The variants by mean acc@1, best first."""
     names = dict.fromkeys(m["row"] for m in measurements)
     return sorted(names, key=lambda v: -statistics.fmean(column(measurements, v, "acc1")))
 
@@ -123,8 +125,8 @@ def by_seed(measurements: Sequence[Measurement]) -> dict[str, dict[int, float]]:
 
 
 def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
-    """(in the claimed order, against it, all): pairs of variants whose paired difference over the seeds can be told
-    from zero, corrected for the number of pairs. Of one seed none can.
+    """(pairs in the claimed order, pairs in the opposite order, all pairs): of the pairs whose paired difference over
+    the seeds is significant after correction for the number of pairs. With one seed, none is.
     """
     values = by_seed(measurements)
     pairs = {}
@@ -142,11 +144,11 @@ def pairs_in_order(measurements: Sequence[Measurement]) -> tuple[int, int, int]:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Markdown: a line a variant, the best first, and what became of the claimed order."""
+    """Markdown: one line per variant, best first, and how many pairs are in the claimed order."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
     heads = [
-        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "to baseline, points (95% interval)", "parameters",
-        "multiply-adds, 10⁹", "a step, ms", "× baseline's", "claimed acc@1", "claimed acc@5", "claimed to baseline",
+        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "vs. baseline, points (95% interval)", "parameters",
+        "multiply-adds, 10⁹", "step time, ms", "× baseline", "claimed acc@1", "claimed acc@5", "claimed vs. baseline",
     ]  # fmt: skip
     values = by_seed(measurements)
     differences = differences_to_baseline(values, "baseline") if "baseline" in values else {}
@@ -163,14 +165,14 @@ def table(measurements: Sequence[Measurement]) -> str:
         ])  # fmt: skip
     agree, against, pairs = pairs_in_order(measurements)
     return markdown_table(heads, lines) + (
-        "\nTo baseline: mean difference over paired seeds with its 95% interval, corrected for the number of rows "
-        f"(Holm).\nOf {pairs} pairs of variants {agree} differ in the claimed direction, {against} in the other; "
-        f"{pairs - agree - against} cannot be told apart (paired differences, Holm's correction).\n"
+        "\nvs. baseline: mean paired difference over the seeds with its 95% interval, corrected for the number of rows "
+        f"(Holm).\nOf {pairs} pairs of variants, {agree} differ in the claimed direction and {against} in the opposite "
+        f"direction; {pairs - agree - against} do not differ significantly (paired differences, Holm's correction).\n"
     )
 
 
 def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
-    """Ours on the left, the claimed on the right, each from its best to its worst; lines join the same variant."""
+    """Measured order on the left, claimed order on the right, each from best to worst; lines connect a variant."""
     from matplotlib.figure import Figure
     from matplotlib.patches import ConnectionPatch
 
@@ -179,20 +181,20 @@ def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
     figure = Figure(figsize=(11, 1.6 + 0.5 * len(ours)), layout="constrained")
     left, between, right = figure.subplots(1, 3, width_ratios=(4, 1.2, 4))
     between.axis("off")
-    colours = {v: f"C{i}" for i, v in enumerate(VARIANTS)}
+    colors = {v: f"C{i}" for i, v in enumerate(VARIANTS)}
     for place, v in enumerate(ours):
         values = column(measurements, v, "acc1")
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = statistics.fmean(values)
-        left.barh(place, mean, xerr=spread or None, color=colours[v], alpha=0.55, height=0.6, capsize=3)
+        left.barh(place, mean, xerr=spread or None, color=colors[v], alpha=0.55, height=0.6, capsize=3)
         left.plot(values, [place] * len(values), "o", color="#1f3b57", markersize=4)
         left.text(0.02, place, f"{mean:.2f}", va="center", fontsize=9, transform=left.get_yaxis_transform())
     for place, v in enumerate(theirs):
-        right.barh(place, CLAIMED[v][0], color=colours[v], alpha=0.55, height=0.6)
+        right.barh(place, CLAIMED[v][0], color=colors[v], alpha=0.55, height=0.6)
         right.text(0.02, place, f"{CLAIMED[v][0]:.2f}", va="center", fontsize=9, transform=right.get_yaxis_transform())
         between.add_artist(ConnectionPatch(
             (1, ours.index(v)), (0, place), coordsA=left.get_yaxis_transform(), coordsB=right.get_yaxis_transform(),
-            color=colours[v], lw=2, clip_on=False,
+            color=colors[v], lw=2, clip_on=False,
         ))  # fmt: skip
     for ax, names in ((left, ours), (right, theirs)):
         ax.set_yticks(range(len(names)), names)
@@ -200,7 +202,7 @@ def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
     right.yaxis.tick_right()
     seeds = len({m["seed"] for m in measurements})
     left.set(
-        xlabel=f"acc@1, %: mean, standard deviation and dots of {seeds} seeds" if seeds > 1 else "acc@1, % (one seed)"
+        xlabel=f"acc@1, %: mean, standard deviation and values of {seeds} seeds" if seeds > 1 else "acc@1, % (one seed)"
     )
     right.set(xlabel="acc@1, %: claimed, ImageNet-100, 90 epochs")
     figure.suptitle(title, fontsize=11)

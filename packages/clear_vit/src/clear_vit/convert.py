@@ -1,4 +1,4 @@
-"""Weights of the original's four published models: baseline, suppression, RoPE-mixed, RoPE-mixed with APE."""
+"""Converts weights of the original's four published models: baseline, suppression, RoPE-mixed, RoPE-mixed + APE."""
 
 import math
 import re
@@ -13,11 +13,11 @@ from vit_core.models.conversion import load_original, not_of, timm_name
 
 PAPER = "clear-vit"
 FIELDS = ("image_size", "patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim", "num_classes", "rope_theta")
-_OPTIONAL = ("rope_theta",)  # of models without RoPE
+_OPTIONAL = ("rope_theta",)  # not in models without RoPE
 
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Which of the variants the keys are of: "baseline", "suppression", "rope" or "rope_mixed_ape"."""
+    """The variant that the keys belong to: "baseline", "suppression", "rope" or "rope_mixed_ape"."""
     if any(k.endswith("suppression_conv.weight") for k in state_dict):
         return "suppression"
     names = {k.removeprefix("module.") for k in state_dict}
@@ -27,9 +27,9 @@ def variant_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's constructor arguments, as numbers or as text -> those of `ClearViT`, but for the variant's.
+    """The original's constructor arguments, numbers or strings -> those of `ClearViT`, except the variant's.
 
-    Raises ValueError that lists missing and unexpected ones.
+    Raises ValueError listing missing and unexpected arguments.
     """
     wrong = [f"missing {k}" for k in FIELDS if k not in config and k not in _OPTIONAL]
     wrong += [f"unexpected {k}" for k in config if k not in FIELDS]
@@ -45,10 +45,10 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: int | None = None) -> dict[str, int]:
-    """The original's constructor arguments, read off the shapes of its weights; the heads do not show in them.
+    """The original's constructor arguments, inferred from the shapes of its weights; num_heads cannot be inferred.
 
-    image_size: where the weights do not say, those of RoPE without a position embedding whose grid is not kept.
-    Raises ValueError for weights that are none of this model's.
+    image_size: needed for RoPE weights with neither a position embedding nor a stored grid.
+    Raises ValueError for weights that do not belong to this model.
     """
     theirs = {k.removeprefix("module."): v for k, v in state_dict.items() if isinstance(v, Tensor)}
     layers = {m[1] for k in theirs if (m := re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", k))}
@@ -58,15 +58,15 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
     problems = [f"missing {k}" for k, ndim in needed.items() if len(shapes.get(k, ())) != ndim]
     if mlp is None:
         problems.append("missing encoder.layers.encoder_layer_0.mlp.linear_1.bias")
-    places = theirs["freqs_t_x"].numel() if "freqs_t_x" in theirs else None
+    positions = theirs["freqs_t_x"].numel() if "freqs_t_x" in theirs else None
     if "pos_embedding" in theirs and theirs["pos_embedding"].ndim == 3:
-        places = theirs["pos_embedding"].shape[1]
-    if places is None and image_size is None:
-        problems.append("missing pos_embedding or freqs_t_x, which tell the image size")
+        positions = theirs["pos_embedding"].shape[1]
+    if positions is None and image_size is None:
+        problems.append("missing pos_embedding or freqs_t_x to infer the image size from; give the image size")
     if problems or mlp is None:
         raise not_of(PAPER, problems)
     dim, _, patch_size, _ = theirs["conv_proj.weight"].shape
-    side = math.isqrt(places or 0) * patch_size
+    side = math.isqrt(positions or 0) * patch_size
     return {
         "image_size": side if image_size is None else image_size, "patch_size": patch_size,
         "num_layers": len(layers), "num_heads": num_heads, "hidden_dim": dim, "mlp_dim": len(mlp),
@@ -77,8 +77,8 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ClearViT:
     """The model of a checkpoint, in evaluation mode.
 
-    state_dict: with or without `module.` in front; the variant is told from its keys. config: see `model_arguments`.
-    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    state_dict: keys with or without the prefix `module.`; they determine the variant. config: see `model_arguments`.
+    Raises ValueError listing missing and unexpected keys and wrong shapes.
     """
     variant = VARIANTS[variant_of(state_dict)]
     fields = model_arguments(config)
@@ -90,14 +90,14 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def converted(state_dict: Mapping[str, Tensor], model: ClearViT) -> dict[str, Tensor]:
-    """The original's weights under our names and in our layout; keys that are not its own stay, to be listed.
+    """The original's weights with our names and layout; unknown keys are kept, so that loading can report them.
 
-    Raises ValueError for an attention of which a part is missing or of another shape.
+    Raises ValueError for an attention with a missing part or a wrong shape.
     """
     theirs = {k.removeprefix("module."): v for k, v in state_dict.items()}
     dim = model.embed_dim
     if "freqs" in theirs:
-        for name in ("freqs_t_x", "freqs_t_y"):  # the grid, which we compute
+        for name in ("freqs_t_x", "freqs_t_y"):  # the position grid, which we compute
             theirs.pop(name, None)
     ours, problems = {}, []
     for layer in range(len(model.blocks)):

@@ -1,8 +1,8 @@
-"""A checkpoint of the original as one of this project, which evaluate and analyze can read.
+"""Convert a checkpoint of the original to this project's format, for evaluate and analyze.
 
 uv run clear-vit-convert-checkpoint --checkpoint ORIGINAL.pth --output rope_mixed_ape.pth
 
-Sizes and variant are read off the weights. Nothing in the file is run: it is read as tensors and plain values only.
+Sizes and variant are inferred from the weights. No code in the file is run: only tensors and plain values are loaded.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from vit_core.flags import command
 
 def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
     if args.num_heads < 1:
-        raise ValueError("--num-heads must be at least 1")
+        raise ValueError(f"--num-heads must be at least 1, got {args.num_heads}")
     sizes = config_of(weights, args.num_heads, args.image_size)
     arguments = {k: v for k, v in model_arguments(sizes).items() if v is not None}
     num_classes, img_size = arguments.pop("num_classes"), arguments.pop("img_size")
@@ -39,8 +39,10 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("clear-vit-convert-checkpoint", RECIPE.paper)
-    p.add_argument("--num-heads", type=int, default=3, help="attention heads (default: %(default)s)")
-    p.add_argument("--image-size", type=int, help="side of its images (default: what the weights say)")
+    p.add_argument(
+        "--num-heads", type=int, default=3, help="attention heads, not stored in the weights (default: %(default)s)"
+    )
+    p.add_argument("--image-size", type=int, help="image size, in pixels per side (default: inferred from the weights)")
     return run(convert, p, argv)
 
 

@@ -1,10 +1,10 @@
-"""clear-vit: one ViT-Tiny, seven experiments (original: github.com/4adex/clear-vit, ImageNet-100, 90 epochs each).
+"""clear-vit: seven variants of one ViT-Tiny (original: github.com/4adex/clear-vit, ImageNet-100, 90 epochs each).
 
-    uv run clear-vit-train                                       micro rope_mixed_ape on the digits: 90% in a minute
+    uv run clear-vit-train                                       micro rope_mixed_ape on the digits: 90% in one minute
     uv run clear-vit-train --variant baseline --data-path DIR    claimed 48.11% top-1 on ImageNet-100 (not run here)
-    uv run clear-vit-compare                                     all seven under one budget
+    uv run clear-vit-compare                                     all seven with the same training budget
 
-The experiments are `VARIANTS`; below them stand the four attentions, then the backbone that they share.
+`VARIANTS` lists the experiments; the four attentions and the backbone that they share follow.
 
 Shapes: B batch, N patches in raster order, D embed_dim, h heads, d head_dim; tokens are 1 + N, the class token first.
 """
@@ -28,7 +28,7 @@ from clear_vit.entropy import pixel_entropy, token_entropy, with_class_token
 from clear_vit.rope import Grid, Rope, rotate
 from vit_core.models.attention import attention
 
-# The original's experiments from the worst to the best, as arguments of `ClearViT`; and a further baseline.
+# The original's experiments, worst to best by its table, as arguments of `ClearViT`; the last is an extra baseline.
 VARIANTS: dict[str, dict[str, Any]] = {
     "pos_dropout": {"pos_dropout": 0.1},
     "diff_similarity": {"attention": "diff_similarity"},
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Attention(nn.Module):
-    """Plain: softmax(Q Kᵀ / √d) V. The others say what they `attend` to instead."""
+    """Plain attention, softmax(Q Kᵀ / √d) V. The other attentions override `attend`."""
 
     def __init__(
         self, dim: int, num_heads: int, *, layer: int = 0, qkv_bias: bool = True, attn_drop: float = 0.0,
@@ -55,12 +55,12 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, rope: Tensor | None = None, entropy: Tensor | None = None) -> Tensor:
-        """x (B, 1 + N, D), normalised; rope: this layer's table; entropy (B, 1 + N) of pixels -> (B, 1 + N, D)."""
+        """x (B, 1 + N, D), normalized; rope: this layer's table; entropy (B, 1 + N), of pixels -> (B, 1 + N, D)."""
         out = self.attend(*self.project(x, rope), x, entropy)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Q and K, turned where there is a table, and V: (B, h, 1 + N, d) each."""
+        """Q and K, rotated if there is a RoPE table, and V: (B, h, 1 + N, d) each."""
         qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)
         if rope is not None:
             qk = rotate(qk, rope, overwrite=not torch.is_grad_enabled())  # (B, 1 + N, 2, h, d)
@@ -78,8 +78,8 @@ class Attention(nn.Module):
 class DiffSimilarityAttention(Attention):
     """softmax(ΔQ ΔKᵀ / √d) V with ΔQ_i = Q_i − Q_{i−1}, ΔK_j = K_j − K_{j−1}, along the sequence of tokens.
 
-    The first token, which is the class token, has none before it: its difference is its own Q and K ("keep"), or zero,
-    and then it looks at all alike. The README does not say which, and its figure is lost: this is our reading.
+    No token comes before the first one, the class token: it keeps its own Q and K ("keep"), or gets zeros ("zero"), and
+    then attends to all tokens equally. The README does not say which, and its figure is missing: this is our reading.
     """
 
     def __init__(self, *args: Any, first_difference: str = "keep", **fields: Any) -> None:
@@ -97,28 +97,28 @@ class DiffSimilarityAttention(Attention):
 
 
 class SuppressionAttention(Attention):
-    """softmax(S − DWConv(S)) V of the scores S = Q Kᵀ / √d, with a 3 × 3 kernel a head, without a bias."""
+    """softmax(S − DWConv(S)) V of the scores S = Q Kᵀ / √d, with one 3 × 3 kernel per head and no bias."""
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         super().__init__(*args, **fields)
-        self.kernel = nn.Parameter(torch.empty(self.num_heads, 3, 3).uniform_(-1 / 3, 1 / 3))  # as nn.Conv2d starts
+        self.kernel = nn.Parameter(torch.empty(self.num_heads, 3, 3).uniform_(-1 / 3, 1 / 3))  # nn.Conv2d's default
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
         return suppressed_attention(q, k, v, self.kernel, self.dropout_p)
 
 
 class DiffEntropyAttention(Attention):
-    """(1 − λ_init) RMSNorm((A₁ − λ A₂) V): Differential Transformer (Ye et al., 2024, eq. 1-3), with an entropy for λ.
+    """(1 − λ_init) RMSNorm((A₁ − λ A₂) V): Differential Transformer (Ye et al., 2024, eq. 1-3), with λ an entropy.
 
-    A₁ and A₂ are softmax maps of the two halves of a head's Q and K. λ_i, learned there, is the entropy of patch i
-    here: of its token, or of its pixels where these are given. Keeps the (1 − λ_init) that belongs to the learned λ.
+    A₁ and A₂ are the softmax maps of the two halves of a head's Q and K. λ is learned in that paper; here λ_i is the
+    entropy of patch i: of its token, or of its pixels if `entropy` is given. The factor (1 − λ_init) is kept.
     """
 
     def __init__(self, *args: Any, layer: int = 0, **fields: Any) -> None:
         super().__init__(*args, **fields)
         if self.head_dim % 2:
-            raise ValueError(f"diff_entropy halves its heads: head_dim must be even, got {self.head_dim}")
-        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer)  # layers from 0
+            raise ValueError(f"diff_entropy splits each head in two: head_dim must be even, got {self.head_dim}")
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer)  # layer counts from 0
         self.head_norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, entropy: Tensor | None) -> Tensor:
@@ -137,14 +137,14 @@ ATTENTIONS: dict[str, type[Attention]] = {
 
 
 class Block(TimmBlock):
-    """Pre-norm, as timm's, with what attention needs beside its tokens."""
+    """timm's pre-norm block that also passes the RoPE table and the entropy to the attention."""
 
     def forward(self, x: Tensor, rope: Tensor | None = None, entropy: Tensor | None = None) -> Tensor:  # type: ignore[override]
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), rope, entropy)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-# Arguments of timm's that have one value here; others would change what the variants are compared on, or be lost.
+# timm arguments with a fixed value: another value would change the shared backbone, or be ignored.
 BACKBONE: dict[str, Any] = {
     "class_token": True, "reg_tokens": 0, "patch_drop_rate": 0.0, "no_embed_class": True, "pre_norm": False,
     "dynamic_img_size": True, "qk_norm": False, "scale_attn_norm": False, "proj_bias": True,
@@ -154,17 +154,17 @@ BACKBONE: dict[str, Any] = {
 class ClearViT(VisionTransformer):
     """timm's VisionTransformer with the original's attentions and positions: images (B, C, H, W) -> (B, num_classes).
 
-    Any H and W that the patch divides: the position embedding is interpolated, and RoPE's grid continues.
+    H and W: any multiples of the patch size; the position embedding is interpolated, RoPE's grid is extended.
 
-    attention: one of `ATTENTIONS`. first_difference: of diff_similarity, see `DiffSimilarityAttention`.
+    attention: one of `ATTENTIONS`. first_difference: for diff_similarity, see `DiffSimilarityAttention`.
     rope: None, "mixed" or "axial", with any attention; rope_theta: see `Rope`.
     pos_embed: "learn", added to the patches but not to the class token, or "none".
-    pos_dropout: dropout on the position embedding itself. pos_embed_std: of its initial values.
-    attn_init: initial values of the attention's Linear layers: "uniform" in ±√(3/D), or "linear", nn.Linear's own, of
-    0.58 times that deviation. None: as published, "linear" with RoPE and "uniform" without. That confounds RoPE with
-    its initial values: a fair comparison chooses one for all.
-    entropy_source: of diff_entropy, "tokens" (default) or "pixels"; the latter with entropy_bins (32) grey levels.
-    Other arguments are timm's. Raises ValueError, with the rule, for arguments that cannot work.
+    pos_dropout: dropout on the position embedding itself. pos_embed_std: standard deviation of its initialization.
+    attn_init: initialization of the attention's Linear layers: "uniform" in ±√(3/D), or "linear", nn.Linear's default,
+    whose standard deviation is 0.58 times that. None: as published, "linear" with RoPE and "uniform" without. This
+    confounds RoPE with its initialization: use one value for all variants in a fair comparison.
+    entropy_source: for diff_entropy, "tokens" (default) or "pixels"; entropy_bins: gray levels of "pixels" (32).
+    Other arguments are timm's. Raises ValueError for invalid arguments and combinations.
     """
 
     blocks: Any
@@ -183,16 +183,16 @@ class ClearViT(VisionTransformer):
     ) -> None:  # fmt: skip
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {attention!r}")
-        of_whom = {
-            "first_difference": (first_difference, attention == "diff_similarity"),
-            "entropy_source": (entropy_source, attention == "diff_entropy"),
-            "entropy_bins": (entropy_bins, entropy_source == "pixels"),
-            "rope_theta": (rope_theta, rope is not None),
-            "pos_dropout": (pos_dropout or None, pos_embed == "learn"),
+        requirements = {
+            "first_difference": (first_difference, attention == "diff_similarity", "attention=diff_similarity"),
+            "entropy_source": (entropy_source, attention == "diff_entropy", "attention=diff_entropy"),
+            "entropy_bins": (entropy_bins, entropy_source == "pixels", "entropy_source=pixels"),
+            "rope_theta": (rope_theta, rope is not None, "rope=mixed or rope=axial"),
+            "pos_dropout": (pos_dropout or None, pos_embed == "learn", "pos_embed=learn"),
         }
-        for name, (value, has_it) in of_whom.items():
-            if value is not None and not has_it:
-                raise ValueError(f"{name} is for another variant: this one has nothing that it changes")
+        for name, (value, used, needed) in requirements.items():
+            if value is not None and not used:
+                raise ValueError(f"{name} has no effect on this variant: it requires {needed}")
         if entropy_source not in (None, "tokens", "pixels"):
             raise ValueError(f"entropy_source must be tokens or pixels, got {entropy_source!r}")
         if attn_init not in (None, "uniform", "linear"):
@@ -202,21 +202,22 @@ class ClearViT(VisionTransformer):
         if not 0 <= pos_dropout < 1:
             raise ValueError(f"pos_dropout must lie in [0, 1), got {pos_dropout}")
         if not 0 <= pos_embed_std <= 1e6:
-            raise ValueError(f"pos_embed_std must be 0 or more, and at most 1e6; got {pos_embed_std}")
-        if not (0 <= attn_drop_rate <= 1 and 0 <= proj_drop_rate <= 1):  # torch's own check lets NaN pass
+            raise ValueError(f"pos_embed_std must be 0 or more and at most 1e6, got {pos_embed_std}")
+        if not (0 <= attn_drop_rate <= 1 and 0 <= proj_drop_rate <= 1):  # torch's own check accepts NaN
             raise ValueError(f"drop rates must lie in [0, 1], got {attn_drop_rate} and {proj_drop_rate}")
         if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
-            sizes = f"{embed_dim}, {num_heads} and {depth}"
-            raise ValueError(f"embed_dim must be a multiple of num_heads, and depth at least 1; got {sizes}")
+            sizes = f"embed_dim={embed_dim}, num_heads={num_heads}, depth={depth}"
+            raise ValueError(f"embed_dim must be a multiple of num_heads, and all sizes at least 1; got {sizes}")
         bins = 32 if entropy_bins is None else entropy_bins
         patch = to_2tuple(patch_size)
         if entropy_source == "pixels" and min(bins, patch[0] * patch[1]) < 2:
-            raise ValueError(f"entropy of pixels needs 2 bins and 2 pixels a patch or more; got {bins} bins")
+            got = f"{bins} bins and {patch[0]} × {patch[1]} pixels"
+            raise ValueError(f"entropy_source=pixels needs at least 2 bins and 2 pixels per patch; got {got}")
         if min(patch) < 1 or any(side < 1 or side % p for side, p in zip(to_2tuple(img_size), patch, strict=True)):
             raise ValueError(f"img_size must be a multiple of patch_size, got {img_size} and {patch_size}")
         for name, value in BACKBONE.items():
             if fields.get(name, value) != value:
-                raise ValueError(f"{name} is {value} in clear-vit's backbone")
+                raise ValueError(f"{name} is {value} in clear-vit's backbone and cannot be changed; got {fields[name]}")
         fields |= {name: BACKBONE[name] for name in ("no_embed_class", "dynamic_img_size")}
         super().__init__(
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
@@ -238,9 +239,9 @@ class ClearViT(VisionTransformer):
         self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """The original's initial values (its models at commit 20e892b; tests/clear_vit/test_fidelity.py has them)."""
+        """The original's initialization (its models at commit 20e892b; see tests/clear_vit/test_fidelity.py)."""
         stem = self.patch_embed.proj
-        std = math.prod(stem.weight.shape[1:]) ** -0.5 / 0.8796  # LeCun's normal, cut at two deviations
+        std = math.prod(stem.weight.shape[1:]) ** -0.5 / 0.8796  # LeCun normal, truncated at two standard deviations
         nn.init.trunc_normal_(stem.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(stem.bias)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -263,20 +264,20 @@ class ClearViT(VisionTransformer):
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
         if self.pos_embed is not None:
-            places = self.pos_embed
+            pos_embed = self.pos_embed
             if grid != self.patch_embed.grid_size:
-                places = resample_abs_pos_embed(places, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
-            x = x + F.dropout(places, self.pos_dropout, self.training)
+                pos_embed = resample_abs_pos_embed(pos_embed, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
+            x = x + F.dropout(pos_embed, self.pos_dropout, self.training)
         return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1))
 
     def run_blocks(self, images: Tensor) -> Iterator[Tensor]:
-        """The tokens after each block. Raises ValueError for a size that the patch does not divide."""
+        """Yield the tokens after each block. Raises ValueError if the image size is no multiple of the patch size."""
         grid = self.grid_of(images)
         x = self._pos_embed(self.patch_embed(images))
         ropes = [None] * len(self.blocks) if self.rope is None else self.rope(grid)
         pixels = self.pixel_entropy
         entropy = None if pixels is None else with_class_token(pixels(images, self.patch_embed.patch_size))
-        for block, rope in zip(self.blocks, ropes, strict=False):  # after pruning there are more tables than blocks
+        for block, rope in zip(self.blocks, ropes, strict=False):  # a pruned model has fewer blocks than tables
             if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, rope, entropy)
             else:
@@ -287,15 +288,15 @@ class ClearViT(VisionTransformer):
         """Rows and columns of patches."""
         (H, W), (height, width) = images.shape[-2:], self.patch_embed.patch_size
         if H % height or W % width:
-            raise ValueError(f"the patch, {height} × {width}, does not divide images of {H} × {W}")
+            raise ValueError(f"image size must be a multiple of the patch size {height} × {width}; got {H} × {W}")
         return H // height, W // width
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Images (B, C, H, W) -> normalised tokens (B, 1 + N, D)."""
+        """Images (B, C, H, W) -> normalized tokens (B, 1 + N, D)."""
         if attn_mask is not None or is_causal:
-            raise ValueError("clear-vit's attentions take no mask")
+            raise ValueError("clear-vit's attentions do not support attn_mask or is_causal")
         tokens = x
-        for tokens in self.run_blocks(x):  # noqa: B007 -- the last is wanted
+        for tokens in self.run_blocks(x):  # noqa: B007 -- only the last is used
             pass
         return self.norm(tokens)
 
@@ -304,10 +305,10 @@ class ClearViT(VisionTransformer):
         norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
         **unsupported: Any,
     ) -> Any:  # fmt: skip
-        """Features of the chosen blocks (all for None, the last n for an int), as timm's models give them.
+        """Features of the chosen blocks (None: all, int n: the last n), in timm's format.
 
         Returns a list of (B, D, rows, columns) grids ("NCHW") or (B, N, D) tokens ("NLC"), each with its class token
-        (B, 1, D) where `return_prefix_tokens`; without `intermediates_only`, the pair (final tokens, that list).
+        (B, 1, D) if `return_prefix_tokens`; without `intermediates_only`, the pair (final tokens, that list).
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")

@@ -1,4 +1,4 @@
-"""clear-vit as `reproduce` knows it: what it is, its trainings, its signature analysis: the seven under one budget."""
+"""clear-vit for `reproduce`: description, trainings, and its analysis: the seven variants with the same budget."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ VARIANTS = tuple(CLAIMED)
 
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
-    """Accuracy of the variants beside the claimed order, and what attention distance each of them learned."""
+    """Accuracy of the variants next to the claimed order, and the attention distance that each of them learned."""
     rows: list[list[Any]] = []
     distances = {}
     base = statistics.fmean(column(measurements, BASELINE, "acc1"))
@@ -36,37 +36,38 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     seeds = len({int(m["seed"]) for m in measurements})
     title = next(iter(subjects.values())).dataset.name
     epochs = next(iter(subjects.values())).run.train.epochs
-    draw(measurements, folder / "order.png", f"the seven variants under one budget: {title}, {epochs} epochs")
+    draw(measurements, folder / "order.png", f"the seven variants with the same budget: {title}, {epochs} epochs")
     draw_heads(
         distances[BEST], folder / "distance.png", label="mean attention distance, pixels", title=BEST,
         limits=(0, max(map(max, distances[BEST]))),
     )  # fmt: skip
     first, last = rows[0], rows[-1]
-    told = "by paired differences, Holm's correction" if seeds > 1 else "since one seed has no interval"
+    told = "(paired differences, Holm's correction)" if seeds > 1 else "(one seed gives no interval)"
     return Analysis(
         findings=[
-            f"After {epochs} epochs top-1 lies between {last[1]:.1f}% ({last[0]}) and {first[1]:.1f}% ({first[0]}): so "
-            "early the order is that of who begins to learn first, not of what each reaches.",
-            f"Of {pairs} pairs of variants {agree} differ in the claimed direction and {against} in the other, {told}. "
-            f"This is {epochs} epochs of a small model on {title}, where an initial value of the position embedding "
-            "decides more than the variant does: it shows how the comparison is made, and says nothing about which "
+            f"After {epochs} epochs top-1 lies between {last[1]:.1f}% ({last[0]}) and {first[1]:.1f}% ({first[0]}): "
+            "this early, the order shows which variant starts to learn first, not the accuracy that each one reaches.",
+            f"Of {pairs} pairs of variants, {agree} differ in the claimed direction and {against} in the opposite one "
+            f"{told}. This is {epochs} epochs of a small model on {title}, where the initialization of the position "
+            "embedding matters more than the variant: it demonstrates the comparison, and says nothing about which "
             "variant is best.",
         ],
         pictures=[
             Picture(
-                "order.png", "The order here and the claimed one",
-                "Left: ours, the best on top. Right: claimed, ImageNet-100 after 90 epochs. Lines join a variant.",
+                "order.png", "Measured order and claimed order",
+                "Left: ours, best at the top. Right: claimed, ImageNet-100 after 90 epochs. Lines connect a variant.",
             ),
             Picture(
-                "distance.png", f"How far the heads of {BEST} look",
-                f"Mean distance in pixels between a query and what it attends to, over {IMAGES} images, a cell a head.",
+                "distance.png", f"Attention distance of the heads of {BEST}",
+                f"Mean distance in pixels between a query and the keys it attends to, over {IMAGES} images; one cell "
+                "per head.",
             ),
         ],
         tables=[
             Table(
-                "The seven variants", "Top-1 of the evaluation images; distance in pixels and entropy (1: uniform) of "
+                "The seven variants", "Top-1 on the evaluation images; distance in pixels and entropy (1: uniform) of "
                 f"the attention, means over blocks, heads and {IMAGES} images.",
-                ["variant", "top-1, %", "to baseline, points", "claimed to baseline", "attention distance, px",
+                ["variant", "top-1, %", "vs. baseline, points", "claimed vs. baseline", "attention distance, px",
                  "attention entropy"], rows,
             )
         ],
@@ -83,11 +84,12 @@ def _bench(variant: str, inference: float, training: float) -> Benchmark:
 PAPER = Paper(
     package="clear_vit",
     title="clear-vit: seven attention and position variants of one ViT-Tiny",
-    idea="One small ViT and six changes to it, said to be trained under the same settings, so that the change decides. "
-    "Three concern how a patch's place enters (dropout on it, rotary positions, rotary and learned ones together), "
-    "three how attention is computed (suppression of neighbours, differences between neighbours, a difference of two "
-    "maps weighed by entropy). Claimed is that rotary and learned positions together win by almost nine points.",
-    source="README and code of 4adex/clear-vit; the code of four of the seven was published, three are our reading.",
+    idea="One small ViT and six changes to it, according to the paper trained under identical settings, so that any "
+    "difference is due to the change. Three changes concern the position encoding (dropout on it, RoPE, RoPE with a "
+    "learned embedding), three the attention (suppression of neighbors, differences between neighbors, a difference of "
+    "two maps weighted by entropy). The paper claims that RoPE with a learned embedding gains almost nine points.",
+    source="README and code of 4adex/clear-vit; code was published for four of the seven variants, the other three are "
+    "our reading.",
     citation="""@misc{clearvit,
   title        = {clear-vit: Vision Transformers (ViT)},
   howpublished = {https://github.com/4adex/clear-vit}

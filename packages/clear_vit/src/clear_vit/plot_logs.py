@@ -1,4 +1,4 @@
-"""Curves of several runs in one picture: accuracy and loss by epoch.
+"""Plot accuracy and loss by epoch of several runs in one figure.
 
 uv run clear-vit-plot-logs checkpoints/RUN_A checkpoints/RUN_B --output curves.png
 """

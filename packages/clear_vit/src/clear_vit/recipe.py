@@ -1,4 +1,4 @@
-"""clear-vit's models, flags and hyperparameters, as the shared commands take them."""
+"""clear-vit's models, flags and hyperparameters for the shared commands."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,42 +12,45 @@ from vit_core.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Flags that change the model; None leaves the variant's own value."""
+    """Flags that change the model; None keeps the variant's own value."""
 
-    pos_dropout: float | None = flag(None, "dropout on the position embedding (default: 0.1 of pos_dropout, else 0)")
+    pos_dropout: float | None = flag(
+        None, "dropout on the position embedding (default: 0.1 for the variant pos_dropout, else 0)"
+    )
     pos_embed_std: float | None = flag(
-        None, f"spread of the initial position embedding (default: 0.02; micro {MICRO_POS_EMBED_STD:g})"
+        None,
+        f"standard deviation of the position embedding's initialization (default: 0.02; micro {MICRO_POS_EMBED_STD:g})",
     )
     attn_init: str | None = flag(
-        None, "initial values of the attention: uniform in ±√(3/D), or nn.Linear's own (default: as published, by row)",
+        None, "initialization of the attention: uniform in ±√(3/D), or nn.Linear's default (default: as published)",
         choices=("uniform", "linear"),
     )  # fmt: skip
     first_difference: str | None = flag(
-        None, "diff_similarity: the class token keeps its Q and K, or gets zeros (default: keep)",
+        None, "diff_similarity: the class token keeps its own Q and K, or gets zeros (default: keep)",
         choices=("keep", "zero"),
     )  # fmt: skip
     entropy_source: str | None = flag(
-        None, "diff_entropy: entropy of a patch's token, or of its pixels (default: tokens)",
+        None, "diff_entropy: use the entropy of a patch's token, or of its pixels (default: tokens)",
         choices=("tokens", "pixels"),
     )  # fmt: skip
-    rope_theta: float | None = flag(None, "the slowest frequency is 1/θ (default: 10; axial: 100)")
-    drop_path_rate: float | None = flag(None, "stochastic depth of the last block (default: 0)")
+    rope_theta: float | None = flag(None, "RoPE's θ: the lowest frequency is about 1/θ (default: 10; axial: 100)")
+    drop_path_rate: float | None = flag(None, "stochastic depth rate of the last block (default: 0)")
 
 
-RANDAUGMENT = (  # of the original's dataloader/get_data.py
+RANDAUGMENT = (  # from the original's dataloader/get_data.py
     "AutoContrast", "Equalize", "Rotate", "Solarize", "Color", "Contrast", "Brightness", "Sharpness", "ShearX",
     "ShearY", "TranslateX", "TranslateY", "Posterize", "SolarizeAdd", "Invert", "Identity",
 )  # fmt: skip
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+    """Default model and dataset where they are not given, and the hyperparameters that belong to them.
 
-    imagenet100: ours after the original's: no weight decay on biases, norms and positions, RandAugment and erasing of
-    torchvision. original: as its trainer and loader have them, weight decay on every parameter included. Two things
-    are left: its 90 epochs are 45,703 steps (a share of all images), ours 45,630 (whole batches), and it evaluates
-    without the last batch, ours on all images. The micro models have their own short recipe, unless one of these is
-    asked for.
+    imagenet100: close to the original, but with no weight decay on biases, norms and position embeddings, and with
+    torchvision's RandAugment and random erasing. original: as in the original's trainer and loader, including weight
+    decay on every parameter. Two differences remain: its 90 epochs are 45,703 steps (a fraction of all images), ours
+    45,630 (whole batches); it drops the last validation batch, ours evaluates all images. The micro models have their
+    own short recipe, unless one of these two is requested.
     """
     model, dataset, published = given.get("model"), given.get("dataset"), given.get("preset") is not None
     small = dataset == "digits" or (dataset is None and not published)
@@ -66,7 +69,7 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
             "grad_clip": 1.0, "crop": "resized", "crop_scale_min": 0.08, "crop_scale_max": 1.0, "hflip": 0.5,
             "randaugment_ops": 3, "randaugment_magnitude": 0.3, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
             "mix_switch_prob": 0.5, "label_smoothing": 0.1,
-            "eval_freq": 5,  # about every 2,500 steps of ImageNet-100's 507 an epoch
+            "eval_freq": 5,  # about every 2,500 steps; ImageNet-100 has 507 per epoch
         }  # fmt: skip
         if given.get("preset") == "original":
             values |= {
@@ -74,12 +77,12 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
                 "erasing_area": 0.4, "erasing_fill": "random",
             }  # fmt: skip
     if dataset == "digits":
-        values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+        values |= {"hflip": 0.0}  # a mirrored 2 is not a 2
     return values
 
 
 def of_variant(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags without those that change nothing in this variant, for several variants under the same flags."""
+    """The given flags that have an effect on this variant, to run several variants with the same flags."""
     fields = VARIANTS[variant]
     has = {
         "pos_dropout": "pos_dropout" in fields, "first_difference": fields.get("attention") == "diff_similarity",
@@ -90,9 +93,9 @@ def of_variant(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 RECIPE = Recipe(
     paper="clear-vit",
-    description="Train one of clear-vit's variants: the original's ViT-Tiny, or our micro size of it. Without "
-    "arguments: the micro model of rope_mixed_ape on the embedded digits. With --variant rope_mixed_ape alone: "
-    "ImageNet-100, after the original's recipe; with --recipe original, as published.",
+    description="Train one of clear-vit's variants, in the original's ViT-Tiny size or in our micro size. Without "
+    "arguments: the micro rope_mixed_ape model on the embedded digits. With only --variant rope_mixed_ape: "
+    "ImageNet-100 with a recipe close to the original's; add --recipe original for the published one.",
     command="clear-vit",
     models={
         **{variant: f"clear_vit_tiny_{variant}" for variant in VARIANTS},

@@ -1,7 +1,7 @@
-"""clear-vit's models with timm: each of `VARIANTS` as `clear_vit_tiny_<variant>` and `clear_vit_micro_<variant>`.
+"""Registers each of `VARIANTS` with timm as `clear_vit_tiny_<variant>` and `clear_vit_micro_<variant>`.
 
-tiny is the original's: 12 blocks, 192 wide, 3 heads, patches of 16, images of 256 × 256. micro is ours, for 32 × 32.
-Arguments are those of `ClearViT` and of timm's VisionTransformer.
+tiny is the original's size: 12 blocks, width 192, 3 heads, patch size 16, 256 × 256 images. micro is ours, for 32 × 32.
+Both take the arguments of `ClearViT` and of timm's VisionTransformer.
 """
 
 from collections.abc import Callable

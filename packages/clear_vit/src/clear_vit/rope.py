@@ -1,13 +1,14 @@
-"""Rotary position embedding in two dimensions: what the README calls its RoPE extension.
+"""Two-dimensional rotary position embedding (RoPE): the README's "RoPE extension".
 
-A pair of channels of the query or key at place (x, y) is turned by the angle x·f_x + y·f_y. "mixed" (Heo et al., Rotary
-Position Embedding for Vision Transformer, ECCV 2024, eq. 14; code: naver-ai/rope-vit) learns the frequencies f of every
-layer, head and pair; "axial" turns one half of the pairs with x and the other with y, by fixed frequencies (eq. 12).
+A pair of channels of the query or key at position (x, y) is rotated by the angle x·f_x + y·f_y. "mixed" (Heo et al.,
+Rotary Position Embedding for Vision Transformer, ECCV 2024, eq. 14; code: naver-ai/rope-vit) learns the frequencies f
+of every layer, head and pair; "axial" rotates half of the pairs by x and the other half by y, with fixed frequencies
+(eq. 12).
 
-A rotation R of the queries and one of the keys give the scores (R(a) q)ᵀ R(b) k = qᵀ R(b − a) k: they depend on the
-difference of places alone. To rotate "Q-K pairs relative to each other", as the README has it, is the same thing.
+Rotating queries and keys gives the scores (R(a) q)ᵀ R(b) k = qᵀ R(b − a) k, which depend only on the difference of the
+positions. Rotating "Q-K pairs relative to each other", as the README puts it, is therefore the same.
 
-Shapes: N tokens (the class token first, which stays as it is), h heads, d head_dim.
+Shapes: N patches, after the class token, which is not rotated; h heads, d head_dim.
 """
 
 import math
@@ -21,10 +22,10 @@ Grid = tuple[int, int]  # rows, columns
 
 
 class Rope(nn.Module):
-    """Frequencies, and the cosines and sines that they make on a grid.
+    """The frequencies, and their tables of cosines and sines on a grid.
 
     kind: "mixed" or "axial". theta: the slowest frequency is about 1/θ; 10 for mixed and 100 for axial in rope-vit.
-    Raises ValueError for another kind, and for a head_dim that has no whole number of pairs for each axis.
+    Raises ValueError for another kind, and if head_dim is not a multiple of 4 (pairs of channels for two axes).
     """
 
     def __init__(self, kind: str, depth: int, num_heads: int, head_dim: int, theta: float | None = None) -> None:
@@ -32,10 +33,10 @@ class Rope(nn.Module):
         if kind not in ("mixed", "axial"):
             raise ValueError(f"rope must be mixed or axial, got {kind!r}")
         if head_dim % 4:
-            raise ValueError(f"rope needs a head_dim that is a multiple of 4, got {head_dim}")
+            raise ValueError(f"rope: head_dim must be a multiple of 4, got {head_dim}")
         theta = {"mixed": 10.0, "axial": 100.0}[kind] if theta is None else theta
         if not (math.isfinite(theta) and theta > 0):
-            raise ValueError(f"rope_theta must be a number over 0, got {theta}")
+            raise ValueError(f"rope_theta must be finite and greater than 0, got {theta}")
         self.kind, self.theta, self.depth = kind, theta, depth
         if kind == "mixed":
             self.freqs = nn.Parameter(torch.empty(2, depth, num_heads, head_dim // 2))
@@ -44,7 +45,7 @@ class Rope(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """θ^(−4i/d) along two directions at a right angle: those of the axes, or turned at random, a layer and head."""
+        """θ^(−4i/d) along two orthogonal directions: the axes; for mixed, rotated at random per layer and head."""
         head_dim = 2 * self.freqs.shape[-1]
         magnitude = self.theta ** (-torch.arange(0, head_dim, 4, device=self.freqs.device).float() / head_dim)
         turn = 2 * math.pi * torch.rand(self.freqs.shape[1:3], device=self.freqs.device) * (self.kind == "mixed")
@@ -54,13 +55,13 @@ class Rope(nn.Module):
                 axis.copy_(torch.cat(pairs, -1))
 
     def forward(self, grid: Grid) -> list[Tensor]:
-        """Cosines and sines for `rotate`, a table a layer: (2, 1 + N, 1, h or 1, d/2). Computed once a forward pass."""
+        """Cosines and sines for `rotate`, one table per layer: (2, 1 + N, 1, h or 1, d/2)."""
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
         rows, columns = grid
-        place = torch.arange(rows * columns, device=freqs.device)
+        position = torch.arange(rows * columns, device=freqs.device)
         x, y = (  # the class token's angle is 0
-            torch.cat([place.new_zeros(1), p]).to(freqs.dtype)[:, None, None]
-            for p in (place % columns, place.div(columns, rounding_mode="floor"))
+            torch.cat([position.new_zeros(1), p]).to(freqs.dtype)[:, None, None]
+            for p in (position % columns, position.div(columns, rounding_mode="floor"))
         )
         angle = x * freqs[0, :, None] + y * freqs[1, :, None]  # (depth, 1 + N, h, d/2)
         tables = list(torch.stack([angle.cos(), angle.sin()], 1).unsqueeze(3).unbind())
@@ -71,13 +72,13 @@ class Rope(nn.Module):
 
 
 def rotate(qk: Tensor, table: Tensor, *, overwrite: bool = False) -> Tensor:
-    """Turn queries and keys (B, 1 + N, 2, h, d), whose channels 2i and 2i + 1 are a pair, by a layer's table
-    (2, 1 + N, 1, h, d/2). overwrite: the result may take their place in memory; only where no gradient is wanted.
+    """Rotate queries and keys (B, 1 + N, 2, h, d), whose channels 2i and 2i + 1 are a pair, by a layer's table
+    (2, 1 + N, 1, h, d/2). overwrite: the operation may be done in place; only if no gradient is needed.
     """
     cos, sin = table
     if fast := choose("rotate", qk, cos):
         return fast(qk, cos, sin, overwrite)
-    x = qk.to(cos.dtype)  # half-precision queries and keys are turned in float32
+    x = qk.to(cos.dtype)  # half-precision queries and keys are rotated in float32
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
     return turned.flatten(-2).to(qk.dtype)

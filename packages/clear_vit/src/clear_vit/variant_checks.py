@@ -1,6 +1,6 @@
-"""What claims.yaml's instant entries measure of the variants: each formula as it stands in the paper, and what follows.
+"""Checks for claims.yaml's instant entries about the variants: each formula as the paper states it, and its properties.
 
-Formulas are compared in double precision on random numbers: what is left of a difference is rounding.
+Formulas are compared in double precision on random inputs, so that remaining differences are rounding errors.
 """
 
 import math
@@ -15,7 +15,7 @@ from clear_vit.model import SuppressionAttention
 from clear_vit.rope import Rope, rotate
 from vit_core.ledger.claims import Value
 
-B, H, N, D = 2, 3, 17, 8  # images, heads, tokens and channels a head of the formulas' random numbers
+B, H, N, D = 2, 3, 17, 8  # images, heads, tokens and channels per head of the random inputs
 GRID = (16, 16)  # patches of the paper's images
 
 
@@ -48,8 +48,8 @@ def _rope() -> Rope:
 
 
 def pairs_turned_relatively() -> float:
-    """Largest difference between the scores of queries and keys that are turned apart, as the model does, and those of
-    pairs in which the key alone is turned by the difference of the places.
+    """Largest difference between the scores of queries and keys rotated independently, as in the model, and the scores
+    of pairs in which only the key is rotated, by the difference of the positions.
     """
     r, (q, k) = _rope(), (_double(1 + 12, H, D), _double(1 + 12, H, D))
     turned = rotate(torch.stack([q, k], 1)[None], r((4, 3))[1].detach())[0]
@@ -65,11 +65,11 @@ def pairs_turned_relatively() -> float:
 
 
 def scores_at_equal_distance() -> float:
-    """Largest spread of the scores of one query and one key over all pairs of places that lie equally apart."""
+    """Largest difference of the scores of one query and one key between position pairs with the same offset."""
     same = _double(2, H, D).expand(1, 1 + 20, 2, H, D)
     turned = rotate(same, _rope()((4, 5))[0].detach())
     scores = torch.einsum("nhd,mhd->hnm", turned[0, 1:, 0], turned[0, 1:, 1]).view(H, 4, 5, 4, 5)
-    shifted = scores[:, 1:, 1:, 1:, 1:] - scores[:, :-1, :-1, :-1, :-1]  # both places one row and one column on
+    shifted = scores[:, 1:, 1:, 1:, 1:] - scores[:, :-1, :-1, :-1, :-1]  # both shifted by one row and column
     return _largest(shifted)
 
 

@@ -1,6 +1,6 @@
-"""Faster ways to compute the package's formulas, and the one place that chooses between them.
+"""Faster implementations of the package's formulas, and `choose`, which selects them.
 
-The formulas call `choose` and work without it: to take a kernel out, delete its file and its row.
+The formulas also work without them: to remove a kernel, delete its file and its entry below.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ CUDA: dict[str, Callable[..., Tensor]] = {"suppressed_attention": cuda.suppresse
 
 
 def choose(formula: str, *tensors: Tensor, dropout_p: float = 0.0) -> Callable[..., Tensor] | None:
-    """The kernel that computes `formula` for these tensors, or None: then the formula itself runs.
+    """The kernel that computes `formula` for these tensors, or None to use the formula itself.
 
     None while the model is traced, exported or compiled, and while its attention is captured.
     """

@@ -1,7 +1,7 @@
-"""On a CPU in full precision: suppression a few heads at a time, and rotation by complex numbers.
+"""CPU kernels in full precision: suppression a few heads at a time, and rotation as complex multiplication.
 
-Suppression's scores of a few heads stay in the cache, where nine shifted additions take the place of the convolution.
-A complex product turns a pair of channels in a fifth of the time of its four real ones.
+The scores of a few heads stay in the cache, where nine shifted additions replace suppression's convolution.
+A complex product rotates a pair of channels in a fifth of the time of four real products.
 
 Shapes: B batch, h heads, N tokens, d head_dim.
 """
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from vit_core.models.cpu_kernel import scaled_product
 
-# Scores of one chunk: four images of ViT-Tiny at 256 × 256, passes that are long enough to be worth several cores.
+# Scores per chunk: four images of ViT-Tiny at 256 × 256, enough work per pass for several cores.
 _CHUNK_SCORES = 800_000
 _OFFSETS = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]  # rows, columns, in the order of the kernel's taps
 
@@ -31,9 +31,9 @@ def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropou
 
 
 class _StencilAttention(torch.autograd.Function):
-    """The definition, a few heads at a time; the backward pass computes S again.
+    """The definition, a few heads at a time; the backward pass recomputes S.
 
-    All tensors get one more token, of zeros: see `_Stencil`. BH: images × heads.
+    All tensors are padded with one token of zeros: see `_Stencil`. BH: images × heads.
     """
 
     @staticmethod
@@ -48,7 +48,7 @@ class _StencilAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
-        """Of U = S − conv(S): dU = P (dP − Σ P dP), dw_ab = −Σ dU_ij S_{i+a, j+b}, and dS is dU − conv'(dU) with the
+        """With U = S − conv(S): dU = P (dP − Σ P dP), dw_ab = −Σ dU_ij S_{i+a, j+b}, and dS = dU − conv'(dU) with the
         mirrored kernel.
         """
         q, k, v, kernel = ctx.saved_tensors
@@ -61,7 +61,7 @@ class _StencilAttention(torch.autograd.Function):
             torch.bmm(weights.transpose(1, 2), g[heads], out=dv[heads])
             d_scores = mirrored.room(heads)
             torch.bmm(g[heads], v[heads].transpose(1, 2), out=d_scores)
-            # dU, in which the weights' zeros make the last row and column zero as the stencil needs them.
+            # dU; zero weights make its last row and column zero, as the stencil requires.
             torch.ops.aten._softmax_backward_data.out(d_scores, weights, -1, weights.dtype, grad_input=d_scores)
             stencil.products(heads, d_scores, out=d_kernel[heads])
             d_scores = mirrored.apply(heads)
@@ -72,10 +72,10 @@ class _StencilAttention(torch.autograd.Function):
 
 
 class _Stencil:
-    """δ − w over the scores of some heads.
+    """Applies δ − w to the scores of some heads.
 
-    These have a row and a column of zeros at their ends, and one head follows the other in memory. So the neighbour
-    (a, b) of each score lies at one offset, at a border as everywhere, and a tap is one pass without a loop over rows.
+    Each head's scores end with a row and a column of zeros, and the heads are contiguous in memory. So the neighbor
+    (a, b) of every score, also at the borders, is at one fixed offset, and a tap is one pass without a loop over rows.
     """
 
     def __init__(self, padded_q: Tensor, kernel: Tensor) -> None:
@@ -91,11 +91,11 @@ class _Stencil:
         self._result = padded_q.new_empty(self.size, area)
 
     def room(self, heads: slice) -> Tensor:
-        """Where the scores of these heads go: (c, N + 1, N + 1)."""
+        """The buffer for the scores of these heads: (c, N + 1, N + 1)."""
         return self._shifted(heads, 0, 0).view(-1, self.side, self.side)
 
     def apply(self, heads: slice) -> Tensor:
-        """S − conv(S) of what is in the room: (c, N + 1, N + 1), with anything in its last row and column."""
+        """S − conv(S) of the scores in `room`: (c, N + 1, N + 1); its last row and column are arbitrary."""
         shifts = [self._shifted(heads, a, b) for a, b in _OFFSETS]
         taps = self.taps[heads].split(1, dim=1)
         out = torch.mul(shifts[0], taps[0], out=self._result[: len(shifts[0])])
@@ -104,7 +104,7 @@ class _Stencil:
         return out.view(-1, self.side, self.side)
 
     def products(self, heads: slice, d_scores: Tensor, out: Tensor) -> None:
-        """Σ_ij dU_ij S_{i+a, j+b} of each head: (c, 9). What `apply` gave is overwritten."""
+        """Σ_ij dU_ij S_{i+a, j+b} of each head: (c, 9). Overwrites the result of `apply`."""
         for tap, (a, b) in enumerate(_OFFSETS):
             product = torch.mul(d_scores.flatten(1), self._shifted(heads, a, b), out=self._result[: len(out)])
             torch.sum(product, 1, out=out[:, tap])
@@ -116,9 +116,9 @@ class _Stencil:
 
 
 def _weights(q: Tensor, k: Tensor, kernel: Tensor) -> Iterator[tuple[slice, _Stencil, Tensor]]:
-    """Yield (heads, the stencil with their scores in its room, softmax weights (c, N + 1, N + 1)), chunk by chunk.
+    """Yield (heads, the stencil with their scores in `room`, softmax weights (c, N + 1, N + 1)), chunk by chunk.
 
-    q, k: (BH, N + 1, d) whose last token is zero. The last column of the weights is zero, their last row means nothing.
+    q, k: (BH, N + 1, d) whose last token is zero. The last row and column of the weights are zero.
     """
     stencil = _Stencil(q, kernel)
     for start in range(0, len(q), stencil.size):
@@ -140,14 +140,14 @@ def _with_zero_token(t: Tensor) -> Tensor:
 
 
 def rotate(qk: Tensor, cos: Tensor, sin: Tensor, overwrite: bool = False) -> Tensor:
-    """Turn (B, N, 2, h, d) by cos and sin (N, 1, h, d/2). overwrite: in place; only where no gradient is wanted."""
+    """Rotate (B, N, 2, h, d) by cos and sin (N, 1, h, d/2). overwrite: in place; only if no gradient is needed."""
     if overwrite:
         return torch.view_as_real(_as_complex(qk).mul_(torch.complex(cos, sin))).flatten(-2)
     return _Rotate.apply(qk, cos, sin)
 
 
 class _Rotate(torch.autograd.Function):
-    """Pairs as complex numbers, times cos + i sin. Tables that need no gradient cost nothing in the backward pass."""
+    """Pairs as complex numbers times cos + i sin. Tables without gradient cost nothing in the backward pass."""
 
     @staticmethod
     def forward(ctx, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -163,7 +163,7 @@ class _Rotate(torch.autograd.Function):
         conjugate = _as_complex(grad).conj_physical()
         d_cos = d_sin = None
         if pairs is not None:
-            d_turn = pairs.new_zeros(pairs.shape[1:])  # conjugate, too
+            d_turn = pairs.new_zeros(pairs.shape[1:])  # also conjugate
             for image, g in zip(pairs.unbind(), conjugate.unbind(), strict=True):
                 d_turn.addcmul_(image, g)
             d_turn = d_turn.sum(1, keepdim=True).sum_to_size(turn.shape)
@@ -173,7 +173,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _as_complex(t: Tensor) -> Tensor:
-    """(…, d) -> complex (…, d/2), a view where the memory allows one."""
+    """(…, d) -> complex (…, d/2), a view if the memory layout allows one."""
     pairs = t.unflatten(-1, (-1, 2))
     fits = pairs.stride(-1) == 1 and not any(s % 2 for s in (*pairs.stride()[:-1], pairs.storage_offset()))
     return torch.view_as_complex(pairs if fits else pairs.clone(memory_format=torch.contiguous_format))

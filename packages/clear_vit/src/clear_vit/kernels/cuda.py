@@ -1,10 +1,10 @@
-"""Suppression as torch's fused attention over wide heads: no scores in a GPU's memory, in every precision.
+"""Suppression as torch's fused attention over wider heads: no scores in GPU memory, in any precision.
 
-conv(S)_ij = Σ_ab w_ab S_{i+a, j+b} with a, b in {−1, 0, 1}. S is a product, so the convolution is one, too:
+conv(S)_ij = Σ_ab w_ab S_{i+a, j+b} with a, b in {−1, 0, 1}. S is a product, so S − conv(S) is also one:
 
     S − conv(S) = Σ_a Q_{i+a} · Σ_b (δ_ab − w_ab) K_{j+b} / √d,  δ_ab = 1 for a = b = 0, else 0
 
-Attention whose queries are three neighboring queries side by side, its keys sums of three neighbors.
+The wide queries are three neighboring queries concatenated; the wide keys are weighted sums of three neighbors.
 
 Shapes: B batch, h heads, N tokens, d head_dim.
 """
@@ -22,9 +22,9 @@ def suppressed_attention(q: Tensor, k: Tensor, v: Tensor, kernel: Tensor, dropou
 
 
 def as_wide_heads(q: Tensor, k: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys (B, h, N, 3d) whose product over √3d is S − conv(S)."""
+    """Queries and keys (B, h, N, 3d) whose product divided by √(3d) is S − conv(S)."""
     N = q.shape[-2]
-    taps = (F.pad(kernel.new_ones(1, 1), (1, 1, 1, 1)) - kernel).to(k.dtype) * 3**0.5  # attention divides by √3d
+    taps = (F.pad(kernel.new_ones(1, 1), (1, 1, 1, 1)) - kernel).to(k.dtype) * 3**0.5  # attention divides by √(3d)
     before, after = ([F.pad(t, (0, 0, 1, 1))[..., a : a + N, :] for t in (q, k)] for a in (0, 2))
     queries = torch.cat([before[0], q, after[0]], -1)
     neighbors = (before[1], k, after[1])
