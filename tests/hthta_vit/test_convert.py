@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
         initialise(model, StartOptions(weights=str(path)))
     with pytest.raises(UserError, match=r"no such file"):
         initialise(model, StartOptions(weights=str(tmp_path / "none")))
-    with pytest.raises(UserError, match=r"there are no weights for this size of model; give --weights"):
+    with pytest.raises(UserError, match=r"there are no pretrained weights for this model size; use --weights"):
         initialise(model, StartOptions(pretrained=True))
 
 
@@ -187,7 +187,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(timm_weights, "download", refuse)
     with torch.device("meta"):
         model = timm.create_model("hthta_vit_base_patch16_224")
-    with pytest.raises(UserError, match=r"no route to host\); give --weights FILE.safetensors, or --no-pretrained"):
+    with pytest.raises(UserError, match=r"no route to host\); use --weights FILE.safetensors, or --no-pretrained"):
         initialise(model, StartOptions(pretrained=True))
 
 

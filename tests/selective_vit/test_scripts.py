@@ -193,7 +193,7 @@ def test_plot_logs(runs, tmp_path, capsys):
     assert plot_logs([str(dense), str(selective), "--labels", "ViT", "SelectiveViT", "--output", str(picture)]) == 0
     assert width(picture) > 1000
     for wrong, message in (
-        ([str(dense), "--labels", "a", "b"], "2 names for 1 runs"), ([str(tmp_path)], "it has no metrics.csv"),
+        ([str(dense), "--labels", "a", "b"], "got 2 labels for 1 runs"), ([str(tmp_path)], "it has no metrics.csv"),
     ):  # fmt: skip
         assert plot_logs([*wrong, "--output", str(picture)]) == 2
         assert message in capsys.readouterr().err

@@ -242,7 +242,7 @@ def test_flowers_are_tested_on_their_test_split(run):
     (pruning_curve, ["--keep-ratios", "1.5"], "--keep-ratios"),
     (pruning_curve, ["--prune-layers", "9"], "--prune-layers must lie in 1 … 3"),
     (zoom_curve, ["--keep-ratios", "0"], "--keep-ratios"),
-    (zoom_curve, ["--dataset", "cifar10", "--data-path", "nowhere"], "cifar10 is not there"),
+    (zoom_curve, ["--dataset", "cifar10", "--data-path", "nowhere"], "cifar10 not found"),
 ])  # fmt: skip
 def test_mistakes(run, tmp_path, capsys, script, flags, message):
     assert script.main(["--checkpoint", run[1], "--output-dir", str(tmp_path), *flags, *CPU]) == 2
@@ -253,7 +253,7 @@ def test_mistakes(run, tmp_path, capsys, script, flags, message):
 
 def test_mistakes_of_training_and_benchmarks(tmp_path, capsys):
     assert flowers_train.main(["--data-path", str(tmp_path)]) == 2
-    assert "flowers102 is not there" in capsys.readouterr().err
+    assert "flowers102 not found" in capsys.readouterr().err
     assert bench_pruning.main(["--prune-layer", "12"]) == 2
     assert bench_recipe.main(["--data-path", str(tmp_path)]) == 2
     assert "no such folder" in capsys.readouterr().err
