@@ -89,7 +89,7 @@ def test_a_converted_checkpoint_gives_the_same_logits(original, tmp_path, capsys
         assert message in capsys.readouterr().err
     if name == "clear_rope_mixed":  # the digits have as many classes; their names differ, and a note says so
         assert evaluate(["--checkpoint", str(ours), "--dataset", "digits", "--device", "cpu"]) == 0
-        assert "note: 10 classes have other names" in capsys.readouterr().out
+        assert "note: 10 class names differ" in capsys.readouterr().out
 
 
 def test_what_is_no_original_checkpoint(tmp_path, capsys):
