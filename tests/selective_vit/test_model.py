@@ -121,11 +121,11 @@ def test_the_originals_accident():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="has no blocks: make_selective takes timm's ViTs"):
+    with pytest.raises(ValueError, match="has no blocks: make_selective supports timm's ViTs"):
         make_selective(timm.create_model("test_convnext"))
     mixed = timm.create_model("test_vit")
     mixed.blocks[-1].attn = timm.create_model("test_vit", attn_layer="diff").blocks[0].attn
-    with pytest.raises(ValueError, match=r"takes timm's Attention, .*; a block has DiffAttention"):
+    with pytest.raises(ValueError, match=r"supports timm's Attention, .*, got a block with DiffAttention"):
         make_selective(mixed)
     assert type(mixed.blocks[0].attn) is Attention, "all blocks, or none"
     with pytest.raises(ValueError, match="has no selective attention: call make_selective first"):
@@ -136,24 +136,24 @@ def test_what_cannot_be_is_refused():
     ({"threshold": "0.01"}, "threshold must be a number, got '0.01' of type str"),
     ({"threshold": True}, "threshold must be a number, got True of type bool"),
     ({"threshold": [0.01]}, r"threshold must be a number, got \[0.01\] of type list"),
-    ({"threshold": -0.1}, "threshold must be 0 or more, and at most 1e6; got -0.1"),
+    ({"threshold": -0.1}, "threshold must be 0 or more and at most 1e6, got -0.1"),
     ({"threshold": math.nan}, "threshold must be finite, got nan"),
-    ({"threshold": 1.0}, "threshold must be below 1, the largest weight there is; got 1.0"),
+    ({"threshold": 1.0}, "threshold must be below 1, the maximum of an attention weight; got 1.0"),
     ({"threshold": 0.0, "learned_threshold": "head"}, "a learned threshold must start above 0"),
     ({"relative_threshold": "yes"}, "relative_threshold must be True or False, got 'yes'"),
     ({"learned_threshold": "block"}, "learned_threshold must be one of layer, head; got 'block'"),
     ({"threshold_growth": 2.0}, r"threshold_growth must lie in \[0, 1\], got 2.0"),
     ({"threshold_growth": "0.5"}, "threshold_growth must be a number, got '0.5' of type str"),
-    ({"sparsity_weight": -1.0}, "sparsity_weight must be 0 or more, and at most 1e6; got -1.0"),
+    ({"sparsity_weight": -1.0}, "sparsity_weight must be 0 or more and at most 1e6, got -1.0"),
     ({"sparsity_weight": "1"}, "sparsity_weight must be a number, got '1' of type str"),
-    ({"sparsity_weight": 1.0, "threshold": 0.0}, "sparsity_weight has no effect on a threshold of 0"),
+    ({"sparsity_weight": 1.0, "threshold": 0.0}, "sparsity_weight has no effect with a threshold of 0"),
     ({"eps": "1e-6"}, "eps must be a number, got '1e-6' of type str"),
     ({"eps": 0.0}, "eps must be positive and at most 1e6, got 0.0"),
     ({"mode": "soft"}, "mode must be one of relu, hard; got 'soft'"),
-    ({"blocks": 3}, r"blocks must be numbers of blocks, such as \[0, 1\]; got 3"),
-    ({"blocks": "01"}, "blocks must be numbers of blocks"),
-    ({"blocks": [0.5]}, "blocks must be whole numbers, got 0.5"),
-    ({"blocks": [7]}, "blocks: there is no block 7, the model has 2"),
+    ({"blocks": 3}, r"blocks must be a list of block indices, such as \[0, 1\]; got 3"),
+    ({"blocks": "01"}, "blocks must be a list of block indices"),
+    ({"blocks": [0.5]}, "blocks must be integers, got 0.5"),
+    ({"blocks": [7]}, "blocks: index 7 is out of range for a model with 2 blocks"),
     ({"kernel": "flex", "learned_threshold": "head"}, 'kernel="flex" does not work with learned thresholds$'),
     ({"kernel": "flex", "threshold_growth": 0.5}, 'kernel="flex" does not work with a growing threshold$'),
     ({"kernel": "flex", "sparsity_weight": 0.5}, 'kernel="flex" does not work with a sparsity term$'),
@@ -355,7 +355,7 @@ def test_as_many_parameters_as_the_dense_models():
     assert list(base.state_dict()) == list(plain.state_dict())
     micro, dense = (timm.create_model(f"{n}_vit_micro", num_classes=10) for n in ("selective", "dense"))
     assert list(micro.state_dict()) == list(dense.state_dict())
-    with pytest.raises(ValueError, match="has plain attention: it takes no threshold"):
+    with pytest.raises(ValueError, match="has plain attention and does not support threshold"):
         timm.create_model("dense_vit_micro", threshold=0.1)
 
 
@@ -452,7 +452,7 @@ def test_a_whole_checkpoint_of_the_original():
     ({}, "config: missing dim, heads, threshold, eps"),
     ({"dim": "wide"}, "config: dim must be a number, got 'wide'"),
     ({"heads": 3}, "config: dim must be a multiple of heads, got 8 and 3"),
-    ({"heads": 2.5}, "config: heads must be a whole number, got 2.5"),
+    ({"heads": 2.5}, "config: heads must be an integer, got 2.5"),
     ({"heads": 0}, "config: dim must be a multiple of heads, got 8 and 0"),
     ({"threshold": "low"}, "config: threshold must be a number, got 'low'"),
     ({"threshold": None}, "config: threshold must be a number, got None"),

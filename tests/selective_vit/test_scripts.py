@@ -121,9 +121,9 @@ def test_one_model_and_resume(runs, tmp_path, capsys):
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(resumed["model_state_dict"][name], value), name
     assert train([*flags, "--model", "both", "--resume", str(selective / "last.pth")]) == 2
-    assert "--resume goes on with one model" in capsys.readouterr().err
+    assert "--resume continues one model" in capsys.readouterr().err
     assert train([*flags, "--model", "vit_micro", "--threshold", "0.1", *TINY]) == 2
-    assert "dense_vit_micro has plain attention: it takes no threshold" in capsys.readouterr().err
+    assert "dense_vit_micro has plain attention and does not support threshold" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -213,17 +213,20 @@ def test_plot_logs_of_the_originals_notebook(runs, tmp_path, capsys):
     picture = tmp_path / "curves.png"
     assert plot_logs([*map(str, logs), str(dense), "--output", str(picture)]) == 0
     assert width(picture) > 1000
-    assert "selectivevit_log.csv holds 2 trainings: the last one is drawn" in capsys.readouterr().out
+    assert "selectivevit_log.csv contains 2 trainings; only the last one is plotted" in capsys.readouterr().out
     first, second = read_log(logs[0])
     assert first == {"epoch": "1", "train_loss": "1.51", "train_acc1": "44.71", "val_loss": "1.184", "val_acc1": "56.7"}
     assert float(second["val_acc1"]) == pytest.approx(63.4)
     assert [row["train_loss"] for row in read_log(logs[1])] == ["1.53", "1.17", "0.95"]
     assert read_log(dense) == read_metrics(dense)
     for text, message in (
-        ("a,b\n1,2\n", "is no log of the original's notebook: its columns are not Epoch, Train Loss"),
-        (NOTEBOOK_LOG.splitlines()[0] + "\n", "holds no epoch yet"),
-        (NOTEBOOK_LOG + "3,much,0.5,0.5,little\n", "is damaged: could not convert string to float: 'little'"),
-        (NOTEBOOK_LOG + "3,0.5\n", "is damaged"),
+        ("a,b\n1,2\n", "is not a notebook log: its columns must be Epoch, Train Loss"),
+        (NOTEBOOK_LOG.splitlines()[0] + "\n", "contains no epochs yet"),
+        (
+            NOTEBOOK_LOG + "3,much,0.5,0.5,little\n",
+            "cannot be read as a notebook log: could not convert string to float: 'little'",
+        ),
+        (NOTEBOOK_LOG + "3,0.5\n", "cannot be read as a notebook log"),
     ):
         logs[0].write_text(text)
         assert plot_logs([str(logs[0]), "--output", str(picture)]) == 2
@@ -265,7 +268,7 @@ def test_learned_thresholds_and_the_sparsity_term_in_training(tmp_path, capsys):
         assert sparsity.main(argv) == 0
         said = capsys.readouterr().out
         assert "blocks.0.attn: τ 0.0" in said
-        assert "beside 1/N = 0.01538" in said
+        assert "for comparison, 1/N = 0.01538" in said
         table = rows(out / "sparsity.csv")
         moved[weight] = [65 * float(r["threshold"]) for r in table]
         assert len(set(moved[weight])) > 4, "each head its own"
@@ -299,7 +302,7 @@ def test_a_sweep_of_trainings(tmp_path, capsys):
     assert [(r["row"], r["seed"]) for r in table] == [("0", "0"), ("0.05", "0"), ("0", "1"), ("0.05", "1")]
     assert {r["sparsity_images"] for r in table} == {"40"}
     said = capsys.readouterr().out
-    assert "top-1 % (seeds 0, 1) | points to τ = 0 (95%, paired, Holm)" in said
+    assert "top-1 % (seeds 0, 1) | vs. τ = 0, points (95%, paired, Holm)" in said
     accuracy = {(r["row"], r["seed"]): float(r["acc1"]) for r in table}
     mean = sum(accuracy["0.05", seed] - accuracy["0", seed] for seed in "01") / 2
     assert f"| {mean:+.2f} (" in said
@@ -388,7 +391,7 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
     assert {r["model"] for r in rows(tmp_path / "judgement.csv")} == {"early", "late"}
     for wrong, message in (
         ([*epochs, "--labels", "a"], "1 names for 3 checkpoints"),
-        ([*epochs, epochs[0]], "is there twice"),
+        ([*epochs, epochs[0]], "give distinct --labels"),
         ([epochs[0], "--steps", "65"], "steps must lie in"),
     ):
         assert judge.main([*argv, *wrong]) == 2
@@ -467,7 +470,7 @@ def test_findings_at_the_first_step_of_a_trained_model(runs, capsys, monkeypatch
     argv = ["--checkpoint", str(dense / "best.pth"), "--images", "40", "--device", "cpu"]
     assert findings.main(argv) == 0
     said = capsys.readouterr().out
-    assert f"those of {dense / 'best.pth'}, epoch" in said
+    assert f"from {dense / 'best.pth'}, epoch" in said
     assert "a uniform weight is 1/65" in said
     trained = torch.load(dense / "best.pth", weights_only=True)["model_state_dict"]
     ((vit, tracker),) = seen

@@ -242,7 +242,7 @@ class _Suppression:
             wrapped = torch.stack(self.shares())
             yield (
                 f"suppression: ‖conv(S)‖ is {100 * float(size.mean()):.0f}% of ‖S‖ (mean over blocks and heads); "
-                f"its part across row ends and the class token has {100 * float(wrapped.mean()):.0f}% of that norm"
+                f"its part across row ends and the class token has {100 * float(wrapped.mean()):.0f}% of ‖conv(S)‖"
             )
 
 

@@ -1,13 +1,13 @@
-"""The paper's attention: softmax weights that do not pass a threshold are removed, the rest sums to one again.
+"""The paper's attention: softmax weights up to a threshold are removed, and the rest is renormalized.
 
     P = softmax(Q Kᵀ / √d)
     w = ReLU(P − τ)      "relu", the paper's formula
     w = P · [P > τ]      "hard", the original's notebook
     out = w V / (Σ w + ε)
 
-A row in which nothing passes gives zero, as published (empty_row="zero"), or its strongest key alone ("argmax").
-Dropout acts on the normalized weights. `kernels/` computes the same without N × M weights in memory: on a CPU, and on a
-GPU where kernel="flex" asks for it.
+A row in which no weight passes gives zero, as published (empty_row="zero"), or keeps its largest weight ("argmax").
+Dropout is applied to the normalized weights. `kernels/` computes the same without storing the N × M weights: on a CPU,
+and with kernel="flex" on a GPU.
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
@@ -31,12 +31,12 @@ KERNELS = ("auto", "weights", "flex")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How weights are selected once the threshold is known."""
+    """How weights are selected, given the threshold."""
 
     mode: str = "relu"
-    empty_row: str = "argmax"  # new work's choice; "zero" is the published one
+    empty_row: str = "argmax"  # ours; "zero" is as published
     eps: float = 1e-6
-    kernel: str = "auto"  # or "weights", the plain formula; "flex", FlexAttention on a GPU
+    kernel: str = "auto"  # or "weights": the plain formula; "flex": FlexAttention on a GPU
 
     def __post_init__(self) -> None:
         for name, values in (("mode", MODES), ("empty_row", EMPTY_ROWS), ("kernel", KERNELS)):
@@ -48,7 +48,7 @@ class Selection:
 
 
 def number(name: str, value: object) -> None:
-    """ValueError unless an argument is a finite real number: a text of one is not."""
+    """Raise ValueError unless an argument is a finite real number; strings are not accepted."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not math.isfinite(value):
@@ -69,16 +69,16 @@ def selective_attention(
 ) -> Tensor:
     """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d).
 
-    tau: the threshold, a number, or a tensor that (h, 1, 1) broadcasts to, which then gets a gradient.
-    attn_mask, is_causal: as for torch's `scaled_dot_product_attention`.
+    tau: the threshold, a number, or a tensor broadcastable to (h, 1, 1), which then gets a gradient.
+    attn_mask, is_causal: as in torch's `scaled_dot_product_attention`.
     watch: called with the softmax weights P and with tau.
-    Raises ValueError where kernel="flex" cannot compute what is asked for on a GPU.
+    Raises ValueError if kernel="flex" does not support the arguments on a GPU.
     """
     masked = attn_mask is not None or is_causal
     fast = choose(selection.kernel, q, k, v, tau, masked=masked, watched=watch is not None, dropout_p=dropout_p)
     if fast is not None:
         return fast(q, k, v, tau, selection.mode, selection.empty_row, selection.eps, dropout_p)
-    kind = torch.promote_types(q.dtype, torch.float32)  # a bfloat16 has no digits to compare with τ
+    kind = torch.promote_types(q.dtype, torch.float32)  # bfloat16 is too coarse to compare with τ
     with torch.autocast(q.device.type, enabled=False):
         scores = (q.to(kind) @ k.to(kind).transpose(-2, -1)) * q.shape[-1] ** -0.5
         P = masked_softmax(scores, attn_mask, is_causal)
@@ -89,17 +89,17 @@ def selective_attention(
 
 
 def selected_weights(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
-    """Softmax weights P (B, h, N, M) -> those that the values are multiplied by, w / (Σ w + ε)."""
+    """Softmax weights P (B, h, N, M) -> the weights that multiply the values, w / (Σ w + ε)."""
     w = select(P, tau, selection)
     return observed(w / (w.sum(-1, keepdim=True) + selection.eps))
 
 
 def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
-    """Softmax weights P (…, N, M) -> what is left of them, not normalized.
+    """Softmax weights P (…, N, M) -> the weights that pass, not normalized.
 
-    A tensor `tau` gets a gradient: in the ReLU form its own, −1 for each weight that passes. The hard gate is a step,
-    flat on both sides; there the gradient is that of a sigmoid of width τ / 4 in its place (straight-through), so that
-    the weights near the threshold say where it should move.
+    A tensor `tau` gets a gradient: in the ReLU form the exact one, −1 for each weight that passes. The hard gate is a
+    step function with zero gradient; its gradient is replaced by that of a sigmoid of width τ / 4 (straight-through),
+    so that it comes from the weights near the threshold.
     """
     if selection.mode == "relu":
         w = (P - tau).relu()
@@ -117,6 +117,6 @@ def select(P: Tensor, tau: float | Tensor, selection: Selection) -> Tensor:
 
 
 def soft_gate(P: Tensor, tau: float | Tensor) -> Tensor:
-    """[P > τ] as a smooth function of both: a sigmoid of width τ / 4."""
+    """A smooth version of [P > τ]: a sigmoid of width τ / 4."""
     width = tau.detach() if isinstance(tau, Tensor) else torch.tensor(tau, dtype=P.dtype, device=P.device)
     return torch.sigmoid((P - tau) / (width / 4).clamp_min(1e-12))

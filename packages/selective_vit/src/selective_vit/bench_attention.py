@@ -1,8 +1,8 @@
-"""The time of one attention layer beside torch's own.
+"""Times one attention layer relative to torch's.
 
     uv run python -m selective_vit.bench_attention
 
-The kernels alternate within one process, round by round; each ratio is the median of the rounds' ratios to
+The kernels alternate within one process, round by round; each ratio is the median over the rounds of the ratio to
 `scaled_dot_product_attention`, which has no threshold.
 """
 
@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     device = pick_device(args.device)
     if min(args.shape) < 1:
-        raise UserError(f"--shape must be four numbers of at least 1, got {' '.join(map(str, args.shape))}")
+        raise UserError(f"--shape must be four integers of at least 1, got {' '.join(map(str, args.shape))}")
     if args.rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {args.rounds}")
     if not 0 <= args.threshold < 1:
         raise UserError(f"--threshold must lie in [0, 1), got {args.threshold:g}")
     if "flex" in args.kernels and device.type != "cuda":
-        raise UserError("--kernels flex: FlexAttention needs a CUDA GPU here")
+        raise UserError(f"--kernels flex requires a CUDA GPU; the device is {device}")
     times = measure(args.shape, args.threshold, args.kernels, device, args.rounds, training=args.training)
     what = "training" if args.training else "inference"
     shape, threads = "×".join(map(str, args.shape)), torch.get_num_threads()
@@ -53,17 +53,17 @@ def measure(
     shape: Sequence[int], threshold: float, kernels: Sequence[str], device: torch.device, rounds: int, *,
     training: bool = False,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Seconds of SDPA and of each form of the selective attention, round by round; shape: B, h, N, d."""
+    """Seconds of SDPA and of each form of selective attention, round by round; shape: B, h, N, d."""
     B, h, N, d = shape
     torch.manual_seed(0)
-    x = torch.randn(B, N, 3, h, d, device=device)  # as an attention layer's projection makes it
+    x = torch.randn(B, N, 3, h, d, device=device)  # layout of an attention layer's qkv projection
     rivals: dict[str, Callable[..., Tensor]] = {"SDPA": F.scaled_dot_product_attention}
     for mode in MODES:
         for empty in EMPTY_ROWS:
             for kernel in kernels:
                 rivals[f"{mode}, {empty}, {kernel}"] = _rival(threshold, mode, empty, kernel)
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for round_number in range(rounds + 2):  # the first two warm up
+    for round_number in range(rounds + 2):  # the first two are warm-up
         for name, attend in rivals.items():
             seconds = _time(attend, x, device, training)
             if round_number >= 2:
@@ -72,7 +72,7 @@ def measure(
 
 
 def ratio_to_sdpa(times: Mapping[str, Sequence[float]], name: str) -> float:
-    """Median of the rounds' ratios."""
+    """Median over the rounds of the ratio to SDPA."""
     return statistics.median(ours / theirs for ours, theirs in zip(times[name], times["SDPA"], strict=True))
 
 
@@ -82,7 +82,7 @@ def _rival(tau: float, mode: str, empty_row: str, kernel: str) -> Callable[..., 
 
 
 def _time(attend: Callable[..., Tensor], x: Tensor, device: torch.device, training: bool) -> float:
-    """Seconds of one call; in training with its backward pass."""
+    """Seconds of one call, including the backward pass if training."""
     x = x.detach().requires_grad_(training)
     with torch.inference_mode(not training):
         start = now(device)
@@ -96,14 +96,16 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="selective_vit.bench_attention", description="Time one attention layer.")
     parser.add_argument(
         "--shape", nargs=4, type=int, default=[8, 12, 197, 64], metavar=("B", "HEADS", "N", "D"),
-        help="images, heads, tokens, width of a head (default: 8 12 197 64)",
+        help="images, heads, tokens, channels per head (default: 8 12 197 64)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.01, help="τ (default: %(default)s)")
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["auto"], help="(default: auto)")
-    parser.add_argument("--training", action="store_true", help="with the backward pass")
-    parser.add_argument("--rounds", type=int, default=31, help="(default: %(default)s)")
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=["auto"], help="implementations to time (default: auto)"
+    )
+    parser.add_argument("--training", action="store_true", help="include the backward pass")
+    parser.add_argument("--rounds", type=int, default=31, help="timed rounds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
     return parser
 
 

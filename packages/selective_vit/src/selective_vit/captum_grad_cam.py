@@ -1,8 +1,8 @@
-"""Captum's LayerGradCam for models of tokens.
+"""Captum's LayerGradCam for token-based models.
 
-Captum takes what follows the first two dimensions for places: α is the mean over them, and Σ over dim 1 makes the map.
-Of tokens (B, N, C) it thus returns (B, 1, C), a map over channels, whatever its picture looks like. Here the layer's
-tokens pass through a module that presents them as (B, C, H, W), and it is this module that Captum looks at.
+Captum treats all dimensions after the first two as spatial: α is the mean over them, and the map is the sum over dim 1.
+For tokens (B, N, C) it thus returns (B, 1, C), a map over channels, whatever its plot looks like. Here the layer's
+tokens pass through a module that presents them as (B, C, H, W), and Captum is applied to this module.
 
 Shapes: B images of h × w pixels, N tokens, C channels, (H, W) the grid of patches.
 """
@@ -18,7 +18,7 @@ from vit_core.explain.grids import Grid, token_grid
 
 
 class PlacesAsImage(nn.Module):
-    """The identity: a place for Captum to hook, where tokens are (B, C, H, W)."""
+    """The identity: a module for Captum to hook, where tokens are (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -33,10 +33,10 @@ def captum_grad_cam(
     grid: Grid | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """Captum's map (B, H, W) of a layer that gives tokens (B, N, C), or a map (B, C, H, W).
+    """Captum's map (B, H, W) for a layer whose output is tokens (B, N, C) or a feature map (B, C, H, W).
 
-    Arguments as for `grad_cam`, of which this is the slower second opinion. The model is left as it was.
-    Raises: ValueError for tokens that make no grid, and where Captum's gradient is zero everywhere.
+    Arguments as for `grad_cam`; this is a slower, independent implementation of it. The model is not changed.
+    Raises: ValueError if the tokens do not form a grid, and if Captum's map is zero everywhere.
     """
     from captum.attr import LayerGradCam
 
@@ -68,7 +68,7 @@ def captum_grad_cam(
     assert isinstance(cam, Tensor)
     if not cam.any():
         raise EmptyMapError(
-            "Captum's map is zero everywhere: no gradient reaches the places of this layer, or all of it speaks "
-            "against the class; give a layer= before the last attention, such as model.blocks[-1].norm1"
+            "Captum's map is zero everywhere: no gradient reaches the patch tokens of this layer, or all contributions "
+            "are negative; give a layer= before the last attention, such as model.blocks[-1].norm1"
         )
     return cam.detach()[:, 0]

@@ -1,4 +1,4 @@
-"""Weights of the original: one attention layer, or a whole checkpoint of its model."""
+"""Converts weights of the original: one attention layer, or a whole checkpoint of its model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ PAPER = "SelectiveViT"
 def attention_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> SelectiveAttention:
     """One attention layer, (B, N, dim) -> (B, N, dim).
 
-    config: dim, heads, threshold, eps, as numbers or as text, and optionally mode ("hard", the notebook's, where it is
-    not given) and empty_row ("zero", as published). Raises ValueError that lists wrong keys.
+    config: dim, heads, threshold and eps, as numbers or strings, and optionally mode (default "hard", the notebook's)
+    and empty_row (default "zero", as published). Raises ValueError listing missing and unexpected keys.
     """
     config = dict(config)
     missing = [k for k in ("dim", "heads", "threshold", "eps") if k not in config]
@@ -33,11 +33,11 @@ def attention_from_original(state_dict: Mapping[str, Tensor], config: Mapping[st
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> VisionTransformer:
-    """A whole checkpoint: the weights of timm's ViT under `model.`, with or without `module.` in front.
+    """A whole checkpoint: the weights of timm's ViT under `model.`, with or without the prefix `module.`.
 
-    config: threshold, eps, mode and empty_row as for `attention_from_original`, none of them required (0.01, 1e-6), and
-    `heads`, the attention heads (64 wide each where not given). Sizes are read off the weights.
-    Raises ValueError that lists missing, unexpected and wrongly shaped keys.
+    config: threshold (default 0.01), eps (1e-6), mode and empty_row as for `attention_from_original`, and `heads`, the
+    number of attention heads (default: width / 64). Other sizes are inferred from the weights.
+    Raises ValueError listing missing and unexpected keys and wrong shapes.
     """
     config = dict(config)
     theirs, model = _vit(state_dict, config)
@@ -48,14 +48,14 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def dense_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> VisionTransformer:
-    """The same of the notebook's dense ViT, with timm's attention. config: `heads` alone."""
+    """The same for the notebook's dense ViT, with timm's attention. config: only `heads`."""
     theirs, model = _vit(state_dict, dict(config))
     load_original(model, theirs, PAPER)
     return model.eval()
 
 
 def _vit(state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], VisionTransformer]:
-    """Weights under timm's names, and a ViT of their sizes; `heads` is taken out of the config."""
+    """Weights with timm's names, and a ViT of their sizes; removes `heads` from the config."""
     theirs = {k.removeprefix("module.").removeprefix("model."): v for k, v in state_dict.items()}
     sizes = vit_arguments(theirs, PAPER)
     if "heads" in config:
@@ -77,7 +77,7 @@ def _selection(config: dict[str, Any]) -> tuple[ThresholdForm, Selection]:
 
 
 def _read(config: dict[str, Any], name: str) -> float:
-    """Take a number out of the config, where it may stand as text."""
+    """Remove a number from the config, where it may be a string."""
     value = config.pop(name)
     try:
         return float(value)
@@ -88,5 +88,5 @@ def _read(config: dict[str, Any], name: str) -> float:
 def _read_count(config: dict[str, Any], name: str) -> int:
     value = _read(config, name)
     if not value.is_integer():
-        raise ValueError(f"config: {name} must be a whole number, got {value:g}")
+        raise ValueError(f"config: {name} must be an integer, got {value:g}")
     return int(value)

@@ -1,10 +1,10 @@
-"""A state dict of the original's notebook as a checkpoint of this project, which selective-vit-evaluate reads.
+"""Convert a state dict of the original's notebook to a checkpoint of this project, for selective-vit-evaluate.
 
     uv run selective-vit-convert --checkpoint ORIGINAL.pth --output selective.pth
     uv run selective-vit-convert --checkpoint ORIGINAL.pth --output vit.pth --model vit
 
-Both of its models have the same names and shapes, so --model says which one it is. Nothing in the file is run: it is
-read as tensors and plain values only.
+Both of its models have the same names and shapes, so --model must say which one it is. No code in the file is run: only
+tensors and plain values are loaded.
 """
 
 import argparse
@@ -44,11 +44,20 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("selective-vit-convert", RECIPE.paper)
-    p.add_argument("--model", choices=("selective", "vit"), default="selective", help="which (default: %(default)s)")
-    p.add_argument("--threshold", type=float, default=0.01, help="its τ (default: %(default)s)")
-    p.add_argument("--mode", choices=MODES, default="hard", help="its form (default: the notebook's, %(default)s)")
-    p.add_argument("--empty-row", choices=EMPTY_ROWS, default="zero", help="a row without weights (default: zero)")
-    p.add_argument("--num-heads", type=int, help="attention heads (default: 64 wide each)")
+    p.add_argument(
+        "--model",
+        choices=("selective", "vit"),
+        default="selective",
+        help="which model the file holds (default: %(default)s)",
+    )
+    p.add_argument("--threshold", type=float, default=0.01, help="τ of the model (default: %(default)s)")
+    p.add_argument(
+        "--mode", choices=MODES, default="hard", help="thresholding formula (default: the notebook's, %(default)s)"
+    )
+    p.add_argument(
+        "--empty-row", choices=EMPTY_ROWS, default="zero", help="rows in which no weight passes (default: zero)"
+    )
+    p.add_argument("--num-heads", type=int, help="number of attention heads (default: width / 64)")
     return run(convert, p, argv)
 
 

@@ -1,9 +1,9 @@
-"""What a ViT and its selective form look at, side by side: Grad-CAM, Captum's LayerGradCam, attention rollout.
+"""Explanations of a ViT and its selective form, side by side: Grad-CAM, Captum's LayerGradCam, attention rollout.
 
     uv run selective-vit-explain --checkpoint DENSE.pth SELECTIVE.pth --image FILE_OR_DIR
 
-One picture an image, a row a model. `--captum-raw` adds what Captum gives without the adapter that presents tokens as a
-grid: the original published such a map, which lies over channels and not over places.
+One figure per image, one row per model. `--captum-raw` adds Captum's map without the adapter that presents tokens as a
+grid: the original published such a map, which is over channels and not over image positions.
 """
 
 import sys
@@ -30,13 +30,13 @@ from vit_core.training.distributed import pick_device
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.max_images < 1:
-        raise UserError("--max-images must be at least 1")
+        raise UserError(f"--max-images must be at least 1, got {args.max_images}")
     device = pick_device(args.device)
     models = [load_trained(RECIPE, file, device, raw_weights=args.raw_weights) for file in args.checkpoint]
     for other in models[1:]:
         if other.class_names != models[0].class_names:
             raise UserError(
-                f"{other.source} and {models[0].source} were trained with different classes: explain them one by one"
+                f"{other.source} and {models[0].source} were trained with different classes: explain them separately"
             )
     classes = models[0].class_names
     if args.target is not None and args.target not in classes:
@@ -55,7 +55,7 @@ def draw(
     models: Sequence[TrainedModel], pixels: Tensor, path: Path, title: str, target: str | None = None, *,
     captum_raw: bool = False,
 ) -> str:  # fmt: skip
-    """Write the picture of one image, uint8 (3, H, W); returns what the models say, in a line."""
+    """Write the figure for one image, uint8 (3, H, W); returns the models' predictions as one line."""
     panels: list[tuple[str, Tensor | None]] = []
     says = []
     for row, trained in enumerate(models):
@@ -77,7 +77,7 @@ def draw(
 
 
 def maps_of(model: nn.Module, images: Tensor, target: int, *, captum_raw: bool = False) -> dict[str, Tensor]:
-    """The maps of one image (1, 3, h, w); one that is zero everywhere is shown as such."""
+    """The maps of one image (1, 3, h, w); a map that is zero everywhere is shown as zero."""
     maps = {"Grad-CAM": grad_cam(model, images, target)[0].cpu()}
     try:
         maps["Captum LayerGradCam, as a grid"] = captum_grad_cam(model, images, target)[0].cpu()
@@ -91,7 +91,7 @@ def maps_of(model: nn.Module, images: Tensor, target: int, *, captum_raw: bool =
 
 
 def raw_captum_map(model: nn.Module, images: Tensor, target: Tensor | int, layer: nn.Module | None = None) -> Tensor:
-    """What Captum's LayerGradCam gives for the tokens (B, N, C) of a layer: (B, 1, C), a value a channel."""
+    """Captum's LayerGradCam for the tokens (B, N, C) of a layer: (B, 1, C), one value per channel."""
     from captum.attr import LayerGradCam
 
     with torch.enable_grad():
@@ -101,22 +101,30 @@ def raw_captum_map(model: nn.Module, images: Tensor, target: Tensor | int, layer
 
 
 def as_square(raw: Tensor) -> Tensor:
-    """(1, C) -> a picture of about square shape, as one would show it that takes it for a map of places."""
+    """(1, C) -> a roughly square array, as it would be shown if mistaken for a map of image positions."""
     channels = raw.shape[-1]
     rows = next(r for r in range(int(channels**0.5), 0, -1) if channels % r == 0)
     return raw.view(rows, -1)
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="selective-vit-explain", description="Draw what models look at, side by side.")
-    parser.add_argument(
-        "--checkpoint", "--model-path", nargs="+", required=True, help="one, or a dense and a selective"
+    parser = ArgumentParser(
+        prog="selective-vit-explain", description="Draw explanations of several models side by side."
     )
-    parser.add_argument("--image", "--image-path", required=True, help="an image, or a folder of images")
-    parser.add_argument("--output-dir", default="./explanations", help="folder of the pictures (default: %(default)s)")
-    parser.add_argument("--target", help="class to explain (default: what each model predicts)")
-    parser.add_argument("--captum-raw", action="store_true", help="show Captum's map of the bare tokens, too")
-    parser.add_argument("--max-images", type=int, default=16, help="of a folder (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        "--model-path",
+        nargs="+",
+        required=True,
+        help="checkpoints of one or more models, such as a dense and a selective one",
+    )
+    parser.add_argument("--image", "--image-path", required=True, help="image file or folder of images")
+    parser.add_argument("--output-dir", default="./explanations", help="folder for the figures (default: %(default)s)")
+    parser.add_argument("--target", help="class to explain (default: the class that each model predicts)")
+    parser.add_argument("--captum-raw", action="store_true", help="also show Captum's map of the raw tokens")
+    parser.add_argument(
+        "--max-images", type=int, default=16, help="maximum number of images from a folder (default: %(default)s)"
+    )
     add_loading_flags(parser)
     return parser
 

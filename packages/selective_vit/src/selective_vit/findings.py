@@ -1,11 +1,11 @@
-"""What is wrong in the original, measured: `uv run selective-vit-findings` (a minute; no training, no download).
+"""Measures effects of bugs in the original: `uv run selective-vit-findings` (a minute; no training, no download).
 
-1. Its attention modules were new ones, so that the pretrained projections were lost.
-2. With 197 tokens a weight without preference is 1/197, below τ = 0.01: how many are removed before the first step.
-3. Its Captum picture is a map over channels.
+1. It replaced the attention modules by new ones and so lost the pretrained projections.
+2. With 197 tokens a uniform attention weight is 1/197, below τ = 0.01: how many are removed before the first step?
+3. Its Captum figure is a map over channels.
 
-For the second, the original's norms, MLPs and positions are pretrained. Without weights they are random here, and so
-are the images; `--checkpoint FILE` takes a trained dense ViT, and the images that it was evaluated on.
+For 2, the original's norms, MLPs and position embedding are pretrained. Here they are random by default, and so are
+the images; `--checkpoint FILE` uses a trained dense ViT and the images that it was evaluated on.
 """
 
 import sys
@@ -32,10 +32,10 @@ from vit_core.training.distributed import World, pick_device
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="selective-vit-findings", description="Measure what is wrong in the original.")
-    parser.add_argument("--images", type=int, default=4, help="images at the first step (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and random images (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="a trained dense ViT that gets new attention (default: a random one)")
+    parser = ArgumentParser(prog="selective-vit-findings", description="Measure effects of bugs in the original.")
+    parser.add_argument("--images", type=int, default=4, help="images for measurement 2 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of weights and images (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="trained dense ViT to test (default: one with random weights)")
     add_data_flags(parser, amp=False)
     args = parser.parse_args(argv)
     check_data_flags(args)
@@ -44,21 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     lost = lost_weights()
     print(
-        f"1. {lost.names} tensors with {lost.parameters:,} weights of {lost.of:,} differ after the exchange of modules,"
+        f"1. {lost.names} tensors with {lost.parameters:,} of {lost.of:,} weights differ after replacing the modules,"
     )
     print(f"   all of them in attention layers: {lost.all_in_attention}; with make_selective: {lost.with_ours}")
     vit: nn.Module = timm.create_model(BACKBONE)
     batches: Iterable[Tensor] = [torch.randn(args.images, 3, 224, 224)]
-    others = "random, and so are the images (the original's are pretrained)"
+    others = "random, and so are the images (in the original these parts are pretrained)"
     if args.checkpoint:
         world = World(0, 1, pick_device(args.device))
         trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
-        vit, others = trained.model, f"those of {args.checkpoint}, epoch {trained.epoch}, on its evaluation images"
+        vit, others = trained.model, f"from {args.checkpoint}, epoch {trained.epoch}, on its evaluation images"
         size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
         loader = trained.loader(trained.dataset(args, world)[0], world, limit=args.images, **size)
         batches = (images for images, _ in loader.epoch())
         torch.manual_seed(args.seed)
-    print("2. with new attention modules, weights under τ = 0.01, and rows in which nothing passes, by block;")
+    print("2. with new attention modules: weights removed by τ = 0.01 and rows in which no weight passes, by block;")
     print(f"   the other parts are {others}:")
     tracker = first_step(vit, batches)
     for name, layer in tracker.layers.items():
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"   {'mean':<15} {100 * tracker.mean('sparsity'):6.2f}%  {100 * tracker.mean('empty_rows'):6.2f}%")
     print(f"   a uniform weight is 1/{layer.keys} = {1 / layer.keys:.4f}")
     raw, grid, tokens = captum_shapes()
-    print(f"3. Captum on tokens {tokens}: {raw}, a value a channel; presented as a grid: {grid}")
+    print(f"3. Captum on tokens {tokens}: {raw}, one value per channel; presented as a grid: {grid}")
     return 0
 
 
@@ -76,11 +76,11 @@ class Lost:
     parameters: int
     of: int
     all_in_attention: bool
-    with_ours: int  # tensors that differ where the layer's own modules are taken over
+    with_ours: int  # tensors that differ if the layer's own modules are reused
 
 
 def lost_weights(name: str = BACKBONE) -> Lost:
-    """Which weights of a ViT the exchange of its attention modules loses, in the original's way and in ours."""
+    """Which weights a ViT loses when its attention modules are replaced, in the original's way and in ours."""
     vit = timm.create_model(name)
     before = {k: v.clone() for k, v in vit.state_dict().items()}
 
@@ -96,7 +96,7 @@ def lost_weights(name: str = BACKBONE) -> Lost:
 
 
 def first_step(vit: nn.Module, batches: Iterable[Tensor], threshold: float = 0.01) -> SparsityTracker:
-    """The notebook's model before its first step: a ViT whose attention modules are exchanged for new ones."""
+    """The notebook's model before its first step: a ViT whose attention modules are replaced by new ones."""
     make_selective(vit, threshold, "hard", "zero", reinit_attention=True)
     tracker = SparsityTracker()
     for images in batches:
@@ -105,7 +105,7 @@ def first_step(vit: nn.Module, batches: Iterable[Tensor], threshold: float = 0.0
 
 
 def captum_shapes() -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes for one image of a small ViT: Captum's map of the bare tokens, that of the grid, the tokens themselves."""
+    """Shapes for one image in a small ViT: Captum's map of raw tokens, its map of the grid, the tokens."""
     vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5).eval()
     images = torch.randn(1, 3, 64, 64)
     shapes = []

@@ -1,9 +1,9 @@
-"""Are the explanations right? Deletion and insertion areas of Grad-CAM and attention rollout, for several models.
+"""How good are the explanations? Deletion and insertion areas of Grad-CAM and attention rollout for several models.
 
     uv run selective-vit-judge --checkpoint DENSE.pth SELECTIVE.pth --max-images 500
 
-All models and methods see the same images, and explain the true class. Random maps are the control: a map that is no
-better says nothing. Writes judgement.csv, table.md and curves.png.
+All models and methods get the same images and explain the true class. Random maps are the control: a map that is not
+better than random is not informative. Writes judgement.csv, table.md and curves.png.
 """
 
 import csv
@@ -45,20 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = World(0, 1, pick_device(args.device))
     curves: dict[tuple[str, str], Curves] = {}
     if args.labels and len(args.labels) != len(args.checkpoint):
-        raise UserError(f"--labels: {len(args.labels)} names for {len(args.checkpoint)} checkpoints")
+        raise UserError(
+            f"--labels: {len(args.labels)} names for {len(args.checkpoint)} checkpoints; give one per checkpoint"
+        )
     for number, file in enumerate(args.checkpoint):
         trained = load_trained(RECIPE, file, world.device, raw_weights=args.raw_weights)
         dataset, _ = trained.dataset(args, world)
         size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
         loader = trained.loader(dataset, world, limit=args.max_images, **size)
-        several = len(args.checkpoint) > 2  # of one model, then: their files tell them apart
+        several = len(args.checkpoint) > 2  # may be of one model: distinguish them by file
         name = f"{trained.source.parent.name}/{trained.source.stem}" if several else trained.settings["model"]
         name = args.labels[number] if args.labels else name
         if (name, "random") in curves:
-            raise UserError(f"--checkpoint: {name} is there twice")
+            raise UserError(f"--checkpoint: two models are named {name}; give distinct --labels")
         try:
             judged = judge(trained.model, loader, steps=args.steps, baseline=args.baseline)
-        except ValueError as e:  # more steps than patches, or a model without such maps
+        except ValueError as e:  # more steps than patches, or a model without these maps
             raise UserError(f"{file}: {e}") from e
         curves |= {(name, method): c for method, c in judged.items()}
     folder = Path(args.output_dir)
@@ -71,15 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(rows)
     (folder / "table.md").write_text(text)
     draw(curves, folder / "curves.png")
-    print(f"{text}\njudgement.csv, table.md and curves.png are in {folder}")
+    print(f"{text}\nwrote judgement.csv, table.md and curves.png to {folder}")
     return 0
 
 
 def judge(
     model: nn.Module, loader: BatchLoader, *, steps: int = 16, baseline: str = "mean", seed: int = 0
 ) -> dict[str, Curves]:
-    """Curves of all images for each method, and for random maps; the explained class is the true one."""
-    generator = torch.Generator().manual_seed(seed)  # the same random maps, and orders of ties, for every model
+    """Curves of all images for each method and for random maps; the maps explain the true class."""
+    generator = torch.Generator().manual_seed(seed)  # the same random maps and tie-breaking for every model
     parts: dict[str, list[Curves]] = {}
     for images, targets in loader.epoch():
         maps = {name: method(model, images, targets) for name, method in METHODS.items()}
@@ -104,8 +106,8 @@ def row_of(model: str, method: str, curves: Curves) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
-    heads = ["model", "map", "deletion area, % (low is good)", "insertion area, % (high is good)"]
+    """The results as a Markdown table."""
+    heads = ["model", "map", "deletion area, % (lower is better)", "insertion area, % (higher is better)"]
     lines = []
     for r in rows:
         areas = (f"{float(r[f'{n}_area']):.1f} ± {float(r[f'{n}_error']):.1f}" for n in ("deletion", "insertion"))
@@ -114,7 +116,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
-    """Mean curves: a column a direction, a row a model."""
+    """Mean curves: one row per model, one column for deletion and one for insertion."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(model for model, _ in curves))
@@ -126,8 +128,8 @@ def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
             values = getattr(c, name).mean(0).tolist()
             ax.plot([100 * s for s in c.shares.tolist()], values, label=method, **style)
             ax.set_title(textwrap.fill(f"{model}: {name}", 48), fontsize=9)
-            ax.set(xlabel=f"patches {'removed' if name == 'deletion' else 'put back'}, %")
-            ax.set_ylabel("probability of the class")
+            ax.set(xlabel=f"patches {'removed' if name == 'deletion' else 'inserted'}, %")
+            ax.set_ylabel("probability of the true class")
             ax.grid(alpha=0.3)
             ax.legend(fontsize=8)
     figure.savefig(path, dpi=150)
@@ -135,14 +137,16 @@ def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="selective-vit-judge", description="Deletion and insertion areas of explanations.")
-    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="files that training wrote")
-    parser.add_argument("--labels", nargs="+", help="names of the models in the results (default: their own)")
-    parser.add_argument("--max-images", type=int, default=500, help="of the evaluation split (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=16, help="points of a curve (default: %(default)s)")
+    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="checkpoints to compare")
+    parser.add_argument("--labels", nargs="+", help="names of the models in the results (default: model names)")
     parser.add_argument(
-        "--baseline", choices=BASELINES, default="mean", help="what takes a patch's place (default: %(default)s)"
+        "--max-images", type=int, default=500, help="images of the evaluation split (default: %(default)s)"
     )
-    parser.add_argument("--output-dir", default="./judgement", help="folder of the results (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=16, help="steps per curve (default: %(default)s)")
+    parser.add_argument(
+        "--baseline", choices=BASELINES, default="mean", help="replacement for removed patches (default: %(default)s)"
+    )
+    parser.add_argument("--output-dir", default="./judgement", help="folder for the results (default: %(default)s)")
     add_data_flags(parser)
     return parser
 

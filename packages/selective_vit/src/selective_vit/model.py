@@ -1,7 +1,7 @@
 """SelectiveViT: Improving Vision Transformer Interpretability via Sparse Attention (original: timm's ViT-Base).
 
-A ViT in which every attention layer drops the weights below a threshold, after the softmax (`attention.py` has the
-formulas). There is no other difference, and no new parameter while the threshold is fixed:
+A ViT whose attention layers remove the weights below a threshold, after the softmax (the formulas are in
+`attention.py`). Nothing else changes, and a fixed threshold adds no parameters:
 
     model = timm.create_model("vit_base_patch16_224", pretrained=True)
     make_selective(model, threshold=0.01)
@@ -30,17 +30,17 @@ from vit_core.tasks.classification import classification_loss
 
 LEARNED = ("layer", "head")
 PUBLISHED = 0.01  # the README's and the notebook's τ
-UNIFORM = 1.0  # in units of 1/N: the mean of every row, so that no row is empty under it, and not all passes
+UNIFORM = 1.0  # in units of 1/N: the mean of every row, so that some weights pass and some do not
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdForm:
-    """Which threshold an attention layer has.
+    """Settings of an attention layer's threshold.
 
-    threshold: τ, or where a learned one starts; None for 0.01 as published, or for 1/N where it is relative or learned:
-    every row has weights on both sides of 1/N, so a gradient reaches τ there. relative: in units of 1/N. learned: one
-    for each "layer" or "head". growth: the share of the training in which it rises from zero, in a line
-    (`grow_threshold`); 0 for a threshold that is there from the start. sparsity_weight: see `sparsity_penalty`.
+    threshold: τ, or the initial value of a learned τ. None: 0.01 as published, or 1/N if relative or learned, since
+    every row has weights on both sides of 1/N, so that τ gets a gradient. relative: τ is in units of 1/N. learned: one
+    τ per "layer" or "head". growth: the fraction of training during which τ rises linearly from zero
+    (`grow_threshold`); 0 for a constant τ. sparsity_weight: see `sparsity_penalty`.
     """
 
     threshold: float | None = None
@@ -62,37 +62,37 @@ class ThresholdForm:
         number("threshold_growth", self.growth)
         number("sparsity_weight", self.sparsity_weight)
         if not 0 <= self.tau <= 1e6:
-            raise ValueError(f"threshold must be 0 or more, and at most 1e6; got {self.tau}")
+            raise ValueError(f"threshold must be 0 or more and at most 1e6, got {self.tau}")
         if not self.relative and self.tau >= 1:
-            raise ValueError(f"threshold must be below 1, the largest weight there is; got {self.tau}")
+            raise ValueError(f"threshold must be below 1, the maximum of an attention weight; got {self.tau}")
         if not 0 <= self.growth <= 1:
             raise ValueError(f"threshold_growth must lie in [0, 1], got {self.growth}")
         if not 0 <= self.sparsity_weight <= 1e6:
-            raise ValueError(f"sparsity_weight must be 0 or more, and at most 1e6; got {self.sparsity_weight}")
+            raise ValueError(f"sparsity_weight must be 0 or more and at most 1e6, got {self.sparsity_weight}")
         if self.tau == 0 and self.learned:
-            raise ValueError("a learned threshold must start above 0: softplus does not reach it")
+            raise ValueError("a learned threshold must start above 0, since softplus is always positive")
         if self.tau == 0 and self.sparsity_weight:
-            raise ValueError("sparsity_weight has no effect on a threshold of 0, which every weight passes")
+            raise ValueError("sparsity_weight has no effect with a threshold of 0, which every weight passes")
 
     @property
     def tau(self) -> float:
-        """`threshold`, settled."""
+        """`threshold`, which is never None after initialization."""
         assert self.threshold is not None
         return self.threshold
 
 
 class Threshold(nn.Module):
-    """τ of one attention layer, for rows of N keys: a number, or where it is learned a tensor (h or 1, 1, 1)."""
+    """τ of one attention layer for rows of N keys: a number, or a tensor (h or 1, 1, 1) if it is learned."""
 
     def __init__(self, form: ThresholdForm, num_heads: int) -> None:
         super().__init__()
         self.form = form
-        self.passing: Tensor | None = None  # of the last forward pass in training, where there is a sparsity term
+        self.passing: Tensor | None = None  # of the last training forward pass, if there is a sparsity term
         if form.learned:
             raw = form.tau + math.log(-math.expm1(-form.tau))  # softplus(raw) = threshold
             self.raw_tau = nn.Parameter(torch.full((num_heads if form.learned == "head" else 1,), raw))
         if form.growth:
-            self.register_buffer("share", torch.zeros(()))  # of the threshold, from 0 to 1
+            self.register_buffer("share", torch.zeros(()))  # current fraction of the threshold, from 0 to 1
             self.share: Tensor
 
     def forward(self, keys: int) -> float | Tensor:
@@ -106,21 +106,21 @@ class Threshold(nn.Module):
 
     @property
     def watch(self) -> Callable[[Tensor, float | Tensor], None] | None:
-        """What is to be called with the softmax weights and τ, if anything."""
+        """A function to call with the softmax weights and τ, or None."""
         return self._keep_passing if self.training and self.form.sparsity_weight else None
 
     def _keep_passing(self, P: Tensor, tau: float | Tensor) -> None:
         self.passing = soft_gate(P, tau).mean()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "passing": None}  # a copy is no part of this graph
+        return {**self.__dict__, "passing": None}  # a copy must not keep this autograd graph
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in vars(self.form).items() if v)
 
 
 class SelectiveAttention(nn.Module):
-    """timm's `Attention` with the weights selected; it takes over the given layer's own modules, weights and all."""
+    """timm's `Attention` with a threshold on its weights; it reuses the modules and weights of the given layer."""
 
     def __init__(self, attn: Attention, form: ThresholdForm, selection: Selection) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class SelectiveAttention(nn.Module):
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
         self.attn_drop, self.proj, self.proj_drop = attn.attn_drop, attn.proj, attn.proj_drop
         self.norm = getattr(attn, "norm", nn.Identity())
-        self.gate = getattr(attn, "gate", None)  # of newer timm
+        self.gate = getattr(attn, "gate", None)  # newer timm only
         self.selection = selection
         self.threshold = Threshold(form, attn.num_heads)
 
@@ -147,9 +147,9 @@ class SelectiveAttention(nn.Module):
 
 
 class SelectedWeights(nn.Module):
-    """In the place of `attn_drop` of an attention layer that computes its weights openly: select, then drop.
+    """Replaces `attn_drop` in an attention layer that computes its weights explicitly: threshold, then dropout.
 
-    So the EVA-style layers, with their rotary embeddings and separate biases, need no copy of their forward pass.
+    EVA-style layers, with rotary embeddings and separate biases, thus keep their own forward pass.
     """
 
     def __init__(self, drop: nn.Module, form: ThresholdForm, selection: Selection, num_heads: int) -> None:
@@ -159,7 +159,7 @@ class SelectedWeights(nn.Module):
         self.threshold = Threshold(form, num_heads)
 
     def forward(self, P: Tensor) -> Tensor:
-        """Softmax weights (B, h, N, N) -> what the values are multiplied by."""
+        """Softmax weights (B, h, N, N) -> the weights that multiply the values."""
         tau = self.threshold(P.shape[-1])
         if self.threshold.watch is not None:
             self.threshold.watch(P.float(), tau)
@@ -172,17 +172,17 @@ def make_selective(
     threshold_growth: float = 0.0, sparsity_weight: float = 0.0, eps: float = 1e-6, kernel: str = "auto",
     reinit_attention: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """Make the attention layers of one of timm's ViTs selective, in place, with the weights that they have.
+    """Make the attention layers of a timm ViT selective, in place; they keep their weights.
 
     Args:
-        vit: a model with `blocks` whose `attn` is timm's `Attention`, `AttentionRope` or `EvaAttention`. A selective
-            one takes the new settings.
+        vit: a model with `blocks` whose `attn` is timm's `Attention`, `AttentionRope` or `EvaAttention`. If it is
+            already selective, it gets the new settings.
         threshold, relative_threshold, learned_threshold, threshold_growth, sparsity_weight: see `ThresholdForm`.
         mode, empty_row, eps, kernel: see `Selection`.
-        blocks: numbers of the blocks that change, negative ones from the end. Default: all.
-        reinit_attention: give those layers new random weights, as the original did by accident.
+        blocks: indices of the blocks to change, negative ones from the end. Default: all.
+        reinit_attention: re-initialize the weights of these layers, as the original did by accident.
     Returns: the same model.
-    Raises: ValueError for a model of another kind, for blocks that it does not have, and for settings that cannot be.
+    Raises: ValueError for an unsupported model, for block indices out of range, and for invalid settings.
     """
     form = ThresholdForm(
         threshold=threshold, relative=relative_threshold, learned=learned_threshold, growth=threshold_growth,
@@ -191,9 +191,9 @@ def make_selective(
     selection = Selection(mode=mode, empty_row=empty_row, eps=eps, kernel=kernel)
     layers: Any = getattr(vit, "blocks", None)
     if not isinstance(layers, nn.Sequential | nn.ModuleList):
-        raise ValueError(f"{type(vit).__name__} has no blocks: make_selective takes timm's ViTs")
+        raise ValueError(f"{type(vit).__name__} has no blocks: make_selective supports timm's ViTs")
     chosen: list[Any] = [layers[i] for i in block_indices(blocks, len(layers))]
-    for block in chosen:  # before any of them changes
+    for block in chosen:  # check all before changing any
         _check(getattr(block, "attn", None), form, selection)
     for block in chosen:
         attn: Any = block.attn
@@ -204,7 +204,7 @@ def make_selective(
         else:
             drop = attn.attn_drop.drop if isinstance(attn.attn_drop, SelectedWeights) else attn.attn_drop
             attn.attn_drop = SelectedWeights(drop, form, selection, attn.num_heads)
-            attn.fused_attn = False  # the way on which timm calls attn_drop
+            attn.fused_attn = False  # the code path in which timm calls attn_drop
         block.attn.to(device=next(vit.parameters()).device).train(block.training)
         block.attn.reinitialised = reinit_attention
         if reinit_attention:
@@ -217,10 +217,11 @@ def _check(attn: Any, form: ThresholdForm, selection: Selection) -> None:
     eva = isinstance(attn, AttentionRope | EvaAttention)
     if not (eva or isinstance(attn, SelectiveAttention) or type(attn) is Attention):
         known = "Attention, AttentionRope and EvaAttention"
-        raise ValueError(f"make_selective takes timm's {known}; a block has {type(attn).__name__}")
+        raise ValueError(f"make_selective supports timm's {known}, got a block with {type(attn).__name__}")
     if selection.kernel == "flex":
         reasons = {
-            f"attention with its own weights ({type(attn).__name__})": eva, "learned thresholds": bool(form.learned),
+            f"layers that compute their own weights ({type(attn).__name__})": eva,
+            "learned thresholds": bool(form.learned),
             "a growing threshold": bool(form.growth), "a sparsity term": bool(form.sparsity_weight),
             "attention dropout": not eva and attn.attn_drop.p > 0,
         }  # fmt: skip
@@ -230,28 +231,28 @@ def _check(attn: Any, form: ThresholdForm, selection: Selection) -> None:
 
 
 def block_indices(blocks: Iterable[int] | None, depth: int) -> list[int]:
-    """Numbers of blocks, negative ones from the end, or None for all -> 0 to depth - 1. ValueError for others."""
+    """Block indices, negative ones from the end, or None for all -> 0 to depth - 1. ValueError if out of range."""
     if blocks is None:
         return list(range(depth))
     if isinstance(blocks, str) or not isinstance(blocks, Iterable):
-        raise ValueError(f"blocks must be numbers of blocks, such as [0, 1]; got {blocks!r}")
+        raise ValueError(f"blocks must be a list of block indices, such as [0, 1]; got {blocks!r}")
     indices = list(blocks)
     for block in indices:
         if isinstance(block, bool) or not isinstance(block, int):
-            raise ValueError(f"blocks must be whole numbers, got {block!r}")
+            raise ValueError(f"blocks must be integers, got {block!r}")
         if not -depth <= block < depth:
-            raise ValueError(f"blocks: there is no block {block}, the model has {depth}")
+            raise ValueError(f"blocks: index {block} is out of range for a model with {depth} blocks")
     return [block % depth for block in indices]
 
 
 def thresholds(model: nn.Module) -> dict[str, Threshold]:
-    """The thresholds of a model by the name of their attention layer: "blocks.0.attn"."""
+    """The thresholds of a model, by the name of the attention layer, such as "blocks.0.attn"."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, Threshold)}
     return {name.removesuffix(".threshold").removesuffix(".attn_drop"): t for name, t in found.items()}
 
 
 def set_threshold(model: nn.Module, threshold: float) -> None:
-    """Another fixed τ for all selective layers, in the unit that they have. ValueError for a model without any."""
+    """Set a fixed τ in all selective layers, in their unit. ValueError if there are none, or if τ is learned."""
     found = thresholds(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no selective attention: call make_selective first")
@@ -262,20 +263,20 @@ def set_threshold(model: nn.Module, threshold: float) -> None:
 
 
 def grow_threshold(model: nn.Module, progress: float) -> None:
-    """Set growing thresholds to where they are at `progress`, the share of the training that is done (0 to 1)."""
+    """Set growing thresholds to their value at `progress`, the completed fraction of training (0 to 1)."""
     for t in thresholds(model).values():
         if t.form.growth:
             t.share.fill_(min(progress / t.form.growth, 1.0))
 
 
 def threshold_values(model: nn.Module, keys: int) -> dict[str, list[float]]:
-    """τ of each selective layer for rows of `keys` tokens: one value, or one for each head that learned its own."""
+    """τ of each selective layer for rows of `keys` tokens: one value, or one per head if learned per head."""
     with torch.no_grad():
         return {name: torch.as_tensor(t(keys)).flatten().tolist() for name, t in thresholds(model).items()}
 
 
 def describe_thresholds(model: nn.Module) -> str:
-    """A line for the training log: where learned thresholds are, mean over the heads block by block; else ""."""
+    """A line for the training log: learned thresholds by block, mean over the heads; "" if none are learned."""
     learned = [t for t in thresholds(model).values() if t.form.learned]
     if not learned:
         return ""
@@ -287,10 +288,10 @@ def describe_thresholds(model: nn.Module) -> str:
 
 
 def sparsity_penalty(model: nn.Module) -> Tensor | float:
-    """The optional term of the loss: sparsity_weight × the share of the weights that pass, mean over the layers.
+    """Optional loss term: sparsity_weight × the fraction of attention weights that pass, mean over the layers.
 
-    Of the forward pass just done, which must have been in training mode. The gate is a sigmoid here (`soft_gate`), so
-    that the term has a gradient for learned thresholds, and for the scores under fixed ones.
+    Uses the last forward pass, which must have been in training mode. The gate is a sigmoid here (`soft_gate`), so
+    that learned thresholds get a gradient, and with fixed thresholds the attention scores.
     """
     terms = []
     for t in thresholds(model).values():
@@ -301,6 +302,6 @@ def sparsity_penalty(model: nn.Module) -> Tensor | float:
 
 
 def sparse_loss(model: nn.Module, images: Tensor, targets: Tensor, criterion: nn.Module) -> tuple[Tensor, Tensor]:
-    """The criterion, and `sparsity_penalty` where the model has a weight for it: a `LossFunction`."""
+    """The criterion plus `sparsity_penalty`, if the model has one: a `LossFunction`."""
     loss, logits = classification_loss(model, images, targets, criterion)
     return loss + sparsity_penalty(model), logits

@@ -1,4 +1,4 @@
-"""SelectiveViT as `reproduce` knows it: what it is, its trainings, its signature analysis: dense and selective."""
+"""SelectiveViT for `reproduce`: description, trainings, and its analysis of the dense and the selective model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ LABELS = ("dense ViT", "SelectiveViT")
 
 
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
-    """Sparsity block by block of both models, active tokens a head, and their explanations side by side."""
+    """Sparsity by block of both models, active tokens per head, and their explanations side by side."""
     trackers = {}
     for label, subject in subjects.items():
         selective = bool(thresholds(subject.trained.model))
@@ -45,37 +45,37 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     says = draw([s.trained for s in chosen], pixels, folder / "side_by_side.png", "one test image")
     return Analysis(
         findings=[
-            f"At τ = {THRESHOLD:g} and {keys} tokens, where a weight without preference is 1/{keys} = {1 / keys:.4f}, "
-            f"{means[LABELS[1]]:.1f}% of SelectiveViT's weights are zero (claimed: about 70%, with 197 tokens). Of the "
-            f"dense model's {means[LABELS[0]]:.1f}% lie under the same threshold without any selection.",
-            "Both are trained from random weights here, not from a pretrained ViT as in the paper, and one seed of few "
-            "epochs does not say which is better. Nor do two seeds of seven thresholds (results/README.md).",
+            f"At τ = {THRESHOLD:g} and {keys} tokens, where a uniform weight is 1/{keys} = {1 / keys:.4f}, "
+            f"{means[LABELS[1]]:.1f}% of SelectiveViT's weights are zero (claimed: about 70%, with 197 tokens). In the "
+            f"dense model, {means[LABELS[0]]:.1f}% of the weights are below the same threshold.",
+            "Here both are trained from random weights, not from a pretrained ViT as in the paper, and one seed with "
+            "few epochs does not show which is better. Neither do two seeds of seven thresholds (results/README.md).",
         ],
         pictures=[
             Picture(
                 "side_by_side.png", "Both models on the same image",
-                f"{says}. Above the dense model, below the selective one: Grad-CAM, Captum's LayerGradCam with tokens "
-                "presented as a grid, attention rollout. Each panel has its own colour scale.",
+                f"{says}. Top: the dense model; bottom: the selective one. Grad-CAM, Captum's LayerGradCam with tokens "
+                "presented as a grid, attention rollout. Each panel has its own color scale.",
             ),
             Picture(
-                "active_tokens.png", "Active tokens a head",
+                "active_tokens.png", "Active tokens per head",
                 f"How many of {keys} tokens a query attends to after the threshold, mean over {IMAGES} images.",
             ),
         ],
         tables=[
             Table(
-                "Sparsity, block by block",
-                f"Percent of the attention weights under τ = {THRESHOLD:g}, over {IMAGES} images: of the dense model "
-                "those that the threshold would remove, of the selective one those that it did. Last: queries left "
-                "with one token or none.",
-                ["block", f"{LABELS[0]}: under τ", f"{LABELS[1]}: zero", "one token or none"], rows,
+                "Sparsity by block",
+                f"Percent of attention weights below τ = {THRESHOLD:g}, over {IMAGES} images: for the dense model "
+                "those that the threshold would remove, for the selective one those that it removed. Last column: "
+                "queries that attend to at most one token.",
+                ["block", f"{LABELS[0]}: below τ", f"{LABELS[1]}: zero", "at most one token"], rows,
             )
         ],
     )  # fmt: skip
 
 
 def _rows(pair: str, selective: Mapping[str, object], **more: object) -> dict[str, dict[str, object]]:
-    """The plain model and the selective one; selective: further flags of the latter."""
+    """The plain and the selective model; selective: additional flags of the selective one."""
     dense, sparse = PAIRS[pair]
     return {LABELS[0]: {"model": dense, **more}, LABELS[1]: {"model": sparse, **more, **selective}}
 
@@ -88,7 +88,7 @@ def _bench(inference: float, training: float, **kwargs: object) -> Benchmark:
 
 
 def layer_speed(device: torch.device, rounds: int) -> list[Figure]:
-    """One attention layer of ViT-B/16 beside torch's fused attention, in inference."""
+    """Time of one attention layer of ViT-B/16 relative to torch's fused attention, in inference."""
     times = measure((8, 12, 197, 64), THRESHOLD, ("auto",), device, max(rounds, 31))
     return [
         Figure(f"SelectiveViT, one layer ({name}) beside SDPA, inference", ratio_to_sdpa(times, name), 1.15)
@@ -99,9 +99,9 @@ def layer_speed(device: torch.device, rounds: int) -> list[Figure]:
 PAPER = Paper(
     package="selective_vit",
     title="SelectiveViT: Sparse Attention by a Threshold",
-    idea="In a ViT every patch attends to every other, if only a little, and pictures of its attention are diffuse. "
-    "SelectiveViT removes each attention weight under a threshold τ after the softmax and scales the rest up to sum to "
-    "one again. Nothing is added to the model, and the claim is that it becomes both clearer and more accurate.",
+    idea="In a ViT every patch attends to every other patch, if only a little, and its attention maps are diffuse. "
+    "SelectiveViT sets attention weights below a threshold τ to zero after the softmax and renormalizes the rest. No "
+    "parameters are added, and the paper claims that the model becomes both more interpretable and more accurate.",
     source="README, PDF and notebook of the original repository; the notebook fine-tunes ViT-Base on CIFAR-10.",
     citation="""@misc{selectivevit,
   title = {SelectiveViT: Improving Vision Transformer Interpretability via Sparse Attention},

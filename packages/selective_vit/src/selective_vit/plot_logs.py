@@ -1,7 +1,7 @@
-"""Curves of several runs in one picture: accuracy and loss by epoch (original: its plotting cells).
+"""Plot accuracy and loss by epoch of several runs in one figure (original: its plotting cells).
 
 uv run selective-vit-plot-logs checkpoints/RUN_A checkpoints/RUN_B --output curves.png
-uv run selective-vit-plot-logs vit_log.csv selectivevit_log.csv        logs that the original's notebook wrote
+uv run selective-vit-plot-logs vit_log.csv selectivevit_log.csv        logs written by the original's notebook
 """
 
 import csv
@@ -13,7 +13,7 @@ from vit_core.commands import curves
 from vit_core.errors import UserError
 from vit_core.flags import command
 
-# Columns of the notebook's log (cell 11), accuracies as shares of one, and ours, in percent.
+# Columns of the notebook's log (cell 11), with accuracies from 0 to 1, and our names, in percent.
 COLUMNS = {
     "Epoch": "epoch", "Train Loss": "train_loss", "Train Acc": "train_acc1", "Test Loss": "val_loss",
     "Test Acc": "val_acc1",
@@ -22,13 +22,13 @@ COLUMNS = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    return curves.run("selective-vit-plot-logs", argv, read, ", or CSV files that the original's notebook wrote")
+    return curves.run("selective-vit-plot-logs", argv, read, ", or CSV files written by the original's notebook")
 
 
 def read(run: Path) -> Sequence[dict[str, str]]:
-    """Rows as in metrics.csv: of a run folder, or of one of the notebook's logs. UserError for a file that is neither.
+    """Rows as in metrics.csv, of a run folder or of a log of the notebook. UserError for a file that is neither.
 
-    The notebook appends to a log that exists already: where it holds several trainings, the last one counts.
+    The notebook appends to an existing log: of several trainings in one file, the last one is returned.
     """
     if not run.is_file():
         return curves.read_metrics(run)
@@ -36,15 +36,15 @@ def read(run: Path) -> Sequence[dict[str, str]]:
         with run.open(newline="", encoding="utf-8-sig") as f:
             lines = csv.DictReader(f)
             if list(lines.fieldnames or ()) != list(COLUMNS):
-                raise UserError(f"{run} is no log of the original's notebook: its columns are not {', '.join(COLUMNS)}")
+                raise UserError(f"{run} is not a notebook log: its columns must be {', '.join(COLUMNS)}")
             rows = [_ours(line) for line in lines]
     except (UnicodeDecodeError, csv.Error, TypeError, ValueError) as e:
-        raise UserError(f"{run} is damaged: {e}") from e
+        raise UserError(f"{run} cannot be read as a notebook log: {e}") from e
     starts = [i for i, row in enumerate(rows) if i == 0 or int(row["epoch"]) <= int(rows[i - 1]["epoch"])]
     if len(starts) > 1:
-        print(f"{run} holds {len(starts)} trainings: the last one is drawn")
+        print(f"{run} contains {len(starts)} trainings; only the last one is plotted")
     if not rows:
-        raise UserError(f"{run} holds no epoch yet")
+        raise UserError(f"{run} contains no epochs yet")
     return rows[starts[-1] :]
 
 

@@ -1,4 +1,4 @@
-"""SelectiveViT's models, flags and hyperparameters, as the shared commands take them."""
+"""SelectiveViT's models, flags and hyperparameters for the shared commands."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,40 +14,43 @@ from vit_core.models import timm_weights
 from vit_core.models.timm_weights import OWN_HEAD, StartOptions
 from vit_core.recipe import Recipe
 
-# What --model says for two models in a row: the plain one, then the selective one.
+# Values of --model that train two models in turn: first the plain one, then the selective one.
 PAIRS = {"both": ("vit", "selective"), "both_micro": ("vit_micro", "selective_micro")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Flags that change the selective model; None leaves its own default. The plain model has none of them."""
+    """Flags that change the selective model; None keeps its default. The plain model has none of them."""
 
     threshold: float | None = flag(
-        None, "τ, under which a weight is removed (default: 0.01; 1/N where it is relative or learned)"
+        None, "τ: attention weights up to it are removed (default: 0.01; 1/N if relative or learned)"
     )
-    mode: str | None = flag(None, "relu, the paper's formula, or hard, its notebook (default: relu)", choices=MODES)
+    mode: str | None = flag(None, "relu: the README's formula; hard: the notebook's (default: relu)", choices=MODES)
     empty_row: str | None = flag(
-        None, "a row in which nothing passes: its strongest key, or zero as published (default: argmax)",
+        None, "a row in which no weight passes: keep its largest weight, or zero as published (default: argmax)",
         choices=EMPTY_ROWS,
     )  # fmt: skip
-    relative_threshold: bool | None = flag(None, "τ in units of 1/N, the weight in a row without preferences")
+    relative_threshold: bool | None = flag(None, "τ is in units of 1/N, the weight of uniform attention")
     learned_threshold: str | None = flag(
-        None, "learn τ, one for each layer or head, from --threshold on", choices=LEARNED
+        None, "learn τ, one per layer or head, initialized at --threshold", choices=LEARNED
     )
     sparsity_weight: float | None = flag(
-        None, "weight in the loss of the share of attention weights that pass (default: 0)"
+        None, "loss weight of the fraction of attention weights that pass (default: 0)"
     )
-    threshold_growth: float | None = flag(None, "share of the training in which τ rises from zero (default: 0)")
-    kernel: str | None = flag(None, "how attention is computed (default: auto)", choices=KERNELS)
+    threshold_growth: float | None = flag(None, "fraction of training during which τ rises from zero (default: 0)")
+    kernel: str | None = flag(
+        None, "attention implementation; weights: the plain formula, flex: FlexAttention (default: auto)",
+        choices=KERNELS,
+    )  # fmt: skip
     reinit_attention: bool | None = flag(
-        None, "new random weights for the attention layers, which the original gave them by accident"
+        None, "re-initialize the attention layers with random weights, as the original did by accident"
     )
 
 
 def initialise(model: nn.Module, start: StartOptions) -> None:
-    """Load timm's weights into a new model, and give it a new head as the notebook does: torch's own initial values.
+    """Load timm's weights into a new model, and a new head with torch's default initialization, as in the notebook.
 
-    UserError, in one line, for weights that cannot be had or do not fit.
+    Raises UserError for weights that cannot be loaded or do not fit.
     """
     own = rf"{OWN_HEAD}|.*\.threshold\."
     if any(getattr(m, "reinitialised", False) for m in model.modules()):
@@ -59,7 +62,7 @@ def initialise(model: nn.Module, start: StartOptions) -> None:
 
 
 def for_plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags without those of the selective model."""
+    """The given flags without those of the selective model."""
     ours = {f.name for f in dataclasses.fields(ModelOptions)}
     return {k: v for k, v in given.items() if k not in ours}
 
@@ -69,14 +72,15 @@ NOTEBOOK_MODEL = {"mode": "hard", "empty_row": "zero", "reinit_attention": True}
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Model and dataset where they are not given, and the hyperparameters that belong to them.
+    """Default model and dataset where they are not given, and the hyperparameters that belong to them.
 
-    published: the README's table (70 epochs, batch 16, AdamW at 3e-4, a cosine) under its formula; what it does not say
-    is the notebook's: the cosine moves once an epoch and ends at 1e-5, weight decay 0.01 on every parameter, an early
-    stop after 3 epochs without a better accuracy, flips, and the deviations that it normalizes with.
-    notebook: the notebook itself and section 6 of the PDF: 10 epochs, and the notebook's attention layers.
-    fine_tune: a learning rate that suits pretrained weights, which 3e-4 does not; ours.
-    The micro models' values are ours.
+    published: the README's table (70 epochs, batch size 16, AdamW with learning rate 3e-4, cosine schedule) with its
+    formula. What it does not state is from the notebook: the cosine is updated once per epoch and ends at 1e-5, weight
+    decay 0.01 on every parameter, early stopping after 3 epochs without a better accuracy, horizontal flips, and the
+    standard deviations for normalization.
+    notebook: the notebook and section 6 of the PDF: 10 epochs, and the notebook's attention layers.
+    fine_tune: ours, with a learning rate suited to pretrained weights, which 3e-4 is not.
+    The values for the micro models are ours.
     """
     model, dataset, preset = given.get("model"), given.get("dataset"), given.get("preset")
     model = model or ("selective_micro" if dataset in (None, "digits") else "selective")
@@ -103,14 +107,14 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
     if preset == "notebook" and model.startswith("selective"):
         values |= NOTEBOOK_MODEL
     if dataset == "digits":
-        values |= {"hflip": 0.0}  # a mirrored 2 is no 2
+        values |= {"hflip": 0.0}  # a mirrored 2 is not a 2
     return values
 
 
 RECIPE = Recipe(
     paper="SelectiveViT",
-    description="Train a ViT, its selective form, or both in a row under one recipe. Without arguments: both micro "
-    "models on the embedded digits, and a picture of their curves. With --model both alone: ViT-B/16 on CIFAR-10, by "
+    description="Train a ViT, its selective form, or both in turn with the same recipe. Without arguments: both micro "
+    "models on the embedded digits, and a plot of their curves. With only --model both: ViT-B/16 on CIFAR-10, as in "
     "the README's table.",
     command="selective-vit",
     models={

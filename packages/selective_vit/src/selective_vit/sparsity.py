@@ -1,12 +1,12 @@
-"""How sparse a model's attention is: active tokens of each head in every block, and how that went in training.
+"""How sparse a model's attention is: active tokens of each head in every block, and how this changes in training.
 
     uv run selective-vit-sparsity --checkpoint checkpoints/RUN/best.pth
-    uv run selective-vit-sparsity --checkpoint checkpoints/RUN/epoch_*.pth      a line through the epochs, too
-    uv run selective-vit-sparsity --checkpoint DENSE.pth --threshold 0.01       what a dense model would lose
+    uv run selective-vit-sparsity --checkpoint checkpoints/RUN/epoch_*.pth      also a plot by epoch
+    uv run selective-vit-sparsity --checkpoint DENSE.pth --threshold 0.01       what τ would remove from a dense model
 
-Learned thresholds are printed block by block, and are a column of the table.
+Learned thresholds are printed by block and are a column of the table.
 
-Writes sparsity.csv, active_tokens.png (of the last checkpoint), and with several checkpoints sparsity_by_epoch.png.
+Writes sparsity.csv, active_tokens.png (for the last checkpoint), and with several checkpoints sparsity_by_epoch.png.
 """
 
 import csv
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         means.append((epoch, tracker))
         if tracker.layers.keys() != means[0][1].layers.keys():
             raise UserError(
-                f"{file} and {args.checkpoint[0]} have different attention layers: give checkpoints of one model"
+                f"{file} and {args.checkpoint[0]} have different attention layers: give checkpoints of the same model"
             )
         print(
             f"{file}: epoch {epoch}, {100 * tracker.mean('sparsity'):.2f}% of the weights are zero, "
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(t.form.learned for t in thresholds(trained.model).values()):
             for name, taus in values.items():
                 print(f"  {name}: τ {' '.join(f'{tau:.5f}' for tau in taus)}")
-            print(f"  beside 1/N = {1 / keys:.5f}")
+            print(f"  for comparison, 1/N = {1 / keys:.5f}")
     folder = Path(args.output_dir or Path(args.checkpoint[-1]).parent / "sparsity")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sparsity.csv").open("w", newline="") as f:
@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(means) > 1:
         draw_epochs(sorted(means, key=lambda m: m[0]), folder / "sparsity_by_epoch.png")
         written = "sparsity.csv, active_tokens.png and sparsity_by_epoch.png"
-    print(f"{written} are in {folder}")
+    print(f"wrote {written} to {folder}")
     return 0
 
 
 def table(
     tracker: SparsityTracker, checkpoint: str, epoch: int, taus: Mapping[str, Sequence[float]], dense: float
 ) -> list[dict[str, Any]]:
-    """A row a head of each block. taus: one value for all heads of a selective layer, or one each; dense: of others."""
+    """One row per block and head. taus: one τ per selective layer, or one per head; dense: τ for the other layers."""
 
     def tau(name: str, head: int) -> float:
         return (list(taus.get(name, [dense])) * (head + 1))[head]
@@ -104,7 +104,7 @@ def table(
 
 
 def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> None:
-    """Sparsity of each block, and their mean, by epoch."""
+    """Plot the sparsity of each block and their mean by epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -116,7 +116,7 @@ def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> Non
             epochs, [100 * float(t.layers[name].sparsity.mean()) for _, t in means], "--", label=f"block {block}", lw=1
         )
     ax.plot(epochs, [100 * t.mean("sparsity") for _, t in means], "k-o", markersize=4, label="mean")
-    ax.set(xlabel="epoch", ylabel="weights that are zero, %", ylim=(0, 100))
+    ax.set(xlabel="epoch", ylabel="zero weights, %", ylim=(0, 100))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, ncols=2)
@@ -125,12 +125,17 @@ def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> Non
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="selective-vit-sparsity", description="Measure how sparse a model's attention is.")
-    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="files that training wrote")
+    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="checkpoints of one model")
     parser.add_argument(
-        "--threshold", type=float, default=0.0, help="a weight is active above this (default: 0, what the model keeps)"
+        "--threshold",
+        type=float,
+        default=0.0,
+        help="weights above this are active (default: 0, all that the model keeps)",
     )
-    parser.add_argument("--max-images", type=int, default=500, help="of the evaluation split (default: %(default)s)")
-    parser.add_argument("--output-dir", help="folder of the results (default: one beside the last checkpoint)")
+    parser.add_argument(
+        "--max-images", type=int, default=500, help="images of the evaluation split (default: %(default)s)"
+    )
+    parser.add_argument("--output-dir", help="folder for the results (default: `sparsity` next to the last checkpoint)")
     add_data_flags(parser)
     return parser
 

@@ -1,10 +1,10 @@
-"""Accuracy and sparsity by threshold: trained with each τ, or one trained model under each τ.
+"""Accuracy and sparsity by threshold: train a model with each τ, or evaluate one trained model with each τ.
 
     uv run selective-vit-threshold-sweep --seeds 0 1 --dataset imagefolder --data-path DIR --model selective_micro
     uv run selective-vit-threshold-sweep --checkpoint checkpoints/RUN/best.pth
 
-With trainings, flags that are not listed below are those of selective-vit-train, for all of them, and the same command
-given again goes on where it was interrupted. Writes measurements.csv, table.md and sweep.png.
+Without --checkpoint, all flags of selective-vit-train are accepted and apply to every training; repeat the command to
+resume an interrupted sweep. Writes measurements.csv, table.md and sweep.png.
 """
 
 import sys
@@ -44,12 +44,18 @@ THRESHOLDS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="selective-vit-threshold-sweep",
-        description="Accuracy and sparsity by threshold. Flags that are not listed here are those of "
-        "selective-vit-train, or with --checkpoint those of selective-vit-evaluate.",
+        description="Accuracy and sparsity by threshold. All flags of selective-vit-train are accepted, or with "
+        "--checkpoint those of selective-vit-evaluate. Repeat the command to resume an interrupted sweep.",
     )
-    parser.add_argument("--thresholds", nargs="+", type=float, default=list(THRESHOLDS), metavar="τ", help="the values")
-    parser.add_argument("--checkpoint", help="try each τ on this trained model, dense or selective: no training")
-    parser.add_argument("--sparsity-images", type=int, default=500, help="images for sparsity (default: %(default)s)")
+    parser.add_argument(
+        "--thresholds", nargs="+", type=float, default=list(THRESHOLDS), metavar="τ", help="values of τ"
+    )
+    parser.add_argument(
+        "--checkpoint", help="evaluate this trained model, dense or selective, with each τ instead of training"
+    )
+    parser.add_argument(
+        "--sparsity-images", type=int, default=500, help="images to measure sparsity on (default: %(default)s)"
+    )
     add_study_flags(parser, seeds=(0, 1), folder="./sweep")
     args, flags = parser.parse_known_args(argv)
     if args.sparsity_images < 1:
@@ -67,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         shared = {"model": "selective_micro", **RECIPE.parse(flags)}
         other = {"threshold", "relative_threshold", "learned_threshold"} & shared.keys()
         if other:
-            raise UserError(f"--{min(other).replace('_', '-')}: a sweep sets each τ itself, as a fixed number")
+            flag = min(other).replace("_", "-")
+            raise UserError(f"--{flag} is not available here: a sweep sets fixed values of τ; use --thresholds")
         if not RECIPE.models.get(shared["model"], "").startswith("selective"):
-            raise UserError(f"--model {shared['model']}: a sweep trains one selective model")
+            raise UserError(
+                f"--model {shared['model']}: a sweep trains one selective model; use selective or selective_micro"
+            )
         study = Study(
             recipe=RECIPE, rows={row: {**shared, "threshold": t} for row, t in rows.items()}, seeds=args.seeds,
             folder=folder, measure=lambda s: sparsity_of(s.trained.model, s.loader(args.sparsity_images)),
@@ -79,12 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(measurements, list(rows))
     (folder / "table.md").write_text(text)
     draw(measurements, list(rows), folder / "sweep.png", title)
-    print(f"\n{text}\nmeasurements.csv, table.md and sweep.png are in {folder}")
+    print(f"\n{text}\nwrote measurements.csv, table.md and sweep.png to {folder}")
     return 0
 
 
 def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
-    """Of the weights as the model applies them, means over blocks, heads and images."""
+    """Sparsity of the attention weights that the model applies, mean over blocks, heads and images."""
     tracker = measure_sparsity(model, images)
     first = next(iter(tracker.layers.values()))
     shares = {name: 100 * tracker.mean(name) for name in ("sparsity", "single_rows", "empty_rows")}
@@ -96,8 +105,10 @@ def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
 def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple[list[Measurement], str]:
     parser = ArgumentParser(prog="selective-vit-threshold-sweep --checkpoint")
     add_data_flags(parser)
-    parser.add_argument("--mode", choices=MODES, help="(default: the model's; of a dense one relu)")
-    parser.add_argument("--empty-row", choices=EMPTY_ROWS, help="(default: the model's; of a dense one argmax)")
+    parser.add_argument("--mode", choices=MODES, help="thresholding formula (default: the model's; relu if dense)")
+    parser.add_argument(
+        "--empty-row", choices=EMPTY_ROWS, help="rows in which no weight passes (default: the model's; argmax if dense)"
+    )
     given = parser.parse_args(flags)
     check_data_flags(given)
     world = World(0, 1, pick_device(given.device))
@@ -108,7 +119,7 @@ def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple
     mode, empty_row = given.mode or kwargs.get("mode", "relu"), given.empty_row or kwargs.get("empty_row", "argmax")
     measurements = []
     for row, tau in rows.items():
-        make_selective(trained.model, tau, mode, empty_row)  # whatever form of threshold it was trained with
+        make_selective(trained.model, tau, mode, empty_row)  # whatever threshold it was trained with
         result = evaluate(
             trained.model, trained.loader(dataset, world, **size), choose_precision(given.amp, world.device)
         )
@@ -117,13 +128,13 @@ def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple
         measured |= sparsity_of(trained.model, trained.loader(dataset, world, limit=args.sparsity_images, **size))
         measurements.append(measured)
         print(f"τ {row}: top-1 {result.acc1:.2f}%, {measured['sparsity']:.2f}% of the weights are zero", flush=True)
-    return measurements, f"{trained.source.parent.name} under each τ: {data.dataset}"
+    return measurements, f"{trained.source.parent.name} with each τ: {data.dataset}"
 
 
 def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
-    """Markdown: a line a τ, each against the first, which is dense attention where it is 0.
+    """Markdown: one line per τ, each compared with the first, which is dense attention if it is 0.
 
-    Differences are paired by seed, with a 95% interval that is corrected for the number of rows (Holm).
+    Differences are paired by seed, with a 95% interval corrected for the number of rows (Holm).
     """
     seeds = sorted({int(m["seed"]) for m in measurements})
     accuracies = {
@@ -131,8 +142,8 @@ def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
     }  # fmt: skip
     differences = differences_to_baseline(accuracies, rows[0])
     heads = [
-        "τ", "τ N", f"top-1 % (seeds {', '.join(map(str, seeds))})", f"points to τ = {rows[0]} (95%, paired, Holm)",
-        "weights that are zero, %", "rows of one token or none, %",
+        "τ", "τ N", f"top-1 % (seeds {', '.join(map(str, seeds))})", f"vs. τ = {rows[0]}, points (95%, paired, Holm)",
+        "zero weights, %", "rows with at most one token, %",
     ]  # fmt: skip
     lines = []
     for row in rows:
@@ -144,26 +155,26 @@ def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
 
 
 def draw(measurements: Sequence[Measurement], rows: Sequence[str], path: Path, title: str) -> None:
-    """Accuracy and sparsity by τ; dots are seeds, the line is their mean; the dashed line is where τ is 1/N."""
+    """Accuracy and sparsity by τ; dots are seeds, the line is their mean; the dashed line marks τ = 1/N."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     keys = int(column(measurements, rows[0], "keys")[0])
-    places = range(len(rows))
+    positions = range(len(rows))
     values = [float(row) for row in rows]
-    pairs = (("acc1", "top-1 accuracy, %"), ("sparsity", "weights that are zero, %"))
+    pairs = (("acc1", "top-1 accuracy, %"), ("sparsity", "zero weights, %"))
     for ax, (name, label) in zip(figure.subplots(1, 2), pairs, strict=True):
         columns = [column(measurements, row, name) for row in rows]
-        ax.plot(places, [sum(c) / len(c) for c in columns], "-", color="#9db8d2")
-        for place, seeds in zip(places, columns, strict=True):
-            ax.plot([place] * len(seeds), seeds, "o", color="#1f3b57", markersize=5)
-        between = sum(v < 1 / keys for v in values) - 0.5  # τ's lie at equal distances
+        ax.plot(positions, [sum(c) / len(c) for c in columns], "-", color="#9db8d2")
+        for x, seeds in zip(positions, columns, strict=True):
+            ax.plot([x] * len(seeds), seeds, "o", color="#1f3b57", markersize=5)
+        between = sum(v < 1 / keys for v in values) - 0.5  # the values of τ are equally spaced
         if 0 < between < len(rows) - 1 and values == sorted(values):
             ax.axvline(between, color="#b03a2e", linestyle="--", lw=1)
             ax.text(
                 between, 0.02, f" 1/N = {1 / keys:.4f}", color="#b03a2e", fontsize=8, transform=ax.get_xaxis_transform()
             )
-        ax.set(xlabel="threshold τ", ylabel=label, xticks=places, xticklabels=rows)
+        ax.set(xlabel="threshold τ", ylabel=label, xticks=positions, xticklabels=rows)
         ax.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)

@@ -1,9 +1,9 @@
-"""Train a ViT, a SelectiveViT, or both side by side: `uv run selective-vit-train` (original: its notebook).
+"""Train a ViT, a SelectiveViT, or both in turn: `uv run selective-vit-train` (original: its notebook).
 
     uv run selective-vit-train                                             both micro models on the embedded digits
     uv run selective-vit-train --model both --dataset cifar10 --data-path DIR --preset fine_tune
 
-After both it draws their curves, as `selective-vit-plot-logs` does.
+After training both, it plots their curves, as `selective-vit-plot-logs` does.
 """
 
 import os
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = RECIPE.parse(argv)
     if given.get("resume"):
         if given.get("model") in PAIRS:
-            raise UserError("--resume goes on with one model: leave --model out, the checkpoint says which it is")
+            raise UserError("--resume continues one model: omit --model, which is stored in the checkpoint")
         return train_command.run_given(RECIPE, given)[0]
     small = given.get("dataset") in (None, "digits")
     model = given.setdefault("model", "both_micro" if small else "both")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_both(given: Mapping[str, Any], models: tuple[str, str]) -> int:
     flags = {m: {**(given if m.startswith("selective") else for_plain(given)), "model": m} for m in models}
-    for mine in flags.values():  # a mistake in the second shows before the first has trained
+    for mine in flags.values():  # report errors in the second before training the first
         planned = settle(RECIPE, mine, None)
         with torch.device("meta"):
             create_model(planned.model, planned.model_kwargs, 1, planned.data.img_size)
@@ -50,7 +50,7 @@ def _train_both(given: Mapping[str, Any], models: tuple[str, str]) -> int:
         code, run = train_command.run_given(RECIPE, mine)
         if run is None:
             if model == models[0] and is_main:
-                print(f"and after it: --model {models[1]} with the same flags")
+                print(f"then train the second model: --model {models[1]} with the same flags")
             return code
         runs.append(run)
     if is_main:

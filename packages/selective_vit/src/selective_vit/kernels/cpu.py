@@ -1,8 +1,8 @@
 """Selective attention on a CPU: a few heads at a time, in buffers that stay in the cache.
 
-The weights of all heads at once, 15 MB for ViT-B/16 with batch 8, cost more in page faults and memory traffic than in
-arithmetic; torch's fused kernel has no place for a threshold. So each chunk goes through all steps before the next.
-The backward pass computes the weights again, and draws its dropout mask again from the same seed.
+Computing the weights of all heads at once, 15 MB for ViT-B/16 with batch size 8, costs more in page faults and memory
+traffic than in arithmetic, and torch's fused kernel cannot apply a threshold. So each chunk does all steps before the
+next one starts. The backward pass recomputes the weights, and regenerates the dropout mask from the same random seed.
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim; c = images × heads of one chunk.
 """
@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 from vit_core.models.cpu_kernel import scaled_product
 from vit_core.models.dropout import fill_keep_mask, keep_probability
 
-# Weights of one chunk: an image of ViT-B/16, 12 × 197 × 197, and so a chunk whose heads need no copy.
+# Weights per chunk: one image of ViT-B/16 (12 × 197 × 197), so that a chunk's heads need no copy.
 _CHUNK_WEIGHTS = 480_000
-# Operators that do in one pass what would take several:
-_softshrink = torch.ops.aten.softshrink.out  # P − τ where P > τ, else 0: P is not negative
+# Operators that need one pass instead of several:
+_softshrink = torch.ops.aten.softshrink.out  # P − τ where P > τ, else 0, since P is not negative
 _where_positive = torch.ops.aten.threshold_backward.grad_input  # the gradient where w > 0, else 0
 _softmax_backward = torch.ops.aten._softmax_backward_data.out  # P (dw − Σ P dw)
 
@@ -39,7 +39,7 @@ class _ChunkedSelectiveAttention(torch.autograd.Function):
     def forward(  # type: ignore[no-untyped-def]
         ctx, q: Tensor, k: Tensor, v: Tensor, tau: float, relu: bool, argmax: bool, eps: float, dropout_p: float
     ) -> Tensor:
-        seed = int(torch.randint(2**62, ())) if dropout_p > 0.0 else None  # from torch's generator: resume is exact
+        seed = int(torch.randint(2**62, ())) if dropout_p > 0.0 else None  # torch's generator: resume is exact
         B, h, N, _ = q.shape
         size = _chunk_size(q, k)
         sums, totals = q.new_empty(B, h, N, v.shape[-1]), q.new_empty(B, h, N, 1)  # w V and Σ w
@@ -47,7 +47,7 @@ class _ChunkedSelectiveAttention(torch.autograd.Function):
         selected = _selected(size, q, k, totals, tau, relu, argmax, dropout_p, seed, keep_softmax=False)
         for (v_part, sum_part), (_, w, _, mask) in zip(parts, selected, strict=True):
             torch.bmm(w if mask is None else w.mul_(mask), v_part, out=sum_part)
-        keep = keep_probability(dropout_p) or 1.0  # of nothing kept the sum is zero
+        keep = keep_probability(dropout_p) or 1.0  # if nothing is kept, the sum is zero
         out = q.new_empty(B, N, h, v.shape[-1]).transpose(1, 2)
         torch.div(sums, totals.add_(eps).mul_(keep), out=out)
         ctx.save_for_backward(q, k, v, out)
@@ -85,13 +85,13 @@ class _ChunkedSelectiveAttention(torch.autograd.Function):
 
 
 def _chunk_size(q: Tensor, k: Tensor) -> tuple[int, int]:
-    """(images, heads) of a chunk: several whole images, or a part of one."""
+    """(images, heads) of a chunk: several whole images, or part of one."""
     weights = q.shape[2] * k.shape[2]
     return max(1, _CHUNK_WEIGHTS // (q.shape[1] * weights)), min(q.shape[1], max(1, _CHUNK_WEIGHTS // weights))
 
 
 def _parts(size: tuple[int, int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The chunks of each (B, h, N, d) as (c, N, d): views where a chunk is of one image, or the tensor contiguous."""
+    """The chunks of each (B, h, N, d) as (c, N, d): views if a chunk is of one image or the tensor is contiguous."""
     images, heads = size
 
     def of(t: Tensor) -> list[Tensor]:
@@ -117,8 +117,7 @@ def _selected(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Yield for each chunk P (c, N, M), w (c, N, M), Σ w (c, N, 1) and the keep mask or None; the buffers are reused.
 
-    Σ w goes to `totals` (B, h, N, 1). Without `keep_softmax` w takes the place of P: half of the memory to pass through
-    the cache.
+    Σ w is written to `totals` (B, h, N, 1). Without `keep_softmax` w overwrites P, which halves the memory traffic.
     """
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     P_buffer = q.new_empty(min(size[0], len(q)) * size[1], q.shape[2], k.shape[2])
@@ -133,8 +132,8 @@ def _selected(
         else:
             torch.threshold(P, tau, 0.0, out=w)
         torch.sum(w, -1, keepdim=True, out=total)
-        if argmax and not total.min().item() > 0:  # also of NaN
-            if w_buffer is P_buffer:  # P is lost; from here on it is kept, since other chunks will have such rows, too
+        if argmax and not total.min().item() > 0:  # also for NaN
+            if w_buffer is P_buffer:  # P was overwritten; keep it from now on, as other chunks will also need it
                 P = _softmax_weights(q_part, k_part, torch.empty_like(P))
                 w_buffer = torch.empty_like(P_buffer)
             _keep_strongest(P, w, total)
@@ -148,10 +147,10 @@ def _softmax_weights(q: Tensor, k_transposed: Tensor, out: Tensor) -> Tensor:
 
 
 def _keep_strongest(P: Tensor, w: Tensor, total: Tensor) -> None:
-    """In the rows of w in which nothing passed: the largest of P, in place."""
+    """Put the largest weight of P into the rows of w in which no weight passed, in place."""
     empty = total == 0
     i, r, _ = empty.nonzero(as_tuple=True)
-    if 4 * len(i) < empty.numel():  # a few rows are gathered sooner than all of them are searched
+    if 4 * len(i) < empty.numel():  # gathering a few rows is faster than searching all
         most, where = P[i, r].max(-1)
         w[i, r, where] = most
         total[i, r, 0] = most

@@ -1,18 +1,18 @@
-"""Selective attention on a GPU without N × M weights in memory: two passes of FlexAttention.
+"""Selective attention on a GPU without storing the N × M weights: two passes of FlexAttention.
 
-The first pass gives each row's log-sum-exp L, so that P = exp(s − L) is known for any score s. The second is softmax
-attention over other scores, whose exponentials are the selected weights:
+The first pass gives each row's log-sum-exp L, so that P = exp(s − L) for any score s. The second is softmax
+attention over modified scores, whose exponentials are the selected weights:
 
     hard    s            where s > L + log τ, else −∞
     relu    log(P − τ)   where P > τ, else −∞;  L keeps its gradient here, since w depends on it
 
-Each form asks in its own terms what passes, since s > L + log τ and exp(s − L) > τ round differently near τ.
+Each form keeps its own comparison, since s > L + log τ and exp(s − L) > τ round differently near τ.
 
-Rows in which nothing passes come out as zero; with empty_row="argmax" the largest score of the first pass is kept, and
-so are all that equal it up to rounding. What FlexAttention divides by is Σ w; the factor Σ w / (Σ w + ε) comes after.
+Rows in which no weight passes are zero; with empty_row="argmax" the largest score of the first pass is kept, and all
+scores that equal it up to rounding. FlexAttention divides by Σ w; the factor Σ w / (Σ w + ε) is applied afterwards.
 
-A choice (`Selection(kernel="flex")`), not the default, until it was measured to win; on a GPU only, since FlexAttention
-has no backward on a CPU.
+Opt-in with `Selection(kernel="flex")`, since it has not been measured to be faster; on a GPU only, since FlexAttention
+has no backward pass on a CPU.
 
 Shapes: B batch, h heads, N queries, M keys, d head_dim.
 """
@@ -31,17 +31,17 @@ def flex_selective_attention(
 ) -> Tensor:
     """q (B, h, N, d), k and v (B, h, M, d) -> (B, h, N, d), without dropout.
 
-    Raises ValueError where torch is too old for "argmax".
+    Raises ValueError if torch is too old for "argmax".
     """
     assert dropout_p == 0.0
     argmax = empty_row == "argmax" and tau > 0
     _, lse, most = _attend(q, k, v, None, with_max=argmax)
     least = lse.detach() + (math.log(tau) if tau > 0 else -math.inf)  # of s
-    tau_there = lse.new_tensor(tau)  # a number would be compiled in, and each new one compile again
+    tau_there = lse.new_tensor(tau)  # a Python number would be a constant, and each new one recompile
     empty = None  # (B, h, N)
     if argmax:
         empty = most <= least if mode == "hard" else torch.exp(most - lse.detach()) <= tau_there
-        most = most - 2e-6 * (1 + most.abs())  # the second pass may round another way
+        most = most - 2e-6 * (1 + most.abs())  # the second pass may round differently
 
     def strongest(s: Tensor, b: Tensor, head: Tensor, i: Tensor) -> Tensor:
         return s > math.inf if empty is None else empty[b, head, i] & (s >= most[b, head, i])
@@ -57,7 +57,7 @@ def flex_selective_attention(
             p = torch.exp(s - lse[b, head, i])
             w = torch.where(p > tau_there, p - tau_there, 0.0)
             w = torch.where(strongest(s, b, head, i), p, w)
-            # Where nothing is left the logarithm's argument is 1, so that its gradient there is 0 and not NaN.
+            # For removed weights the logarithm's argument is 1, so that the gradient is 0 and not NaN.
             return torch.where(w > 0, torch.log(torch.where(w > 0, w, 1.0)), -math.inf)
 
     out, log_sum, _ = _attend(q, k, v, score)
@@ -75,7 +75,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, score: Any, with_max: bool = False)
     except ImportError:  # torch before 2.10
         if with_max and on_gpu:
             raise ValueError(
-                f'kernel="flex" with empty_row="argmax" needs torch 2.10 or newer, not {torch.__version__}'
+                f'kernel="flex" with empty_row="argmax" requires torch 2.10 or newer, got {torch.__version__}'
             ) from None
         out, lse = flex(q, k, v, score_mod=score, return_lse=True)
     else:
@@ -83,7 +83,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, score: Any, with_max: bool = False)
         lse = aux.lse
         if with_max and on_gpu:
             return out, lse, aux.max_scores.detach()
-    if with_max:  # on a CPU FlexAttention does not tell it
+    if with_max:  # FlexAttention does not return it on a CPU
         return out, lse, (q @ k.transpose(-2, -1)).detach().amax(-1) * q.shape[-1] ** -0.5
     return out, lse, lse.new_empty(0)
 
