@@ -57,7 +57,7 @@ def test_wrong_keys_shapes_and_arguments_are_listed(original):
     broken["extra.weight"] = torch.zeros(1)
     broken["head.bias"] = torch.zeros(3)
     with pytest.raises(
-        ValueError, match=r"missing pos_embed; unexpected extra.weight; head.bias is \(3,\), expected \(10,\)"
+        ValueError, match=r"missing pos_embed; unexpected extra.weight; head.bias has shape \(3,\), expected \(10,\)"
     ):
         model_from_original(broken, config)
     with pytest.raises(ValueError, match="windows"):

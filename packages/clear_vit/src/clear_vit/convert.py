@@ -109,7 +109,7 @@ def converted(state_dict: Mapping[str, Tensor], model: ClearViT) -> dict[str, Te
             found = [n for n in names if n in theirs]
             problems += [f"missing {n}" for n in names if n not in theirs]
             problems += [
-                f"{n} is {tuple(theirs[n].shape)}, expected {shape}" for n in found if theirs[n].shape != shape
+                f"{n} has shape {tuple(theirs[n].shape)}, expected {shape}" for n in found if theirs[n].shape != shape
             ]
             rows = [theirs.pop(n) for n in found]
             if not problems:

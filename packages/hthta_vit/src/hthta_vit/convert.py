@@ -70,7 +70,7 @@ def head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     needed = {first: first in theirs, "bigru.bigru.weight_ih_l0": layers}
     wrong = [f"missing {k}" for k, is_there in needed.items() if not is_there]
     if wrong or theirs[first].ndim != 2:
-        raise not_of(PAPER, wrong or [f"{first} is {tuple(theirs[first].shape)}, expected two dimensions"])
+        raise not_of(PAPER, wrong or [f"{first} has shape {tuple(theirs[first].shape)}, expected two dimensions"])
     numbers = {m[1] for k in theirs if (m := re.match(r"attention_pooling\.attention_heads\.(\d+)\.", k))}
     head_dim, dim = theirs[first].shape
     return {"dim": dim, "heads": len(numbers), "head_dim": head_dim, "gru_layers": layers}
@@ -96,7 +96,7 @@ def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -
     c, d = pooling.score.shape[1], pooling.proj.in_features
     shapes = ((c, d), (c,), (1, c), (1,))
     wrong = [
-        f"{k} is {tuple(theirs[k].shape)}, expected {shape}"
+        f"{k} has shape {tuple(theirs[k].shape)}, expected {shape}"
         for part, shape in zip(names, shapes, strict=True) for k in part if k in theirs and theirs[k].shape != shape
     ]  # fmt: skip
     if missing or wrong:
