@@ -10,7 +10,7 @@ from clear_vit import kernels
 from clear_vit.attention import suppressed_attention
 from clear_vit.kernels import cpu, cuda
 from clear_vit.rope import Rope, rotate
-from vit_core.explain import capture_attention
+from model_properties import takes_its_kernel_only_unwatched
 
 
 def double(*shape, seed=0):
@@ -124,18 +124,8 @@ def test_a_model_takes_its_kernel_where_nobody_looks_on(variant, formula, monkey
     monkeypatch.setitem(kernels.CPU, formula, seen)
     model, x = timm.create_model(f"clear_vit_micro_{variant}", num_classes=5, depth=2).eval(), torch.randn(2, 3, 32, 32)
     torch.nn.init.normal_(model.head.weight)
-    with torch.no_grad():
-        logits = model(x)
-        assert seen.calls == 2
-        with capture_attention(model):
-            assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
-        with torch.autocast("cpu", torch.bfloat16):
-            model(x)
-        assert_close(torch.jit.trace(model, x, check_trace=False)(x), logits, rtol=1e-4, atol=1e-5)
-        assert_close(torch.export.export(model, (x,)).module()(x), logits, rtol=1e-4, atol=1e-5)
-        assert seen.calls == 2
-        monkeypatch.setattr(kernels, "CPU", {})
-        assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
+    remove = lambda: monkeypatch.setattr(kernels, "CPU", {})  # noqa: E731
+    takes_its_kernel_only_unwatched(model, x, lambda: seen.calls, 2, remove)
 
 
 def test_attention_dropout_takes_the_formula(monkeypatch):

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import selective_vit  # noqa: F401 -- registers the models
+from model_properties import takes_its_kernel_only_unwatched
 from selective_vit import kernels
 from selective_vit.attention import EMPTY_ROWS, MODES, Selection, select, selective_attention
 from selective_vit.kernels import cpu
 from selective_vit.kernels.flex import flex_selective_attention
 from selective_vit.model import make_selective
-from vit_core.explain import SparsityTracker, capture_attention
+from vit_core.explain import SparsityTracker
 from vit_core.models.dropout import fill_keep_mask, keep_probability
 
 FORMS = [(mode, empty) for mode in MODES for empty in EMPTY_ROWS]
@@ -145,15 +146,5 @@ def test_a_model_takes_its_kernel_where_nobody_looks_on(monkeypatch):
     chunked = kernels.chunked_selective_attention
     monkeypatch.setattr(kernels, "chunked_selective_attention", lambda *args: calls.append(args) or chunked(*args))
     model, x = timm.create_model("selective_vit_micro", num_classes=5, depth=2).eval(), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        logits = model(x)
-        assert len(calls) == 2
-        with capture_attention(model):
-            assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
-        with torch.autocast("cpu", torch.bfloat16):
-            model(x)
-        assert_close(torch.jit.trace(model, x, check_trace=False)(x), logits, rtol=1e-4, atol=1e-5)
-        assert_close(torch.export.export(model, (x,)).module()(x), logits, rtol=1e-4, atol=1e-5)
-        assert len(calls) == 2
-        monkeypatch.setattr("selective_vit.attention.choose", lambda *_, **__: None)
-        assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
+    remove = lambda: monkeypatch.setattr("selective_vit.attention.choose", lambda *_, **__: None)  # noqa: E731
+    takes_its_kernel_only_unwatched(model, x, lambda: len(calls), 2, remove)

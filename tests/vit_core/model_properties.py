@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from vit_core.errors import UserError
+from vit_core.explain import capture_attention
 from vit_core.recipe import create_model, input_size
 from vit_core.training.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
 
@@ -125,6 +126,27 @@ def same_when_exported_and_compiled(
         assert_close(
             torch.compile(model, backend="aot_eager", fullgraph=fullgraph)(images), logits, rtol=1e-4, atol=1e-5
         )
+
+
+def takes_its_kernel_only_unwatched(
+    model: nn.Module, x: Tensor, calls: Callable[[], int], expected: int, remove_kernel: Callable[[], None]
+) -> None:
+    """A forward pass calls the kernel `expected` times; captured, under autocast, traced, exported or without it none.
+
+    calls: how often the kernel was called so far. The logits are the same in all but the half precision of autocast.
+    """
+    with torch.no_grad():
+        logits = model(x)
+        assert calls() == expected
+        with capture_attention(model):
+            assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x)
+        assert_close(torch.jit.trace(model, x, check_trace=False)(x), logits, rtol=1e-4, atol=1e-5)
+        assert_close(torch.export.export(model, (x,)).module()(x), logits, rtol=1e-4, atol=1e-5)
+        assert calls() == expected
+        remove_kernel()
+        assert_close(model(x), logits, rtol=1e-4, atol=1e-5)
 
 
 def refused_or_finite(name: str, arguments: Mapping[str, Any]) -> None:

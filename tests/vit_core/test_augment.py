@@ -177,7 +177,7 @@ def test_eval_transform_is_resize_and_centre_crop() -> None:
         expected = T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
         for image, ours in zip(images, transform(images), strict=True):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-            exact = transform.finish(transform.image(picture)[None])[0]
+            exact = transform.normalize(transform.image(picture)[None])[0]
             torch.testing.assert_close(exact, expected(picture), rtol=0, atol=1e-5)
             assert (ours - exact).abs().max() <= 1.01 / 255 / min(STD)  # a tensor is rounded once, PIL's twice
 

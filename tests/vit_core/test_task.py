@@ -25,7 +25,7 @@ class Line(nn.Module):
 class Points:
     """Batches are dictionaries."""
 
-    num_images = 12
+    batch_images = 4
 
     def __len__(self):
         return 3

@@ -23,15 +23,13 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
     if args.num_heads < 1:
         raise ValueError(f"--num-heads must be at least 1, got {args.num_heads}")
     sizes = config_of(weights, args.num_heads, args.image_size)
-    arguments = {k: v for k, v in model_arguments(sizes).items() if v is not None}
-    num_classes, img_size = arguments.pop("num_classes"), arguments.pop("img_size")
+    from_the_model = ("num_classes", "img_size")
+    arguments = {k: v for k, v in model_arguments(sizes).items() if v is not None and k not in from_the_model}
     return Converted(
         model=model_from_original(weights, sizes),
         recipe=RECIPE,
         name=variant_of(weights),
         arguments=arguments,
-        num_classes=num_classes,
-        img_size=img_size,
         dataset="imagenet100",
     )
 

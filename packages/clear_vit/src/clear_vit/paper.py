@@ -49,7 +49,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
             "this early, the order shows which variant starts to learn first, not the accuracy that each one reaches.",
             f"Of {pairs} pairs of variants, {agree} differ in the claimed direction and {against} in the opposite one "
             f"{told}. This is {epochs} epochs of a small model on {title}, where the initialization of the position "
-            "embedding matters more than the variant: it demonstrates the comparison, and says nothing about which "
+            "embedding matters more than the variant: it demonstrates the comparison, and is no evidence about which "
             "variant is best.",
         ],
         pictures=[

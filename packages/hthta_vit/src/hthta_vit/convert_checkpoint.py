@@ -34,8 +34,6 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
         recipe=RECIPE,
         name="base_gru2" if layers == 2 else "base",
         arguments=sizes_of(model) | head | {"gru_layers": layers},
-        num_classes=model.num_classes,
-        img_size=model.patch_embed.img_size[0],
         dataset=DATASETS.get(model.num_classes, "cifar100"),
     )
 

@@ -36,8 +36,6 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
         recipe=RECIPE,
         name=size,
         arguments={"msda_truncate": True},
-        num_classes=model.num_classes,
-        img_size=model.config.img_size,
         dataset=dataset,
         stats=STATISTICS[dataset],
     )

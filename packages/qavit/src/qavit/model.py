@@ -42,6 +42,11 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def by_heads(q: Tensor, k: Tensor, v: Tensor, h: int, dropout_p: float) -> Tensor:
+    """softmax(q kᵀ / √(d/h)) v in each of h heads: q (B, N, d), k and v (B, n, d) -> (B, N, d)."""
+    return merge_heads(attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), dropout_p))
+
+
 def with_bank(tokens: Tensor, bank: Tensor) -> Tensor:
     """Append the bank's tokens (1 or B, M, d) to tokens (B·W, n, d): (B·W, n + M, d)."""
     return torch.cat((tokens, bank.repeat_interleave(tokens.shape[0] // bank.shape[0], dim=0)), dim=1)
@@ -87,12 +92,12 @@ class SpatialWindowAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)  # applied to what is written to the bank
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B, h = x.shape[0], self.num_heads
+        B = x.shape[0]
         q, k, v = self.qkv(self.windows(x)).chunk(3, dim=-1)  # (B·W, w², d)
         k, v = self.linformer(k, v)  # (B·W, k, d)
         k, v = with_bank(k, bank.k), with_bank(v, bank.v)  # (B·W, k + M, d)
-        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(self.joined(merge_heads(x), B)))
+        x = by_heads(q, k, v, self.num_heads, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(self.joined(x, B)))
 
     def windows(self, x: Tensor) -> Tensor:
         """(B, N, d) -> (B·W, w², d); the grid is padded with zeros to a multiple of w."""
@@ -138,13 +143,13 @@ class MultiScaleDilatedAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        d, h = x.shape[-1], self.num_heads
+        d = x.shape[-1]
         q, kv = self.qkv(x).split((d, 2 * d), dim=-1)
         k, v = self.landmarks(kv).chunk(2, dim=-1)  # slicing and averaging tokens commute with the projection
         k, v = self.linformer(k, v)  # (B, k, d)
         k, v = with_bank(k, bank.k), with_bank(v, bank.v)  # (B, k + M, d)
-        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(merge_heads(x)))
+        x = by_heads(q, k, v, self.num_heads, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(x))
 
     def landmarks(self, x: Tensor) -> Tensor:
         """Select the tokens of every r-th row and column for each r, then average-pool the sequence (B, N, d)."""
@@ -170,13 +175,13 @@ class ChannelGroupAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        B, G, h = x.shape[0], self.num_groups, self.num_heads
+        B, G = x.shape[0], self.num_groups
         x = split_heads(x, G).flatten(0, 1)  # (B·G, N, d/G): each group is a separate sequence
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B·G, N, d/2G)
         k = with_bank(k, self.bank_k_proj(bank.k))  # (B·G, N + M, d/2G)
         v = with_bank(v, self.bank_v_proj(bank.v))
-        x = attention(split_heads(q, h), split_heads(k, h), split_heads(v, h), self.attn_drop if self.training else 0.0)
-        x = merge_heads(merge_heads(x).unflatten(0, (B, G)))  # (B, N, d/2)
+        x = by_heads(q, k, v, self.num_heads, self.attn_drop if self.training else 0.0)
+        x = merge_heads(x.unflatten(0, (B, G)))  # (B, N, d/2)
         return self.proj_drop(self.proj(x))
 
 
@@ -193,13 +198,9 @@ class BankCrossAttention(nn.Module):
         self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
-        h = self.num_heads
-        q = split_heads(self.q_proj(x), h)  # (B, h, N, d/h)
-        k, v = (
-            split_heads(t, h).expand(x.shape[0], -1, -1, -1) for t in (self.k_proj(bank.k), self.v_proj(bank.v))
-        )  # (B, h, M, d/h)
-        x = attention(q, k, v, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(merge_heads(x)))
+        k, v = (t.expand(x.shape[0], -1, -1) for t in (self.k_proj(bank.k), self.v_proj(bank.v)))  # (B, M, d)
+        x = by_heads(self.q_proj(x), k, v, self.num_heads, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(x))
 
 
 class HybridFusion(nn.Module):

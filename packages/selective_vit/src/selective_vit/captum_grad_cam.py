@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.explain.evaluation_mode import evaluation_mode
-from vit_core.explain.grad_cam import EmptyMapError, default_layer
+from vit_core.explain.grad_cam import EmptyMapError, chosen_layer
 from vit_core.explain.grids import Grid, token_grid
 
 
@@ -40,9 +40,7 @@ def captum_grad_cam(
     """
     from captum.attr import LayerGradCam
 
-    if isinstance(layer, str):
-        layer = model.get_submodule(layer)
-    layer = default_layer(model) if layer is None else layer
+    layer = chosen_layer(model, layer)
     places = PlacesAsImage()
     prefix = int(getattr(model, "num_prefix_tokens", 0))
 

@@ -35,8 +35,6 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
         recipe=RECIPE,
         name=args.model,
         arguments=sizes_of(model) | selection,
-        num_classes=model.num_classes,
-        img_size=model.patch_embed.img_size[0],
         dataset="cifar10",
     )
 

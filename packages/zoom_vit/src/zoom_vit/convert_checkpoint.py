@@ -31,8 +31,6 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
         recipe=CIFAR if of_cifar else FLOWERS,
         name="tiny_patch8_32" if of_cifar else "tiny_patch16_224",
         arguments=sizes_of(model),
-        num_classes=model.num_classes,
-        img_size=img_size,
         dataset="cifar10" if of_cifar else "flowers102",
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vit_core.data.datasets import Stats, statistics
 from vit_core.errors import UserError
 from vit_core.flags import ArgumentParser, output_file
-from vit_core.recipe import Recipe, settle
+from vit_core.recipe import Recipe, input_size, settle
 from vit_core.training.checkpoint import read_safely, save_checkpoint
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys under which trainers store the weights
@@ -31,8 +31,6 @@ class Converted:
     recipe: Recipe
     name: str  # one of the recipe's models
     arguments: Mapping[str, Any]  # model arguments, except num_classes and img_size
-    num_classes: int
-    img_size: int
     dataset: str  # training dataset; its preset provides the remaining settings
     stats: Stats | None = None  # mean and std of the images, if different from the preset's
 
@@ -60,7 +58,7 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
         converted = convert(weights, config, args)
     except ValueError as e:
         raise UserError(f"{args.checkpoint}: {str(e)[:300]}") from e
-    count = converted.num_classes
+    count: int = converted.model.num_classes  # type: ignore[assignment]
     names = _class_names(args.class_names) if args.class_names else [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise UserError(f"--class-names {args.class_names}: has {len(names)} names; the model has {count} classes")
@@ -88,8 +86,8 @@ def _settings(converted: Converted, class_names: Sequence[str]) -> dict[str, Any
     return {
         "model": run.model,
         "model_kwargs": dict(converted.arguments),
-        "num_classes": converted.num_classes,
-        "img_size": converted.img_size,
+        "num_classes": len(class_names),
+        "img_size": input_size(converted.model),
         "class_names": list(class_names),
         "mean": list(mean),
         "std": list(std),

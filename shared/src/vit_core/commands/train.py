@@ -165,7 +165,6 @@ def prepare(
         )
     folder = _run_folder(planned, world, output, source, checkpoint)
     try:
-        batch_images = train_loader.num_images // len(train_loader)
         trainer = Trainer(
             model,
             train_loader,
@@ -173,7 +172,7 @@ def prepare(
             train,
             world,
             folder,
-            task=Classification(train, dataset.num_classes, batch_images, recipe.loss_function),
+            task=Classification(train, dataset.num_classes, train_loader.batch_images, recipe.loss_function),
             settings=planned.settings(dataset, img_size),
             before_step=recipe.before_step,
             on_step=on_step,

@@ -187,9 +187,9 @@ class Augment(_Transform):
         """torchvision's RandomErasing for a whole batch; see `erasing_fill` for how "random" differs."""
         c, S = self.config, self.img_size
         area, aspect, top, left = rand(4, _ERASE_ATTEMPTS).unbind(1)
-        area = S * S * torch.lerp(area.new_tensor(_ERASE_LEAST), area.new_tensor(c.erasing_area), area)
+        area = S * S * (_ERASE_LEAST + (c.erasing_area - _ERASE_LEAST) * area)
         if c.erasing_fill == "random":
-            aspect = torch.lerp(aspect.new_tensor(1 / _ERASE_ASPECT), aspect.new_tensor(_ERASE_ASPECT), aspect)
+            aspect = 1 / _ERASE_ASPECT + (_ERASE_ASPECT - 1 / _ERASE_ASPECT) * aspect
         else:
             aspect = (math.log(_ERASE_ASPECT) * (2 * aspect - 1)).exp()
         height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -202,8 +202,7 @@ class Augment(_Transform):
         rows = (place >= top[:, None]) & (place < (top + height)[:, None])  # (B, S)
         columns = (place >= left[:, None]) & (place < (left + width)[:, None])
         inside = (rows[:, :, None] & columns[:, None, :] & erased[:, None, None])[:, None]
-        fill = rand(3, 1, 1) if c.erasing_fill == "random" else torch.zeros((), device=x.device)
-        return torch.where(inside, fill, x)
+        return torch.where(inside, rand(3, 1, 1) if c.erasing_fill == "random" else 0.0, x)
 
 
 class EvalTransform(_Transform):
@@ -227,18 +226,9 @@ class EvalTransform(_Transform):
         pixels: Tensor = self._steps(image)
         return pixels
 
-    def batch(self, images: Tensor, rand: Rand | None = None) -> Tensor:
-        """uint8 (B, 3, H, W) to uint8 (B, 3, S, S)."""
-        pixels: Tensor = self._steps(images)
-        return pixels
-
-    def finish(self, pixels: Tensor, rand: Rand | None = None) -> Tensor:
-        """uint8 (B, 3, S, S) to float32, normalized."""
-        return self.normalize(pixels)
-
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to normalized float32 (B, 3, S, S) on the same device."""
-        return self.finish(self.batch(images))
+        return self.normalize(self._steps(images))
 
 
 def _crop(c: AugmentConfig, size: int) -> list[nn.Module]:

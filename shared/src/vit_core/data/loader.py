@@ -69,12 +69,12 @@ class BatchLoader:
         self._labels = source.labels
         if train:
             self._batches = max(1, self._images // (batch_size * world))
-            self._share = min(batch_size, self._images // world)  # images per batch on this rank
-            if self._share == 0:
+            self.batch_images = min(batch_size, self._images // world)  # per batch on this rank; all are equal in size
+            if self.batch_images == 0:
                 raise UserError(
                     f"{self._images} training images are too few for {world} processes: use fewer processes"
                 )
-            self.num_images = self._batches * self._share
+            self.num_images = self._batches * self.batch_images
         else:
             limit = min(limit or self._images, self._images)
             self._evaluated = torch.arange(limit) * self._images // limit
@@ -128,16 +128,17 @@ class BatchLoader:
         """Indices of this rank's images in `batch`."""
         if not self.train:
             return order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        first = (batch * self.world + self.rank) * self._share
-        return order[first : first + self._share]
+        first = (batch * self.world + self.rank) * self.batch_images
+        return order[first : first + self.batch_images]
 
     def _transformed(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        if isinstance(self.transform, EvalTransform):
+            return self.transform(images) if self._decoder is None else self.transform.normalize(images)
         stream = generator("batch", self.seed, epoch, batch, device=self.device)
-        share = slice(self.rank * self._share, (self.rank + 1) * self._share) if self.train else slice(None)
+        share = slice(self.rank * self.batch_images, (self.rank + 1) * self.batch_images)
 
         def rand(*shape: int) -> Tensor:  # drawn for the global batch: independent of the number of ranks
-            whole = self._share * self.world if self.train else len(images)
-            return torch.rand(whole, *shape, generator=stream, device=self.device)[share]
+            return torch.rand(self.batch_images * self.world, *shape, generator=stream, device=self.device)[share]
 
         if self._decoder is None:
             images = self.transform.batch(images, rand)

@@ -25,9 +25,6 @@ def generator(stream: str, *numbers: int, device: torch.device | str = "cpu") ->
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global CPU generator inside the context, and restore its state afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the GPUs
         yield
-    finally:
-        torch.set_rng_state(state)

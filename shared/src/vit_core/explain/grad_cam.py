@@ -48,9 +48,7 @@ def grad_cam(
         EmptyMapError: the layer's positions get no gradient.
         ValueError: the layer is not called, the tokens do not form a grid, or a class is out of range.
     """
-    if isinstance(layer, str):
-        layer = model.get_submodule(layer)
-    layer = default_layer(model) if layer is None else layer
+    layer = chosen_layer(model, layer)
     leaf: Tensor | None = None  # A of the layer's last call
     logits: Tensor | None = None
 
@@ -84,6 +82,13 @@ def grad_cam(
         )
     cam = (dA.mean((2, 3), keepdim=True) * A).sum(1)
     return cam.relu() if relu else cam
+
+
+def chosen_layer(model: nn.Module, layer: nn.Module | str | None) -> nn.Module:
+    """The module, or the one of that name; `default_layer(model)` for None."""
+    if isinstance(layer, str):
+        return model.get_submodule(layer)
+    return default_layer(model) if layer is None else layer
 
 
 def default_layer(model: nn.Module) -> nn.Module:

@@ -90,7 +90,7 @@ class Trainer:
             self.model = DistributedDataParallel(
                 self.model, device_ids=[world.device] if world.device.type == "cuda" else None
             )
-        self.batch_images = train_loader.num_images // len(train_loader)  # on this rank; all batches are equal in size
+        self.batch_images = train_loader.batch_images
         self.sums = Sums((*task.sums, "images", "grad_norm", "finite_steps"), world.device)
         self.state = TrainingState(model, self.ema, self.optimizer, self.scaler, self.schedule, self.sums.values)
         self.progress = self.state.progress

@@ -5,9 +5,7 @@ The formulas also work without them: to remove a kernel, delete its file and its
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
 from clear_vit.kernels import cpu, cuda
 from vit_core.models import cpu_kernel
@@ -21,7 +19,7 @@ def choose(formula: str, *tensors: Tensor, dropout_p: float = 0.0) -> Callable[.
 
     None while the model is traced, exported or compiled, and while its attention is captured.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or has_torch_function_variadic(*tensors):
+    if cpu_kernel.formula_needed(*tensors):
         return None
     if all(t.device.type == "cuda" for t in tensors):
         return CUDA.get(formula)
