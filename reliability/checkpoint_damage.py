@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from vit_core.training.run_folder import environment
 from zoom_vit import cifar_evaluate, cifar_train
@@ -154,13 +155,21 @@ def trained(place: Path, images: Path) -> Path:
     return last
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Damage a checkpoint in many ways, and see that it is read in full or refused in one line."""
+
+    count: int = flag(100, "files of each random kind")
+    seed: int = flag(0, "random seed of the places")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="reliability.checkpoint_damage", description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100, help="files of each random kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the places (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the counts there")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "reliability.checkpoint_damage")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         images = small_images(place / "images", train=16, val=8)

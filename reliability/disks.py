@@ -15,18 +15,31 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.run_folder import environment
 
 TRAIN = (
-    "-m", "zoom_vit.cifar_train", "--model", "micro", "--dataset", "imagefolder", "--device", "cpu", "--epochs", "2",
-    "--batch-size", "8", "--warmup-epochs", "0",
-)  # fmt: skip
+    "-m",
+    "zoom_vit.cifar_train",
+    "--model",
+    "micro",
+    "--dataset",
+    "imagefolder",
+    "--device",
+    "cpu",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--warmup-epochs",
+    "0",
+)
 
 
 def mount(*words: str) -> None:
@@ -104,11 +117,19 @@ def findings(place: Path) -> dict[str, bool]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Fill the disk under a training, make it read-only, and let two trainings into one folder."""
+
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="reliability.disks", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the findings there")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "reliability.disks")
     os.environ["OMP_NUM_THREADS"] = "1"  # of all trainings alike: sums in another order differ in the last bit
     with tempfile.TemporaryDirectory() as folder:
         found = findings(Path(folder))

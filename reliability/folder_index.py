@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from PIL import Image
 
 from vit_core.data import DiskSource, load_dataset
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.run_folder import environment
 
 _STATUS = Path("/proc/self/status")
@@ -95,24 +96,37 @@ def run(files: int, classes: int, rounds: int) -> dict[str, float | int]:
     seconds = statistics.median(t[0] for t in taken[index])
     walked = statistics.median(t[0] for t in taken[walk])
     return {
-        "files": files, "classes": classes, "rounds": rounds, "seconds": round(seconds, 3),
-        "files_per_second": round(files / seconds), "peak_mib": round(statistics.median(t[1] for t in taken[index]), 1),
-        "walk_seconds": round(walked, 3), "times_walk": round(seconds / walked, 2),
-    }  # fmt: skip
+        "files": files,
+        "classes": classes,
+        "rounds": rounds,
+        "seconds": round(seconds, 3),
+        "files_per_second": round(files / seconds),
+        "peak_mib": round(statistics.median(t[1] for t in taken[index]), 1),
+        "walk_seconds": round(walked, 3),
+        "times_walk": round(seconds / walked, 2),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Time and memory to index a large image folder."""
+
+    files: int = flag(100_000, "training images")
+    classes: int = flag(1_000, "class folders")
+    rounds: int = flag(3, "turns; the median counts")
+    most_seconds: float = flag(10.0, "limit; above it the exit code is 1")
+    most_mib: float = flag(100.0, "limit; above it the exit code is 1")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if not (1 <= self.classes <= self.files and self.rounds >= 1):
+            raise ValueError("--classes must lie between 1 and --files, and --rounds be at least 1")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="folder_index", description="Time and memory to index a large image folder.")
-    parser.add_argument("--files", type=int, default=100_000, help="training images (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=1_000, help="class folders (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns; the median counts (default: %(default)s)")
-    parser.add_argument("--most-seconds", type=float, default=10.0, help="else exit code 1 (default: %(default)s)")
-    parser.add_argument("--most-mib", type=float, default=100.0, help="else exit code 1 (default: %(default)s)")
-    parser.add_argument("--json", type=output_file, help="file to write the result to")
-    args = parser.parse_args(argv)
-    if not (1 <= args.classes <= args.files and args.rounds >= 1):
-        raise UserError("--classes must lie between 1 and --files, and --rounds be at least 1")
+    args = parse(Flags, argv, "reliability.folder_index")
     if not _STATUS.is_file():
         raise UserError(f"{_STATUS}: no such file; the memory is read there, on Linux")
     result = run(args.files, args.classes, args.rounds)

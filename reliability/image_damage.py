@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from PIL import Image
 
 from vit_core.data.images import decode_all, open_image
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.run_folder import environment
 
 READ, NAMED = "read", "named"
@@ -191,22 +192,34 @@ def run(files: int, seed: int, seconds: float, keep: Path | None) -> dict[str, o
                 counts[kind][said if said in (READ, NAMED) else "wrong"] += 1
         reader.stop()
     return {
-        "files": files, "seed": seed, "pillow": Image.__version__, "kinds": {k: dict(c) for k, c in counts.items()},
-        "slowest": {"seconds": round(slowest[0], 2), "file": slowest[1]}, "wrong": wrong,
-    }  # fmt: skip
+        "files": files,
+        "seed": seed,
+        "pillow": Image.__version__,
+        "kinds": {k: dict(c) for k, c in counts.items()},
+        "slowest": {"seconds": round(slowest[0], 2), "file": slowest[1]},
+        "wrong": wrong,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Damage images of all formats, and read them."""
+
+    files: int = flag(20_000, "damaged files")
+    seed: int = flag(0, "random seed of the damage")
+    seconds: float = flag(60.0, "longest time for one file")
+    keep: Path | None = flag(None, "existing folder for the files with a wrong outcome", metavar="DIR")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if self.files < 1 or self.seconds <= 0:
+            raise ValueError("--files and --seconds must be greater than 0")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="image_damage", description="Damage images of all formats, and read them.")
-    parser.add_argument("--files", type=int, default=20_000, help="damaged files (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="longest time for one file (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="existing folder for the files with a wrong outcome")
-    parser.add_argument("--json", type=output_file, help="file to write the result to")
-    args = parser.parse_args(argv)
-    if args.files < 1 or args.seconds <= 0:
-        raise UserError("--files and --seconds must be over 0")
+    args = parse(Flags, argv, "reliability.image_damage")
     if args.keep and not args.keep.is_dir():
         raise UserError(f"--keep {args.keep}: no such folder")
     result = run(args.files, args.seed, args.seconds, args.keep)

@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.checkpoint import digest, load_checkpoint
 from vit_core.training.run_folder import environment
 
@@ -198,15 +198,23 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Kill a training at random instants, resume it each time, and compare its end with one that was left in peace."""
+
+    kills: int = flag(50, "number of kills")
+    signal: str = flag("KILL", "signal that kills", choices=("KILL", "TERM"))
+    module: str = flag("zoom_vit.cifar_train", "module that trains")
+    seed: int = flag(0, "random seed of the instants")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="reliability.kill_study", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="(default: %(default)s)")
-    parser.add_argument("--module", default="zoom_vit.cifar_train", help="which training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the counts there")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "reliability.kill_study")
     number = signal.Signals[f"SIG{args.signal}"]
     os.environ["OMP_NUM_THREADS"] = "1"  # of all trainings alike: sums in another order differ in the last bit
     with tempfile.TemporaryDirectory() as folder:

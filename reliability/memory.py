@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from reliability.kill_study import Victim
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.run_folder import environment
 
 mpl.use("Agg")
@@ -31,9 +32,25 @@ from matplotlib import pyplot as plt
 
 BOUND = 2.0  # MiB in 100 epochs
 FLAGS = (
-    "--model", "micro", "--model-kwargs", "depth=1", "--dataset", "imagefolder", "--device", "cpu", "--batch-size", "8",
-    "--warmup-epochs", "0", "--ema-decay", "0.9", "--mixup", "0.8", "--save-freq", "0",
-)  # fmt: skip
+    "--model",
+    "micro",
+    "--model-kwargs",
+    "depth=1",
+    "--dataset",
+    "imagefolder",
+    "--device",
+    "cpu",
+    "--batch-size",
+    "8",
+    "--warmup-epochs",
+    "0",
+    "--ema-decay",
+    "0.9",
+    "--mixup",
+    "0.8",
+    "--save-freq",
+    "0",
+)
 KINDS = {
     "images in memory": ("--cache", "memory"),
     "read by a worker process": ("--cache", "disk", "--num-workers", "1"),
@@ -85,13 +102,22 @@ def draw(measured: dict[str, list[float]], file: Path) -> None:
     plt.close(figure)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Resident memory of a training over hundreds of epochs."""
+
+    epochs: int = flag(300, "number of epochs")
+    figure: Path | None = flag(None, "draw the curves into this PNG", metavar="FILE")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        check_output(self.figure)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="reliability.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=300, help="(default: %(default)s)")
-    parser.add_argument("--figure", metavar="FILE", type=output_file, help="draw the curves into this PNG")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures there")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "reliability.memory")
     os.environ["OMP_NUM_THREADS"] = "1"
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,11 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured[name] = follow(Victim("zoom_vit.cifar_train", words), Path(folder) / name.replace(" ", "_"))
     record: dict[str, Any] = {
         name: {
-            "epochs": len(values), "MiB after the first": round(values[0], 1), "MiB at the end": round(values[-1], 1),
+            "epochs": len(values),
+            "MiB after the first": round(values[0], 1),
+            "MiB at the end": round(values[-1], 1),
             "MiB in 100 epochs": round(growth(values), 3),
         }
         for name, values in measured.items()
-    }  # fmt: skip
+    }
     print(json.dumps(record, indent=2))
     if args.figure:
         draw(measured, args.figure)

@@ -17,20 +17,34 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.run_folder import environment
 
 GLOBAL_BATCH, EVALUATED = 16, 97  # a number of images that neither 2 nor 4 divides
 TRAIN = (
-    "--model", "micro", "--dataset", "imagefolder", "--device", "cpu", "--warmup-epochs", "1", "--ema-decay", "0.9",
-    "--mixup", "0", "--model-kwargs", "drop_rate=0", "drop_path_rate=0",  # which each rank draws for itself
-)  # fmt: skip
+    "--model",
+    "micro",
+    "--dataset",
+    "imagefolder",
+    "--device",
+    "cpu",
+    "--warmup-epochs",
+    "1",
+    "--ema-decay",
+    "0.9",
+    "--mixup",
+    "0",
+    "--model-kwargs",
+    "drop_rate=0",
+    "drop_path_rate=0",  # which each rank draws for itself
+)
 COMPARED = ("train_loss", "train_acc1", "val_loss", "val_acc1", "grad_norm", "lr")
 HOSTS = ("10.77.0.1", "10.77.0.2")
 
@@ -58,10 +72,22 @@ class Trainings:
         folder = self.place / name
         folder.mkdir(exist_ok=True)
         return [
-            "-m", "reliability.watched_rank", str(folder), module, *TRAIN, "--data-path", str(self.images),
-            "--batch-size", str(GLOBAL_BATCH // processes), "--epochs", str(epochs),
-            "--save-dir", str(folder / "checkpoints"), "--log-dir", str(folder / "logs"),
-        ]  # fmt: skip
+            "-m",
+            "reliability.watched_rank",
+            str(folder),
+            module,
+            *TRAIN,
+            "--data-path",
+            str(self.images),
+            "--batch-size",
+            str(GLOBAL_BATCH // processes),
+            "--epochs",
+            str(epochs),
+            "--save-dir",
+            str(folder / "checkpoints"),
+            "--log-dir",
+            str(folder / "logs"),
+        ]
 
     def rows(self, name: str) -> list[dict[str, str]]:
         with self.last(name).with_name("metrics.csv").open(newline="") as f:
@@ -86,11 +112,23 @@ class Trainings:
 
     def evaluated(self, name: str, processes: int) -> dict[str, Any]:
         result = self.place / f"evaluated_by_{processes}.json"
-        run([
-            *torchrun("--standalone", "--nproc-per-node", str(processes)), "-m", "zoom_vit.cifar_evaluate",
-            "--checkpoint", str(self.last(name)), "--batch-size", "8", "--device", "cpu", "--json", str(result),
-            "--output-dir", str(self.place),
-        ])  # fmt: skip
+        run(
+            [
+                *torchrun("--standalone", "--nproc-per-node", str(processes)),
+                "-m",
+                "zoom_vit.cifar_evaluate",
+                "--checkpoint",
+                str(self.last(name)),
+                "--batch-size",
+                "8",
+                "--device",
+                "cpu",
+                "--json",
+                str(result),
+                "--output-dir",
+                str(self.place),
+            ]
+        )
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 
@@ -188,10 +226,21 @@ def on_two_machines(trainings: Trainings) -> dict[str, Any]:
 
     def start(host: str, address: str, name: str, epochs: int) -> subprocess.Popen[str]:
         words = torchrun(
-            "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", name,
-            "--rdzv-endpoint", f"{HOSTS[0]}:29400", "--rdzv-conf", f"is_host={int(address == HOSTS[0])}",
-            "--local-addr", address,
-        )  # fmt: skip
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "1",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-id",
+            name,
+            "--rdzv-endpoint",
+            f"{HOSTS[0]}:29400",
+            "--rdzv-conf",
+            f"is_host={int(address == HOSTS[0])}",
+            "--local-addr",
+            address,
+        )
         words = ["ip", "netns", "exec", host, *words, *trainings.words(name, 2, epochs=epochs)]
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)  # noqa: S603
 
@@ -238,13 +287,21 @@ def problems(found: dict[str, Any]) -> list[str]:
     return wrong
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """One training on 1, 2 and 4 processes, with one of them killed, and on two machines."""
+
+    machines: bool = flag(True, "also train in two network namespaces")
+    only_machines: bool = flag(False, "only these, and one process to compare with")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="reliability.processes", description=__doc__.splitlines()[0])
-    parser.add_argument("--no-machines", action="store_true", help="leave out the two network namespaces")
-    parser.add_argument("--only-machines", action="store_true", help="only these, and one process to compare with")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the findings there")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "reliability.processes")
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         trainings = Trainings(Path(folder))
@@ -252,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = on_several_processes(trainings, counts)
         if not args.only_machines:
             found |= killed_and_restarted(trainings)
-        if not args.no_machines:
+        if args.machines:
             found |= on_two_machines(trainings)
     wrong = problems(found)
     print(json.dumps(found, indent=2, ensure_ascii=False), *(f"NOT AS IT SHOULD BE: {w}" for w in wrong), sep="\n")

@@ -69,9 +69,8 @@ def test_scores_depend_on_the_difference_of_places_alone(kind):
     scores = torch.einsum("nhd,mhd->hnm", turned[0, 1:, 0], turned[0, 1:, 1]).view(H, 4, 5, 4, 5)
     for dy, dx in ((0, 1), (2, 0), (1, -2), (-3, 4)):
         found = [
-            scores[:, y, x, y + dy, x + dx]
-            for y in range(4) for x in range(5) if 0 <= y + dy < 4 and 0 <= x + dx < 5
-        ]  # fmt: skip
+            scores[:, y, x, y + dy, x + dx] for y in range(4) for x in range(5) if 0 <= y + dy < 4 and 0 <= x + dx < 5
+        ]
         assert_close(torch.stack(found), found[0].expand(len(found), -1), rtol=1e-12, atol=1e-12)
     assert (scores[:, 0, 0] - scores[:, 1, 1]).abs().max() > 0.1, "and they do depend on it"
 

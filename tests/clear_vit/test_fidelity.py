@@ -12,7 +12,7 @@ import torch
 from clear_vit.model import VARIANTS
 from clear_vit.paper import PAPER
 from clear_vit.recipe import RECIPE
-from vit_core.recipe import settle
+from vit_core.commands.settings import parse, settle
 
 UNIFORM, LINEAR, ZERO = (0.0722, 0.1251), (0.0417, 0.0722), (0.0, 0.0)
 NORMAL = (0.02, 0.12)
@@ -25,11 +25,15 @@ COMMON = {
 }  # fmt: skip
 # Of the attention's Linear layers: row -> (weights, biases).
 ATTENTION = {
-    "baseline": (UNIFORM, ZERO), "suppression": (UNIFORM, LINEAR), "rope": (LINEAR, LINEAR),
+    "baseline": (UNIFORM, ZERO),
+    "suppression": (UNIFORM, LINEAR),
+    "rope": (LINEAR, LINEAR),
     "rope_mixed_ape": (LINEAR, LINEAR),
     # not published: as the baseline
-    "pos_dropout": (UNIFORM, ZERO), "diff_similarity": (UNIFORM, ZERO), "diff_entropy": (UNIFORM, ZERO),
-}  # fmt: skip
+    "pos_dropout": (UNIFORM, ZERO),
+    "diff_similarity": (UNIFORM, ZERO),
+    "diff_entropy": (UNIFORM, ZERO),
+}
 
 
 def groups(model, patterns):
@@ -81,7 +85,7 @@ def test_an_unknown_initialization_is_refused():
 
 @pytest.mark.parametrize("flag", ["--recipe", "--preset"])
 def test_the_recipe_original_is_what_its_trainer_does(flag):
-    run = settle(RECIPE, RECIPE.parse(["--variant", "baseline", flag, "original"]), None)
+    run = settle(RECIPE, parse(RECIPE, ["--variant", "baseline", flag, "original"]), None)
     train, augment = run.train, run.augment
     assert (train.epochs, train.batch_size, train.lr, train.warmup_steps, train.min_lr) == (90, 256, 1e-4, 5000, 0.0)
     assert (train.optimizer, train.beta1, train.beta2) == ("adamw", 0.9, 0.999)
@@ -97,7 +101,7 @@ def test_the_recipe_original_is_what_its_trainer_does(flag):
     assert (augment.erasing, augment.erasing_area, augment.erasing_fill) == (0.25, 0.4, "random")
     assert (augment.rotation, augment.color_jitter, augment.hue_jitter) == (0, 0, 0)
     assert augment.eval_crop_pct == 1, "evaluation squeezes the whole image"
-    ours = settle(RECIPE, RECIPE.parse(["--variant", "baseline", "--preset", "imagenet100"]), None)
+    ours = settle(RECIPE, parse(RECIPE, ["--variant", "baseline", "--preset", "imagenet100"]), None)
     assert not ours.train.decay_all
 
 

@@ -265,8 +265,17 @@ def test_every_attention_goes_with_every_position(attention):
     for rope in (None, "mixed", "axial"):
         for pos_embed in ("learn", "none"):
             torch.manual_seed(0)
-            model = ClearViT(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3,
-                             attention=attention, rope=rope, pos_embed=pos_embed).eval()  # fmt: skip
+            model = ClearViT(
+                img_size=32,
+                patch_size=8,
+                embed_dim=32,
+                depth=1,
+                num_heads=2,
+                num_classes=3,
+                attention=attention,
+                rope=rope,
+                pos_embed=pos_embed,
+            ).eval()
             outputs.append(model.forward_features(x))
     assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
 
@@ -274,8 +283,9 @@ def test_every_attention_goes_with_every_position(attention):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_attention_dropout_is_unbiased(attention):
     torch.manual_seed(0)
-    model = ClearViT(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, attention=attention,
-                     attn_drop_rate=0.3)  # fmt: skip
+    model = ClearViT(
+        img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, attention=attention, attn_drop_rate=0.3
+    )
     attn, x = model.blocks[0].attn, torch.randn(2, 17, 32)
     attn.eval()
     expected = attn(x)

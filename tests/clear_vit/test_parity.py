@@ -12,9 +12,11 @@ from vit_core.commands.trained_model import load_trained
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 VARIANT = {
-    "clear_baseline": "baseline", "clear_suppression": "suppression", "clear_rope_mixed": "rope",
+    "clear_baseline": "baseline",
+    "clear_suppression": "suppression",
+    "clear_rope_mixed": "rope",
     "clear_rope_mixed_ape": "rope_mixed_ape",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=VARIANT)

@@ -24,10 +24,24 @@ from model_properties import (
 )
 
 OURS = (
-    "attention", "first_difference", "rope", "rope_theta", "pos_embed", "pos_dropout", "pos_embed_std", "attn_init",
-    "entropy_source", "entropy_bins", "img_size", "patch_size", "embed_dim", "depth", "num_heads",
-    "attn_drop_rate", "proj_drop_rate",
-)  # fmt: skip
+    "attention",
+    "first_difference",
+    "rope",
+    "rope_theta",
+    "pos_embed",
+    "pos_dropout",
+    "pos_embed_std",
+    "attn_init",
+    "entropy_source",
+    "entropy_bins",
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "attn_drop_rate",
+    "proj_drop_rate",
+)
 VARIANT = st.sampled_from(sorted(VARIANTS))
 
 
@@ -35,20 +49,30 @@ def arguments() -> st.SearchStrategy[dict[str, Any]]:
     """Every attention with every position embedding, on small ViTs."""
     attention = st.sampled_from(
         [
-            {}, {"attention": "suppression"}, {"attention": "diff_similarity"}, {"attention": "diff_entropy"},
+            {},
+            {"attention": "suppression"},
+            {"attention": "diff_similarity"},
+            {"attention": "diff_entropy"},
             {"attention": "diff_similarity", "first_difference": "zero"},
             {"attention": "diff_entropy", "entropy_source": "pixels"},
             {"attention": "diff_entropy", "entropy_source": "pixels", "entropy_bins": 2},
         ]
-    )  # fmt: skip
+    )
     places = st.sampled_from(
         [
-            {}, {"pos_dropout": 0.3}, {"pos_embed": "none"}, {"rope": "mixed"}, {"rope": "axial"},
-            {"rope": "mixed", "pos_embed": "none", "rope_theta": 1.0}, {"rope": "axial", "pos_embed": "none"},
-            {"global_pool": "avg"}, {"pos_embed_std": 0.0}, {"attn_init": "uniform", "rope": "mixed"},
+            {},
+            {"pos_dropout": 0.3},
+            {"pos_embed": "none"},
+            {"rope": "mixed"},
+            {"rope": "axial"},
+            {"rope": "mixed", "pos_embed": "none", "rope_theta": 1.0},
+            {"rope": "axial", "pos_embed": "none"},
+            {"global_pool": "avg"},
+            {"pos_embed_std": 0.0},
+            {"attn_init": "uniform", "rope": "mixed"},
             {"attn_init": "linear"},
         ]
-    )  # fmt: skip
+    )
     return st.tuples(of_vit(head_dims=(4, 8, 64)), attention, places).map(lambda t: t[0] | t[1] | t[2])
 
 

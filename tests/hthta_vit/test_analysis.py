@@ -13,8 +13,10 @@ from PIL import Image
 from hthta_vit import ablation_study, baseline_comparison, evaluate, visualize_attention
 from hthta_vit.focus import attention_map
 from hthta_vit.model import COMPONENTS
+from hthta_vit.recipe import RECIPE
 from hthta_vit.registry import hthta_vit_micro
 from hthta_vit.train import main as train
+from vit_core.commands.settings import parse_with
 from vit_core.commands.trained_model import TrainedModel
 from vit_core.explain import class_token_attention, default_layer, grad_cam
 from vit_core.training.precision import choose_precision
@@ -119,7 +121,7 @@ def test_the_ablation_writes_its_table_and_picture(tmp_path, capsys):
     assert ablation_study.main(["--components", "none", *argv, "--lr", "0.5"]) == 2
     assert "contains another study: row none differs in train" in capsys.readouterr().err
     assert ablation_study.main([*argv[:2], "--fap-images", "0"]) == 2
-    assert "--fap-images must be at least 1" in capsys.readouterr().err
+    assert "--fap-images must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_one_grad_cam_layer_for_all_rows():
@@ -211,3 +213,11 @@ def test_swins_map_is_what_each_place_receives():
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(2))  # each gives away 1
     with pytest.raises(ValueError, match="more than one window"):
         received(four, torch.randn(2, 3, 64, 64))
+
+
+def test_the_components_of_a_config_file_are_not_the_rows_of_the_ablation(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("components: bigru\n")
+    args, shared = parse_with(RECIPE, ablation_study.Flags, ["--config", str(file)], "test")
+    assert args.components == tuple(COMPONENTS)
+    assert shared["components"] == "bigru"

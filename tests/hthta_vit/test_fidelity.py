@@ -14,12 +14,12 @@ from torch import nn
 from hthta_vit.ablation_study import rows_of
 from hthta_vit.notebook import NotebookHead
 from hthta_vit.recipe import RECIPE
+from vit_core.commands.settings import parse, settle
 from vit_core.errors import UserError
-from vit_core.recipe import settle
 
 
 def settled(*flags):
-    return settle(RECIPE, RECIPE.parse(flags), None)
+    return settle(RECIPE, parse(RECIPE, flags), None)
 
 
 # Parameters of the paper's parts, two GRU layers -> largest absolute value; all are uniform (torch's defaults), so the
@@ -83,9 +83,8 @@ def test_the_notebooks_sizes_are_theirs():
     with torch.device("meta"):
         model = timm.create_model("hthta_vit_notebook", num_classes=6)
     guided = model.guided
-    assert (guided.gru.input_size, guided.gru.hidden_size, guided.gru.num_layers, guided.gru.bidirectional) == (
-        768, 256, 1, True
-    )  # fmt: skip
+    gru = guided.gru
+    assert (gru.input_size, gru.hidden_size, gru.num_layers, gru.bidirectional) == (768, 256, 1, True)
     assert (guided.attn.embed_dim, guided.attn.num_heads) == (512, 4)
     assert (guided.cls_proj.out_features, guided.bottleneck[0].out_features, guided.bottleneck[2].p) == (256, 256, 0.3)
     assert (model.head.in_features, model.head.out_features) == (512, 6)
@@ -252,9 +251,8 @@ def test_the_shipped_files(name):
 
 
 def test_the_originals_spelling_of_components():
-    assert rows_of(["bigru", "attention_pooling", "cls_fusion"]) == [
-        "none", "bigru", "bigru+pooling", "bigru+pooling+fusion"
-    ]  # fmt: skip
+    all_rows = ["none", "bigru", "bigru+pooling", "bigru+pooling+fusion"]
+    assert rows_of(["bigru", "attention_pooling", "cls_fusion"]) == all_rows
     assert rows_of(["attention_pooling"]) == ["none", "bigru", "bigru+pooling"]
     assert rows_of(["none", "bigru"]) == ["none", "bigru"]
     with pytest.raises(UserError, match="give one or the other"):

@@ -5,12 +5,12 @@ import torch
 from hthta_vit.evaluate import main as evaluate
 from hthta_vit.recipe import RECIPE
 from hthta_vit.train import main as train
+from vit_core.commands.settings import parse, settle
 from vit_core.models import timm_weights
-from vit_core.recipe import settle
 
 
 def settled(*flags, resumed=None):
-    return settle(RECIPE, RECIPE.parse(flags), resumed)
+    return settle(RECIPE, parse(RECIPE, flags), resumed)
 
 
 def test_the_published_recipe():

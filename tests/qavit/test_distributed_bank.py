@@ -65,11 +65,24 @@ def train_process(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     raise SystemExit(
-        train_script.main([
-            "--save-dir", f"{folder}/checkpoints", "--log-dir", f"{folder}/logs", "--epochs", "1", "--batch-size", "64",
-            "--grad-accum", "2", "--model-kwargs", "depth=1", "patch_size=8",
-        ])
-    )  # fmt: skip
+        train_script.main(
+            [
+                "--save-dir",
+                f"{folder}/checkpoints",
+                "--log-dir",
+                f"{folder}/logs",
+                "--epochs",
+                "1",
+                "--batch-size",
+                "64",
+                "--grad-accum",
+                "2",
+                "--model-kwargs",
+                "depth=1",
+                "patch_size=8",
+            ]
+        )
+    )
 
 
 def test_the_train_script_in_two_processes_with_accumulation(start_processes, tmp_path):

@@ -17,7 +17,7 @@ from qavit.evaluate import main as evaluate
 from qavit.model import QAViT
 from qavit.recipe import RECIPE
 from qavit.registry import qavit_micro, qavit_small, qavit_tiny
-from vit_core.recipe import settle
+from vit_core.commands.settings import parse, settle
 
 # (parameters of QAViT-Tiny, standard deviation, largest absolute value): the original's qavit_tiny(num_classes=100).
 # A bound of None: normal, so only the deviation says something.
@@ -129,10 +129,22 @@ def original_state(model, dwconv=True):
 
 # What train.py's checkpoints hold under `config`: its arguments.
 ARGUMENTS = {
-    "model": "tiny", "dataset": "cifar100", "data_path": "./data", "epochs": 300, "batch_size": 128, "lr": 5e-4,
-    "min_lr": 1e-6, "weight_decay": 0.05, "warmup_epochs": 10, "optimizer": "adamw", "amp": True, "grad_clip": 1.0,
-    "resume": "", "save_dir": "./checkpoints", "device": "cuda",
-}  # fmt: skip
+    "model": "tiny",
+    "dataset": "cifar100",
+    "data_path": "./data",
+    "epochs": 300,
+    "batch_size": 128,
+    "lr": 5e-4,
+    "min_lr": 1e-6,
+    "weight_decay": 0.05,
+    "warmup_epochs": 10,
+    "optimizer": "adamw",
+    "amp": True,
+    "grad_clip": 1.0,
+    "resume": "",
+    "save_dir": "./checkpoints",
+    "device": "cuda",
+}
 
 
 @pytest.fixture
@@ -169,10 +181,17 @@ def test_configs_that_are_not_the_originals_are_refused(small_tiny, config, says
 
 def test_a_checkpoint_of_the_original_is_converted_and_evaluated(small_tiny, tmp_path, capsys, monkeypatch):
     theirs, ours = tmp_path / "best.pth", tmp_path / "qavit.pth"
-    torch.save({
-        "epoch": 3, "model_state_dict": original_state(small_tiny), "optimizer_state_dict": {"state": {}},
-        "scaler_state_dict": {}, "best_acc1": 12.5, "config": ARGUMENTS,
-    }, theirs)  # fmt: skip
+    torch.save(
+        {
+            "epoch": 3,
+            "model_state_dict": original_state(small_tiny),
+            "optimizer_state_dict": {"state": {}},
+            "scaler_state_dict": {},
+            "best_acc1": 12.5,
+            "config": ARGUMENTS,
+        },
+        theirs,
+    )
     assert convert(["--checkpoint", str(theirs), "--output", str(ours)]) == 0
     assert "QAViT, tiny, " in capsys.readouterr().out
     written = torch.load(ours, weights_only=True)
@@ -233,7 +252,7 @@ RECIPES = [
 
 @pytest.mark.parametrize(("flags", "values"), RECIPES)
 def test_the_recipe_is_the_originals(flags, values):
-    run = settle(RECIPE, RECIPE.parse(flags), None)
+    run = settle(RECIPE, parse(RECIPE, flags), None)
     train, augment = run.train, run.augment
     assert (train.batch_size, train.lr, train.warmup_epochs) == values
     assert (train.epochs, train.weight_decay, train.decay_all, train.min_lr) == (300, 0.05, True, 1e-6)

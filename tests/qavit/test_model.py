@@ -44,10 +44,20 @@ def test_parameter_counts(build, depth, count):
 
 def test_the_seeds_custom_configuration():
     config = QAViTConfig(
-        img_size=224, patch_size=16, num_classes=1000, embed_dim=256, depth=12, num_heads=4, compress_ratio=4,
-        bottleneck_ratio=2, mlp_ratio=0.5, global_bank_size=16, window_size=7, dilation_factors=(1, 2, 3),
+        img_size=224,
+        patch_size=16,
+        num_classes=1000,
+        embed_dim=256,
+        depth=12,
+        num_heads=4,
+        compress_ratio=4,
+        bottleneck_ratio=2,
+        mlp_ratio=0.5,
+        global_bank_size=16,
+        window_size=7,
+        dilation_factors=(1, 2, 3),
         num_channel_groups=8,
-    )  # fmt: skip
+    )
     model = QAViT(config.replace(depth=1)).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)

@@ -32,17 +32,27 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
     patch, grid = draw(st.sampled_from([(4, 2), (4, 3), (8, 1), (8, 2), (8, 5), (16, 1), (2, 5)]))
     ratios = st.sampled_from([r for r in (1, 2, 4) if width % r == 0])
     config = {
-        "img_size": patch * grid, "patch_size": patch, "embed_dim": width, "num_heads": heads,
+        "img_size": patch * grid,
+        "patch_size": patch,
+        "embed_dim": width,
+        "num_heads": heads,
         "depth": draw(st.integers(1, 2)),
-        "num_channel_groups": groups, "compress_ratio": draw(ratios), "bottleneck_ratio": draw(ratios),
-        "mlp_ratio": draw(st.sampled_from([0.5, 1.0, 1.7])), "global_bank_size": draw(st.integers(1, 5)),
-        "window_size": draw(st.integers(1, 6)), "linformer_k": draw(st.sampled_from([1, 5, 16])),
+        "num_channel_groups": groups,
+        "compress_ratio": draw(ratios),
+        "bottleneck_ratio": draw(ratios),
+        "mlp_ratio": draw(st.sampled_from([0.5, 1.0, 1.7])),
+        "global_bank_size": draw(st.integers(1, 5)),
+        "window_size": draw(st.integers(1, 6)),
+        "linformer_k": draw(st.sampled_from([1, 5, 16])),
         "dilation_factors": draw(st.sampled_from([(1, 2, 3), (1,), (3, 1), (2, 7)])),
-        "landmark_pooling_stride": draw(st.integers(1, 3)), "msda_truncate": draw(st.booleans()),
+        "landmark_pooling_stride": draw(st.integers(1, 3)),
+        "msda_truncate": draw(st.booleans()),
         "bank_update": draw(st.sampled_from(["inplace", "functional", "frozen"])),
-        "dropout": draw(st.sampled_from([0.0, 0.3])), "attn_drop": draw(st.sampled_from([None, 0.0, 0.3])),
-        "drop_path": draw(st.sampled_from([0.0, 0.3])), "init_std": draw(st.sampled_from([0.02, 0.2])),
-    }  # fmt: skip
+        "dropout": draw(st.sampled_from([0.0, 0.3])),
+        "attn_drop": draw(st.sampled_from([None, 0.0, 0.3])),
+        "drop_path": draw(st.sampled_from([0.0, 0.3])),
+        "init_std": draw(st.sampled_from([0.02, 0.2])),
+    }
     try:
         QAViTConfig(**config)
     except ValueError:  # a stride that leaves no token

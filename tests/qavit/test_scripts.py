@@ -7,13 +7,13 @@ import torch
 
 from qavit import evaluate, train, validate, verify_gpu
 from qavit.recipe import RECIPE
-from vit_core.recipe import settle
+from vit_core.commands.settings import parse, settle
 
 SHORT = ("--epochs", "1", "--model-kwargs", "depth=1", "embed_dim=32", "patch_size=8", "num_channel_groups=2")
 
 
 def settled(*argv):
-    return settle(RECIPE, RECIPE.parse(argv), None)
+    return settle(RECIPE, parse(RECIPE, argv), None)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,39 @@ from vit_core.ledger.verdicts import judge
 
 CLAIMS = {c.id: c for c in load_claims(Path(str(files("selective_vit"))) / "claims.yaml")}
 HOLD = {
-    "selective-gain", "selective-method", "selective-pdf-formula", "selective-no-parameters", "selective-every-block",
-    "selective-dataset", "selective-recipe", "selective-pdf-recipe", "selective-threshold", "selective-compatible",
-}  # fmt: skip
+    "selective-gain",
+    "selective-method",
+    "selective-pdf-formula",
+    "selective-no-parameters",
+    "selective-every-block",
+    "selective-dataset",
+    "selective-recipe",
+    "selective-pdf-recipe",
+    "selective-threshold",
+    "selective-compatible",
+}
 CONTRADICTED = {
-    "selective-accuracy-by-epoch", "selective-formula", "selective-tracker", "selective-grad-cam-places",
-    "selective-two-maps", "selective-comparison-saved", "selective-overlays", "selective-epochs",
-    "selective-pdf-threshold", "selective-pretrained",
-}  # fmt: skip
+    "selective-accuracy-by-epoch",
+    "selective-formula",
+    "selective-tracker",
+    "selective-grad-cam-places",
+    "selective-two-maps",
+    "selective-comparison-saved",
+    "selective-overlays",
+    "selective-epochs",
+    "selective-pdf-threshold",
+    "selective-pretrained",
+}
 NOT_RUN = {
-    "selective-gain-trained", "selective-best-threshold", "selective-large-threshold-harms", "selective-sparsity",
-    "selective-pdf-accuracy", "selective-no-loss", "selective-object-focused", "selective-overhead",
-}  # fmt: skip
+    "selective-gain-trained",
+    "selective-best-threshold",
+    "selective-large-threshold-harms",
+    "selective-sparsity",
+    "selective-pdf-accuracy",
+    "selective-no-loss",
+    "selective-object-focused",
+    "selective-overhead",
+}
 CANNOT_BE_RUN = {"selective-background"}
 Patch = pytest.MonkeyPatch
 
@@ -39,9 +60,15 @@ def verdict(claim: str) -> Any:
 def test_verdicts_are_the_findings():
     found = {v.claim.id: v for v in judge(list(CLAIMS.values()), checks.CHECKS)}
     assert {i: v.error for i, v in found.items() if v.error} == {}
-    expected = [dict.fromkeys(ids, word) for ids, word in (
-        (HOLD, "holds"), (CONTRADICTED, "contradicted"), (NOT_RUN, "not run"), (CANNOT_BE_RUN, "cannot be run")
-    )]  # fmt: skip
+    expected = [
+        dict.fromkeys(ids, word)
+        for ids, word in (
+            (HOLD, "holds"),
+            (CONTRADICTED, "contradicted"),
+            (NOT_RUN, "not run"),
+            (CANNOT_BE_RUN, "cannot be run"),
+        )
+    ]
     assert {i: v.verdict for i, v in found.items()} == {i: word for part in expected for i, word in part.items()}
     assert all(i.startswith("selective-") for i in CLAIMS)
     table = {(c.row, c.column): c.verdict for c in found["selective-accuracy-by-epoch"].cells}
@@ -123,18 +150,21 @@ def test_documents_that_agree_contradict_nothing(monkeypatch):
     assert found.verdict == "not run"
 
 
-@pytest.mark.parametrize(("claim", "value", "expected"), [
-    ("selective-epochs", 70, "holds"),
-    ("selective-formula", 0.0, "holds"),
-    ("selective-tracker", 12, "holds"),
-    ("selective-pretrained", 0, "holds"),
-    ("selective-overlays", True, "holds"),
-    ("selective-no-parameters", 48, "contradicted"),
-    ("selective-every-block", 6, "contradicted"),
-    ("selective-recipe", {"training": {"learning rate": 3e-5}}, "contradicted"),
-    ("selective-pdf-recipe", {"training": {"early stopping": False}}, "contradicted"),
-    ("selective-pdf-formula", 0.01, "contradicted"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("claim", "value", "expected"),
+    [
+        ("selective-epochs", 70, "holds"),
+        ("selective-formula", 0.0, "holds"),
+        ("selective-tracker", 12, "holds"),
+        ("selective-pretrained", 0, "holds"),
+        ("selective-overlays", True, "holds"),
+        ("selective-no-parameters", 48, "contradicted"),
+        ("selective-every-block", 6, "contradicted"),
+        ("selective-recipe", {"training": {"learning rate": 3e-5}}, "contradicted"),
+        ("selective-pdf-recipe", {"training": {"early stopping": False}}, "contradicted"),
+        ("selective-pdf-formula", 0.01, "contradicted"),
+    ],
+)
 def test_another_artefact_turns_the_verdict(claim, value, expected):
     changed = [dataclasses.replace(e, value=value) for e in CLAIMS[claim].evidence if e.value is not None]
     (found,) = judge([dataclasses.replace(CLAIMS[claim], evidence=changed)], checks.CHECKS)

@@ -55,10 +55,18 @@ def test_weights_are_kept_and_none_are_added():
     assert all(isinstance(b.attn, SelectiveAttention) for b in selective.blocks)
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"qkv_bias": False}, {"qk_norm": True}, {"scale_attn_norm": True}, {"reg_tokens": 2},
-    {"global_pool": "avg", "class_token": False}, {"init_values": 0.1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"qkv_bias": False},
+        {"qk_norm": True},
+        {"scale_attn_norm": True},
+        {"reg_tokens": 2},
+        {"global_pool": "avg", "class_token": False},
+        {"init_values": 0.1},
+    ],
+)
 def test_a_threshold_of_zero_is_the_dense_model(fields):
     dense = vit(**fields)
     expected = dense(images())
@@ -132,32 +140,35 @@ def test_what_cannot_be_is_refused():
         set_threshold(vit(), 0.1)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"threshold": "0.01"}, "threshold must be a number, got '0.01' of type str"),
-    ({"threshold": True}, "threshold must be a number, got True of type bool"),
-    ({"threshold": [0.01]}, r"threshold must be a number, got \[0.01\] of type list"),
-    ({"threshold": -0.1}, "threshold must be 0 or more and at most 1e6, got -0.1"),
-    ({"threshold": math.nan}, "threshold must be finite, got nan"),
-    ({"threshold": 1.0}, "threshold must be below 1, the maximum of an attention weight; got 1.0"),
-    ({"threshold": 0.0, "learned_threshold": "head"}, "a learned threshold must start above 0"),
-    ({"relative_threshold": "yes"}, "relative_threshold must be True or False, got 'yes'"),
-    ({"learned_threshold": "block"}, "learned_threshold must be one of layer, head; got 'block'"),
-    ({"threshold_growth": 2.0}, r"threshold_growth must lie in \[0, 1\], got 2.0"),
-    ({"threshold_growth": "0.5"}, "threshold_growth must be a number, got '0.5' of type str"),
-    ({"sparsity_weight": -1.0}, "sparsity_weight must be 0 or more and at most 1e6, got -1.0"),
-    ({"sparsity_weight": "1"}, "sparsity_weight must be a number, got '1' of type str"),
-    ({"sparsity_weight": 1.0, "threshold": 0.0}, "sparsity_weight has no effect with a threshold of 0"),
-    ({"eps": "1e-6"}, "eps must be a number, got '1e-6' of type str"),
-    ({"eps": 0.0}, "eps must be positive and at most 1e6, got 0.0"),
-    ({"mode": "soft"}, "mode must be one of relu, hard; got 'soft'"),
-    ({"blocks": 3}, r"blocks must be a list of block indices, such as \[0, 1\]; got 3"),
-    ({"blocks": "01"}, "blocks must be a list of block indices"),
-    ({"blocks": [0.5]}, "blocks must be integers, got 0.5"),
-    ({"blocks": [7]}, "blocks: index 7 is out of range for a model with 2 blocks"),
-    ({"kernel": "flex", "learned_threshold": "head"}, 'kernel="flex" does not work with learned thresholds$'),
-    ({"kernel": "flex", "threshold_growth": 0.5}, 'kernel="flex" does not work with a growing threshold$'),
-    ({"kernel": "flex", "sparsity_weight": 0.5}, 'kernel="flex" does not work with a sparsity term$'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"threshold": "0.01"}, "threshold must be a number, got '0.01' of type str"),
+        ({"threshold": True}, "threshold must be a number, got True of type bool"),
+        ({"threshold": [0.01]}, r"threshold must be a number, got \[0.01\] of type list"),
+        ({"threshold": -0.1}, "threshold must be 0 or more and at most 1e6, got -0.1"),
+        ({"threshold": math.nan}, "threshold must be finite, got nan"),
+        ({"threshold": 1.0}, "threshold must be below 1, the maximum of an attention weight; got 1.0"),
+        ({"threshold": 0.0, "learned_threshold": "head"}, "a learned threshold must start above 0"),
+        ({"relative_threshold": "yes"}, "relative_threshold must be True or False, got 'yes'"),
+        ({"learned_threshold": "block"}, "learned_threshold must be one of layer, head; got 'block'"),
+        ({"threshold_growth": 2.0}, r"threshold_growth must lie in \[0, 1\], got 2.0"),
+        ({"threshold_growth": "0.5"}, "threshold_growth must be a number, got '0.5' of type str"),
+        ({"sparsity_weight": -1.0}, "sparsity_weight must be 0 or more and at most 1e6, got -1.0"),
+        ({"sparsity_weight": "1"}, "sparsity_weight must be a number, got '1' of type str"),
+        ({"sparsity_weight": 1.0, "threshold": 0.0}, "sparsity_weight has no effect with a threshold of 0"),
+        ({"eps": "1e-6"}, "eps must be a number, got '1e-6' of type str"),
+        ({"eps": 0.0}, "eps must be positive and at most 1e6, got 0.0"),
+        ({"mode": "soft"}, "mode must be one of relu, hard; got 'soft'"),
+        ({"blocks": 3}, r"blocks must be a list of block indices, such as \[0, 1\]; got 3"),
+        ({"blocks": "01"}, "blocks must be a list of block indices"),
+        ({"blocks": [0.5]}, "blocks must be integers, got 0.5"),
+        ({"blocks": [7]}, "blocks: index 7 is out of range for a model with 2 blocks"),
+        ({"kernel": "flex", "learned_threshold": "head"}, 'kernel="flex" does not work with learned thresholds$'),
+        ({"kernel": "flex", "threshold_growth": 0.5}, 'kernel="flex" does not work with a growing threshold$'),
+        ({"kernel": "flex", "sparsity_weight": 0.5}, 'kernel="flex" does not work with a sparsity term$'),
+    ],
+)
 def test_refusals_name_the_argument_and_the_reason(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_selective(vit(), **wrong)
@@ -200,11 +211,18 @@ def test_learned_thresholds_start_where_they_should_and_move(scope, count, mode)
 
 
 @pytest.mark.parametrize("mode", ["relu", "hard"])
-@pytest.mark.parametrize(("name", "fields", "tokens"), [
-    ("selective_vit_micro", {}, 65),
-    ("selective_vit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3}, 197),
-    ("selective_vit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3, "reinit_attention": True}, 197),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "fields", "tokens"),
+    [
+        ("selective_vit_micro", {}, 65),
+        ("selective_vit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3}, 197),
+        (
+            "selective_vit_base_patch16_224",
+            {"depth": 2, "embed_dim": 96, "num_heads": 3, "reinit_attention": True},
+            197,
+        ),
+    ],
+)
 def test_learned_thresholds_start_where_every_one_gets_a_gradient(name, fields, tokens, mode):
     """At 1/N: the mean of a row, so that some of it passes and some does not. From a fixed number they may not."""
     torch.manual_seed(0)
@@ -232,8 +250,12 @@ def test_where_a_learned_threshold_has_no_gradient(mode, tau):
 
 
 def test_the_default_thresholds():
-    for form, value in (({}, 0.01), ({"relative_threshold": True}, 1 / 17), ({"learned_threshold": "layer"}, 1 / 17),
-                        ({"learned_threshold": "head", "threshold": 0.02}, 0.02)):  # fmt: skip
+    for form, value in (
+        ({}, 0.01),
+        ({"relative_threshold": True}, 1 / 17),
+        ({"learned_threshold": "layer"}, 1 / 17),
+        ({"learned_threshold": "head", "threshold": 0.02}, 0.02),
+    ):
         values = threshold_values(make_selective(vit(), **form), 17)
         assert values["blocks.0.attn"] == pytest.approx([value] * (2 if form.get("learned_threshold") == "head" else 1))
 
@@ -397,8 +419,12 @@ def test_features_only(name):
     base = {"depth": 4, "embed_dim": 96, "num_heads": 3} if "base" in name else {}
     side, patch, width = (224, 16, 96) if base else (32, 4, 64)
     ours = {"threshold": 0.02, "mode": "hard", "blocks": [0, -1]} if name.startswith("selective") else {}
-    for wanted, indices in (({}, (1, 2, 3)), ({"out_indices": (0, 2)}, (0, 2)), ({"out_indices": (-2, -1)}, (2, 3)),
-                            ({"out_indices": 1, "in_chans": 1}, (3,))):  # fmt: skip
+    for wanted, indices in (
+        ({}, (1, 2, 3)),
+        ({"out_indices": (0, 2)}, (0, 2)),
+        ({"out_indices": (-2, -1)}, (2, 3)),
+        ({"out_indices": 1, "in_chans": 1}, (3,)),
+    ):
         torch.manual_seed(0)
         backbone = timm.create_model(name, features_only=True, **wanted, **base, **ours).eval()
         torch.manual_seed(0)
@@ -448,20 +474,27 @@ def test_a_whole_checkpoint_of_the_original():
         model_from_original({}, {})
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({}, "config: missing dim, heads, threshold, eps"),
-    ({"dim": "wide"}, "config: dim must be a number, got 'wide'"),
-    ({"heads": 3}, "config: dim must be a multiple of heads, got 8 and 3"),
-    ({"heads": 2.5}, "config: heads must be an integer, got 2.5"),
-    ({"heads": 0}, "config: dim must be a multiple of heads, got 8 and 0"),
-    ({"threshold": "low"}, "config: threshold must be a number, got 'low'"),
-    ({"threshold": None}, "config: threshold must be a number, got None"),
-    ({"threshold": "1.5"}, "threshold must be below 1"),
-    ({"depth": 2}, "config: unexpected depth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "config: missing dim, heads, threshold, eps"),
+        ({"dim": "wide"}, "config: dim must be a number, got 'wide'"),
+        ({"heads": 3}, "config: dim must be a multiple of heads, got 8 and 3"),
+        ({"heads": 2.5}, "config: heads must be an integer, got 2.5"),
+        ({"heads": 0}, "config: dim must be a multiple of heads, got 8 and 0"),
+        ({"threshold": "low"}, "config: threshold must be a number, got 'low'"),
+        ({"threshold": None}, "config: threshold must be a number, got None"),
+        ({"threshold": "1.5"}, "threshold must be below 1"),
+        ({"depth": 2}, "config: unexpected depth"),
+    ],
+)
 def test_configs_of_the_original_that_cannot_be(config, message):
-    state = {"qkv.weight": torch.zeros(24, 8), "qkv.bias": torch.zeros(24), "proj.weight": torch.zeros(8, 8),
-             "proj.bias": torch.zeros(8)}  # fmt: skip
+    state = {
+        "qkv.weight": torch.zeros(24, 8),
+        "qkv.bias": torch.zeros(24),
+        "proj.weight": torch.zeros(8, 8),
+        "proj.bias": torch.zeros(8),
+    }
     good = {"dim": 8, "heads": 2, "threshold": "0.01", "eps": 1e-6}
     assert attention_from_original(state, good)(torch.zeros(1, 3, 8)).shape == (1, 3, 8)
     with pytest.raises(ValueError, match=message):

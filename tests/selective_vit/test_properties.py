@@ -23,9 +23,18 @@ from selective_vit.recipe import RECIPE
 from selective_vit.train import main
 
 OURS = (
-    "threshold", "mode", "empty_row", "blocks", "relative_threshold", "learned_threshold", "threshold_growth", "eps",
-    "kernel", "reinit_attention", "sparsity_weight",
-)  # fmt: skip
+    "threshold",
+    "mode",
+    "empty_row",
+    "blocks",
+    "relative_threshold",
+    "learned_threshold",
+    "threshold_growth",
+    "eps",
+    "kernel",
+    "reinit_attention",
+    "sparsity_weight",
+)
 
 
 def arguments() -> st.SearchStrategy[dict[str, Any]]:

@@ -20,10 +20,11 @@ from selective_vit.plot_logs import read as read_log
 from selective_vit.recipe import RECIPE, initialise, presets
 from selective_vit.train import main as train
 from vit_core.commands.curves import read_metrics
+from vit_core.commands.settings import parse, settle
 from vit_core.commands.trained_model import load_trained
 from vit_core.explain import SparsityTracker, figure_of_maps
+from vit_core.models.create import create_model, input_size
 from vit_core.models.timm_weights import StartOptions
-from vit_core.recipe import create_model, input_size, settle
 
 TINY = ("--device", "cpu", "--batch-size", "256", "--epochs", "2", "--model-kwargs", "depth=2")
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def rows(file):
 
 
 def settled(*flags):
-    return settle(RECIPE, RECIPE.parse(flags), None)
+    return settle(RECIPE, parse(RECIPE, flags), None)
 
 
 # The original at commit 73eab5592e45: what each document says of a training. README: table "Experimental Setup"; PDF:
@@ -71,10 +72,13 @@ NOTEBOOK_ONLY = {"epochs": 10}  # of the notebook's values those that the README
 
 
 @pytest.mark.parametrize("model", ["vit", "selective"])
-@pytest.mark.parametrize(("preset", "documents"), [
-    ("notebook", [PDF, NOTEBOOK]),
-    ("published", [README, {k: v for k, v in NOTEBOOK.items() if k not in NOTEBOOK_ONLY}]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("preset", "documents"),
+    [
+        ("notebook", [PDF, NOTEBOOK]),
+        ("published", [README, {k: v for k, v in NOTEBOOK.items() if k not in NOTEBOOK_ONLY}]),
+    ],
+)
 def test_presets_are_what_the_documents_say(preset, documents, model):
     run = settled("--model", model, "--preset", preset)
     values = {**vars(run.data), **vars(run.train), **vars(run.augment)}
@@ -98,8 +102,10 @@ def test_other_presets():
     assert presets({})["model"] == "selective_micro"
     assert settled("--threshold", "0.05", "--mode", "hard").model_kwargs == {"threshold": 0.05, "mode": "hard"}
     assert settled("--preset", "notebook", "--mode", "relu").model_kwargs == {
-        "mode": "relu", "empty_row": "zero", "reinit_attention": True
-    }  # fmt: skip
+        "mode": "relu",
+        "empty_row": "zero",
+        "reinit_attention": True,
+    }
     assert settled("--preset", "notebook", "--model", "vit_micro").model_kwargs == {}
 
 
@@ -193,8 +199,9 @@ def test_plot_logs(runs, tmp_path, capsys):
     assert plot_logs([str(dense), str(selective), "--labels", "ViT", "SelectiveViT", "--output", str(picture)]) == 0
     assert width(picture) > 1000
     for wrong, message in (
-        ([str(dense), "--labels", "a", "b"], "got 2 labels for 1 runs"), ([str(tmp_path)], "it has no metrics.csv"),
-    ):  # fmt: skip
+        ([str(dense), "--labels", "a", "b"], "got 2 labels for 1 runs"),
+        ([str(tmp_path)], "it has no metrics.csv"),
+    ):
         assert plot_logs([*wrong, "--output", str(picture)]) == 2
         assert message in capsys.readouterr().err
 

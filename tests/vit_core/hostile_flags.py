@@ -3,7 +3,6 @@
 What must come of them: a run whose weights are finite and exit code 0, or one line and exit code 2.
 """
 
-import argparse
 import contextlib
 import csv
 import io
@@ -11,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,15 +18,41 @@ from hypothesis import event
 from hypothesis import strategies as st
 from PIL import Image
 
+from vit_core.commands.settings import flag_groups
+from vit_core.flags import Flag, flags_of, spelled
 from vit_core.recipe import Recipe
 from vit_core.training import run_folder
 from vit_core.training.checkpoint import load_checkpoint
 
 NUMBERS = (
-    "0", "1", "-1", "2", "0.5", "1.0", "-0.0", "1e-8", "nan", "inf", "-inf", "1e308", "-1e308", "1e-308", "1e39",
-    "1e20", str(10**30), str(-(10**30)), str(2**31), str(2**63 - 1), str(2**63), str(2**64), "0x10", "1_0", "٣",
-    "9" * 5000, str(10**400),
-)  # fmt: skip
+    "0",
+    "1",
+    "-1",
+    "2",
+    "0.5",
+    "1.0",
+    "-0.0",
+    "1e-8",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "-1e308",
+    "1e-308",
+    "1e39",
+    "1e20",
+    str(10**30),
+    str(-(10**30)),
+    str(2**31),
+    str(2**63 - 1),
+    str(2**63),
+    str(2**64),
+    "0x10",
+    "1_0",
+    "٣",
+    "9" * 5000,
+    str(10**400),
+)
 WORDS = (
     "", " ", "-", "--", "é", "🙂", "a\nb", "\x1b[31m", "\udcff", "x" * 5000, "../..", "~nobody", "[1, 2]", "{a: b}",
     "null", "true", "off", "none", "%s", "{}", "/dev/null", "/dev/full/x", "none,none", ",",
@@ -40,14 +66,28 @@ SMALL: dict[str, Sequence[str]] = {
     "randaugment_choice": ("invert,brightness", "invert"), "cache": ("auto", "memory", "disk"),
 }  # fmt: skip
 SMALL_RUN = (
-    "--dataset", "imagefolder", "--img-size", "8", "--batch-size", "4", "--epochs", "1", "--warmup-epochs", "0",
-    "--num-workers", "0", "--model-kwargs", "depth=1",
-)  # fmt: skip
+    "--dataset",
+    "imagefolder",
+    "--img-size",
+    "8",
+    "--batch-size",
+    "4",
+    "--epochs",
+    "1",
+    "--warmup-epochs",
+    "0",
+    "--num-workers",
+    "0",
+    "--model-kwargs",
+    "depth=1",
+)
 LEFT_OUT = {
-    "help", "compile",  # minutes
+    "compile",  # minutes
     "download",  # the network
-    "save_dir", "log_dir", "resume",  # see `test_faults`; a run into any place at all would leave its files there
-}  # fmt: skip
+    "save_dir",
+    "log_dir",
+    "resume",  # see `test_faults`; a run into any place at all would leave its files there
+}
 
 
 def make_images(root: Path) -> None:
@@ -63,29 +103,33 @@ def make_images(root: Path) -> None:
 
 def flags(recipe: Recipe) -> st.SearchStrategy[list[str]]:
     """A few of the recipe's flags, each with any value."""
-    actions = [a for a in recipe.train_parser()._actions if a.option_strings and a.dest not in LEFT_OUT]
-    one = st.sampled_from(actions).flatmap(_words)
+    kinds = {name: hint for config in flag_groups(recipe, {}).values() for name, hint in get_type_hints(config).items()}
+    fields = [f for f in flags_of(flag_groups(recipe, {})).values() if f.name not in LEFT_OUT]
+    one = st.sampled_from(fields).flatmap(lambda f: _words(f, kinds[f.name]))
     return st.lists(one, min_size=1, max_size=4).map(lambda groups: [word for group in groups for word in group])
 
 
-def _words(action: argparse.Action) -> st.SearchStrategy[list[str]]:
+def _words(field: Flag, kind: Any) -> st.SearchStrategy[list[str]]:
     """One flag: mostly with a value that could be, now and then with any at all, or without one."""
-    name = st.sampled_from(action.option_strings)
-    if action.nargs == 0:
+    spellings = [spelled(name) for name in (field.name, *field.metadata["aliases"])]
+    name = st.sampled_from([*spellings, spelled(field.name).replace("-", "_").replace("__", "--", 1)])
+    choices = field.metadata["choices"]
+    if kind in (bool, bool | None):
+        name = st.sampled_from([*spellings, f"--no-{spellings[0][2:]}"])
         return st.one_of(name.map(lambda n: [n]), name.map(lambda n: [n]), name.map(lambda n: [f"{n}=1"]))
-    if action.dest == "model_kwargs":
+    if field.name == "model_kwargs":
         return st.lists(model_kwarg(), min_size=1, max_size=2).map(lambda pairs: ["--model-kwargs", *pairs])
-    if action.choices is not None:
-        could = [str(c) for c in action.choices if action.dest != "model" or "micro" in str(c)]
-    elif action.dest in SMALL:
-        could = list(SMALL[action.dest])
-    elif action.type is int:
+    if choices is not None:
+        could = [str(c) for c in choices if field.name != "model" or "micro" in str(c)]
+    elif field.name in SMALL:
+        could = list(SMALL[field.name])
+    elif kind in (int, int | None):
         could = ["0", "1", "2", "7"]
-    elif action.type is float:
+    elif kind in (float, float | None):
         could = ["0", "1e-3", "0.1", "0.5", "0.999", "1", "2"]
     else:
         could = ["x"]
-    any_at_all = st.sampled_from([*NUMBERS, *WORDS]).filter(lambda text: not _takes_long(action, text))
+    any_at_all = st.sampled_from([*NUMBERS, *WORDS]).filter(lambda text: not _takes_long(field.name, text))
     value = _mostly(st.sampled_from(could), any_at_all) if could else any_at_all
     given = st.tuples(name, value, st.booleans()).map(lambda g: [f"{g[0]}={g[1]}"] if g[2] else [g[0], g[1]])
     return _mostly(given, st.one_of(name.map(lambda n: [n]), st.tuples(name, value, value).map(list)))
@@ -96,10 +140,10 @@ def _mostly(usual: st.SearchStrategy, seldom: st.SearchStrategy) -> st.SearchStr
     return st.integers(0, 5).flatmap(lambda i: usual if i else seldom)
 
 
-def _takes_long(action: argparse.Action, text: str) -> bool:
+def _takes_long(name: str, text: str) -> bool:
     """Whether it is a number that a run may have, and too large for a test."""
     try:
-        return action.dest in SMALL and max(map(int, SMALL[action.dest]), default=0) < int(text) < 2**31
+        return name in SMALL and max(map(int, SMALL[name]), default=0) < int(text) < 2**31
     except ValueError:
         return False
 
@@ -131,9 +175,7 @@ def model_kwarg() -> st.SearchStrategy[str]:
 
 def yaml_files(recipe: Recipe) -> st.SearchStrategy[bytes]:
     """What --config may find: a file of flags with odd values, a document of another kind, or no YAML at all."""
-    keys = st.sampled_from(
-        [*sorted({a.dest for a in recipe.train_parser()._actions} - LEFT_OUT), "", "x", "1", "? [1]"]
-    )
+    keys = st.sampled_from([*sorted(flags_of(flag_groups(recipe, {})).keys() - LEFT_OUT), "", "x", "1", "? [1]"])
     scalars = st.one_of(
         st.sampled_from(SCALARS),
         st.sampled_from(["1", "2", "0.5", "true", "false", "null", "cpu", "16"]),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from vit_core.errors import UserError
 from vit_core.explain import capture_attention
-from vit_core.recipe import create_model, input_size
+from vit_core.models.create import create_model, input_size
 from vit_core.training.checkpoint import KEYS, load_checkpoint, load_weights, save_checkpoint
 
 NONSENSE: tuple[Any, ...] = (

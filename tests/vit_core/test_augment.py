@@ -130,10 +130,14 @@ def test_erased_rectangles_are_torchvisions_and_the_mean_colour() -> None:
         assert (rows.sum(1) * columns.sum(1) == some.sum((1, 2))).all()  # a rectangle
         statistics.append(
             [
-                len(some) / count, some.float().mean(), rows.sum(1).float().log().std(), columns.float().sum(1).mean(),
-                rows.int().argmax(1).float().mean(), columns.int().argmax(1).float().std(),
+                len(some) / count,
+                some.float().mean(),
+                rows.sum(1).float().log().std(),
+                columns.float().sum(1).mean(),
+                rows.int().argmax(1).float().mean(),
+                columns.int().argmax(1).float().std(),
             ]
-        )  # fmt: skip
+        )
     assert [float(v) for v in statistics[0]] == pytest.approx([float(v) for v in statistics[1]], rel=0.12)
 
 
@@ -172,8 +176,9 @@ def test_eval_transform_is_resize_and_centre_crop() -> None:
     images = torch.randint(256, (3, 3, 60, 40), generator=_generator(), dtype=torch.uint8)
     whole, centre = EvalTransform(56, MEAN, STD), EvalTransform(56, MEAN, STD, 0.875)
     for transform, steps in (
-        (whole, [T.Resize((56, 56))]), (centre, [T.Resize(64), T.CenterCrop(56)]),
-    ):  # fmt: skip
+        (whole, [T.Resize((56, 56))]),
+        (centre, [T.Resize(64), T.CenterCrop(56)]),
+    ):
         expected = T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
         for image, ours in zip(images, transform(images), strict=True):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())

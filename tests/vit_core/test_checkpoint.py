@@ -166,10 +166,15 @@ def test_every_bit_of_a_tensor_is_watched(tmp_path):
 def test_the_digest_knows_types_shapes_and_order():
     base = {"a": torch.zeros(2, 3), "b": [1, 2], "c": 1}
     others = [
-        base | {"a": torch.zeros(3, 2)}, base | {"a": torch.zeros(2, 3, dtype=torch.int32)}, base | {"b": (1, 2)},
-        base | {"b": [1, [2]]}, base | {"c": 1.0}, base | {"c": True}, {"b": [1, 2], "a": torch.zeros(2, 3), "c": 1},
+        base | {"a": torch.zeros(3, 2)},
+        base | {"a": torch.zeros(2, 3, dtype=torch.int32)},
+        base | {"b": (1, 2)},
+        base | {"b": [1, [2]]},
+        base | {"c": 1.0},
+        base | {"c": True},
+        {"b": [1, 2], "a": torch.zeros(2, 3), "c": 1},
         base | {"d": None},
-    ]  # fmt: skip
+    ]
     assert len({digest(c) for c in (base, *others)}) == 1 + len(others)
     same = base | {"a": torch.zeros(3, 2).t(), "checksum": "of itself"}  # the strides are no content
     assert digest(same) == digest(base)

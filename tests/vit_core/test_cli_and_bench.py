@@ -3,56 +3,115 @@
 import errno
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from vit_core.bench import pair as bench
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, add_flags, build, command, flag
+from vit_core.flags import REQUIRED, checked, command, flag, given, parse
 
 
 @dataclass(kw_only=True, frozen=True)
 class Config:
+    """Count 100% of the images."""
+
+    checkpoint: str = flag(REQUIRED, "what to load", aliases=("model_path",))
+    runs: tuple[Path, ...] = flag((), "run folders", positional=True)
     batch_size: int = flag(8, "images per step")
     rate: float | None = flag(None, "100% optional")
     mirror: bool = flag(True, "mirror images")
     amp: str = flag("auto", "precision", choices=("auto", "bf16", "off"), bare="auto")
+    seeds: tuple[int, ...] = flag((0, 1), "random seeds")
+    maps: tuple[str, ...] = flag((), "maps", choices=("a", "b"))
+    paper: tuple[str, ...] = flag((), "papers", repeat=True)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("--batch-size must be at least 1")
 
 
-def parse(*argv):
-    parser = ArgumentParser(prog="test")
-    add_flags(parser, Config, "flags")
-    return vars(parser.parse_args(list(argv)))
+def only_given(*argv):
+    return given({"flags": Config}, argv, "test", "")
 
 
-def test_only_given_flags_are_in_the_namespace():
-    assert parse() == {}
-    assert parse("--batch_size", "4", "--rate=0.5", "--no-mirror") == {
+def parsed(*argv):
+    return parse(Config, ["--checkpoint", "x", *argv], "test")
+
+
+def test_only_given_flags_are_returned():
+    assert only_given("--checkpoint", "x") == {"checkpoint": "x"}
+    words = ("--model_path=x", "--batch_size", "4", "--rate=0.5", "--no-mirror", "--seeds", "-1", "2")
+    assert only_given(*words) == {
+        "checkpoint": "x",
         "batch_size": 4,
         "rate": 0.5,
         "mirror": False,
+        "seeds": (-1, 2),
     }
 
 
+def test_flags_that_are_not_given_have_their_defaults():
+    assert parsed() == Config(checkpoint="x")
+    assert parsed("--mirror", "--maps", "b", "a").maps == ("b", "a")
+
+
 def test_a_flag_with_an_optional_value():
-    assert [parse(*a)["amp"] for a in (["--amp"], ["--amp", "bf16"], ["--no-amp"])] == ["auto", "bf16", "off"]
+    words = (["--amp"], ["--amp", "--mirror"], ["--amp", "bf16"], ["--amp=off"], ["--no-amp"], ["--no_amp"])
+    assert [parsed(*w).amp for w in words] == ["auto", "auto", "bf16", "off", "off", "off"]
 
 
-def test_help_shows_defaults_and_percent_signs(capsys):
+def test_a_repeated_flag_takes_one_value_at_a_time():
+    config = parsed("--paper", "a", "there", "--paper=b", "here")
+    assert (config.paper, config.runs) == (("a", "b"), (Path("there"), Path("here")))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--checkpoint is required (see test --help)"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "1.5"], "Error parsing --batch-size: invalid literal for int()"),
+        (["--batch", "4"], "Unrecognized options: --batch"),
+        (["--batch-size"], "Missing value for argument '--batch-size'"),
+        (["--amp", "fp8"], "invalid choice 'fp8' for argument '--amp'"),
+        (["--maps", "a", "c"], "--maps"),
+        (["--seeds"], "--seeds: expected at least one value"),
+        (["--paper"], "--paper: expected at least one value"),
+        (["--rate", "None"], "Error parsing --rate"),
+        (["--mirror=false"], "--mirror takes no value: give --mirror or --no-mirror"),
+    ],
+)
+def test_wrong_flags_are_user_errors_of_one_line(argv, message):
+    with pytest.raises(UserError) as error:
+        parse(Config, ["--checkpoint", "x", *argv] if argv else [], "test")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_help_names_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit, match="0"):
-        parse("--help")
-    out = capsys.readouterr().out
-    assert "images per step (default: 8)" in out
-    assert "100% optional" in out
+        parse(Config, ["--help"], "test")
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Count 100% of the images." in out
+    for text in (
+        "images per step (default: 8)",
+        "100% optional",
+        "what to load (required)",
+        "(default: auto; alone: auto)",
+        "random seeds (default: 0 1)",
+        "--model-path",
+    ):
+        assert text in out, text
 
 
-def test_value_errors_of_a_config_are_user_errors():
-    with pytest.raises(UserError, match="at least 1"):
-        build(Config, {"batch_size": 0, "unknown": 1})
+def test_values_of_a_file_are_checked_as_they_are():
+    values = {"batch-size": 4, "rate": 1, "mirror": False, "amp": False, "seeds": None, "model_path": "x"}
+    found = checked({"flags": Config}, values)
+    assert found == {"batch_size": 4, "rate": 1, "mirror": False, "amp": "off", "checkpoint": "x"}
+    for wrong in ({"batch_size": "4"}, {"batch_size": True}, {"mirror": 1}, {"amp": "fp8"}, {"amp": 3}, {"no_flag": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            checked({"flags": Config}, wrong)
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,14 @@ def test_baselines_take_the_content_away(baseline):
     images = torch.rand(2, 3, 8, 12)
     seen: list[Tensor] = []
     deletion_insertion(
-        Counts(WEIGHT), images, WEIGHT.expand(2, *GRID), YES, steps=1, baseline=baseline,
+        Counts(WEIGHT),
+        images,
+        WEIGHT.expand(2, *GRID),
+        YES,
+        steps=1,
+        baseline=baseline,
         forward=lambda x: seen.append(x) or torch.zeros(2, 2),
-    )  # fmt: skip
+    )
     empty = seen[2]  # all patches removed
     assert empty.std() < 0.6 * images.std()
     assert_close(empty.mean((2, 3)), images.mean((2, 3)), rtol=0, atol=0.05)

@@ -137,11 +137,13 @@ def test_summary_is_that_of_the_images_one_by_one():
         (torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])),
         (torch.randn(3, 3, 32, 32), torch.ones(3).long()),
     ]
-    one_by_one = torch.cat([
-        focused_attention(class_token_attention(model, x[None]), grad_cam(model, x[None], y[None]))
-        for images, labels in batches
-        for x, y in zip(images, labels, strict=True)
-    ])  # fmt: skip
+    one_by_one = torch.cat(
+        [
+            focused_attention(class_token_attention(model, x[None]), grad_cam(model, x[None], y[None]))
+            for images, labels in batches
+            for x, y in zip(images, labels, strict=True)
+        ]
+    )
     summary = measure_focus(model, batches)
     counted = one_by_one[~one_by_one.isnan()]
     assert summary.num_images == 7

@@ -73,9 +73,8 @@ def test_bad_flags(tmp_path, capsys, argv, message):
 
 def test_misspelt_flags_and_choices_exit_with_2(tmp_path, capsys):
     for argv in (["--epoch", "3"], ["--optimizer", "lion"], ["--epochs", "three"]):
-        with pytest.raises(SystemExit, match="2"):
-            toy_paper.train(str(tmp_path), *argv)
-        one_line(capsys)
+        assert toy_paper.train(str(tmp_path), *argv) == 2
+        assert argv[0] in one_line(capsys)
 
 
 def test_empty_class_folder(folder, tmp_path, capsys):

@@ -34,11 +34,14 @@ def test_page_faults_are_not_repeated():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-@pytest.mark.parametrize(("largest", "expected"), [
-    (2**30, [(-3, 2**30), (-1, 2**30)]),
-    (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
-    (0, [(-3, 2**30), (-3, 2**25)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (2**30, [(-3, 2**30), (-1, 2**30)]),
+        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
+        (0, [(-3, 2**30), (-3, 2**25)]),
+    ],
+)
 def test_an_older_glibc_is_asked_for_less(monkeypatch, largest, expected):
     """To raise the threshold of trimming alone would make it worse."""
     asked = []

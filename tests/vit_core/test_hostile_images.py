@@ -16,7 +16,7 @@ from PIL import Image
 from reliability import folder_index, image_damage
 
 import toy_paper
-from vit_core import recipe
+from vit_core.commands import images
 from vit_core.data import BatchLoader, DiskSource, EvalTransform, load_dataset, tiny_imagenet
 from vit_core.data.folder import find_images, scan_classes
 from vit_core.data.images import UnreadableImageError, common_size, decode_all, open_image, read_pixels, shown
@@ -64,9 +64,19 @@ def _folder(root: Path, classes: tuple[str, ...] = ("a", "b"), each: int = 4, si
 
 def _train(root: Path, out: Path, *argv: str) -> int:
     return toy_paper.train(
-        str(out), "--dataset", "imagefolder", "--data-path", str(root), "--epochs", "1", "--batch-size", "4",
-        "--num-workers", "0", *argv,
-    )  # fmt: skip
+        str(out),
+        "--dataset",
+        "imagefolder",
+        "--data-path",
+        str(root),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--num-workers",
+        "0",
+        *argv,
+    )
 
 
 def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -340,8 +350,11 @@ def test_links_to_folders_inside_a_class_are_refused_and_classes_may_be_links(tm
     paths, labels, names = scan_classes(train)
     assert names == ("a", "b", "c")
     assert [str(Path(p).relative_to(train)) for p in paths] == [
-        *(f"a/{i}.png" for i in range(4)), "a/9.png", *(f"b/{i}.png" for i in range(4)), "c/9.png",
-    ]  # fmt: skip
+        *(f"a/{i}.png" for i in range(4)),
+        "a/9.png",
+        *(f"b/{i}.png" for i in range(4)),
+        "c/9.png",
+    ]
     assert labels == [0] * 5 + [1] * 4 + [2]
     (train / "a" / "more").mkdir()
     for name, target in (("self", "."), ("up", ".."), ("more/back", "../more"), ("there", str(tmp_path / "elsewhere"))):
@@ -495,10 +508,10 @@ def test_the_other_processes_leave_out_what_the_main_one_found(
     """Else processes that disagree would have sets of different length, and wait for one another."""
     root = _folder(tmp_path)
     found = [str(root / "train" / "b" / "2.png"), str(root / "val" / "a" / "0.png")]
-    monkeypatch.setattr(recipe, "broadcast", lambda value: frozenset(found))
+    monkeypatch.setattr(images, "broadcast", lambda value: frozenset(found))
     monkeypatch.setattr("vit_core.data.datasets.find_broken", _no_memory)
     config = DataConfig(dataset="imagefolder", data_path=str(root), skip_broken=True)
-    data = recipe.load_images(config, 16, World(1, 2, torch.device("cpu"), 1))
+    data = images.load_images(config, 16, World(1, 2, torch.device("cpu"), 1))
     assert data.train.labels.tolist() == [0] * 4 + [1] * 3
     assert data.val.labels.tolist() == [0] * 3 + [1] * 4
     assert capsys.readouterr().out == ""

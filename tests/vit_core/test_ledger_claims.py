@@ -97,8 +97,11 @@ A, C = ("groups", 0, "entries", 0), ("groups", 1, "entries", 0)
         (C, {"measured": [{"run": "gone", "value": 1, "seed": 0, "results": "r"}]}, "there is no run called gone"),
         (C, {"measured": [{"run": "copy", "value": 1, "results": "r"}]}, "measured.0.seed: Field required"),
         (C, {"outcomes": [{"training": "t", "row": "r", "column": "loss"}]}, "outcomes.0.column: Input should be"),
-        (C, {"outcomes": [{"training": "t", "row": "r", "column": "acc1", "cell": ["x", "y"]}]},
-         "exactly one entry for each claimed cell"),
+        (
+            C,
+            {"outcomes": [{"training": "t", "row": "r", "column": "acc1", "cell": ["x", "y"]}]},
+            "exactly one entry for each claimed cell",
+        ),
         ((*C, "scaled", 0), {"seeds": [0, 1]}, "scaled.0.seeds: Value should have at least 3 items"),
         ((*C, "scaled", 0), {"baseline": [1, 2]}, "one value for each seed"),
         ((*C, "scaled", 0), {"expected": {"ape": "above"}}, "expected must only name measured rows"),
@@ -117,7 +120,7 @@ A, C = ("groups", 0, "entries", 0), ("groups", 1, "entries", 0)
         (C, {"measured": [{"run": "copy", "value": 1, "seed": True, "results": "r"}]}, "measured.0.seed.int: "),
         ((), {"groups": []}, "groups: List should have at least 1 item"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(tmp_path, place, change, says):
     content = copy.deepcopy(FILE)
     entry = content

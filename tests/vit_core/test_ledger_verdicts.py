@@ -71,7 +71,7 @@ def verdict_of(entry, value=None, **others):
         ({"claimed": "cosine"}, ["cosine"], ["constant", True]),
         ({"claimed": 64}, [[64, 64]], [[64, 63], [1, 127], []]),  # one a block: each
     ],
-)  # fmt: skip
+)
 def test_an_exact_value_is_judged_by_comparison_and_tolerance(fields, holding, failing):
     assert [verdict_of(size(**fields), v).verdict for v in holding] == ["holds"] * len(holding)
     assert [verdict_of(size(**fields), v).verdict for v in failing] == ["fails"] * len(failing)
@@ -165,8 +165,11 @@ def test_the_originals_own_code_decides_before_ours():
 
 
 def test_what_this_run_trained_replaces_what_is_recorded():
-    entry = result(tolerance=1.0, outcomes=[Outcome(training="c", row="r", column="acc1")],
-                   measured=[measured([53.1, 53.2, 53.3], seed=[0, 1, 2])])  # fmt: skip
+    entry = result(
+        tolerance=1.0,
+        outcomes=[Outcome(training="c", row="r", column="acc1")],
+        measured=[measured([53.1, 53.2, 53.3], seed=[0, 1, 2])],
+    )
     reached = measured([40.1, 40.2, 40.3], seed=[3, 4, 5])
     (verdict,) = judge([entry], {}, trained=lambda outcomes: reached)
     assert (verdict.verdict, verdict.found[0].measured.seed) == ("fails", [3, 4, 5])
@@ -220,8 +223,16 @@ def test_evidence_without_a_value_is_shown_and_decides_nothing():
 
 
 def scaled(rows, expected, seeds=(0, 1, 2, 3)):
-    return Scaled(model="micro", sound="trained until it is good", run=run_of(meets=()), seeds=seeds,
-                  baseline=[50.0, 51.0, 52.0, 53.0], rows=rows, expected=expected, results="s.csv")  # fmt: skip
+    return Scaled(
+        model="micro",
+        sound="trained until it is good",
+        run=run_of(meets=()),
+        seeds=seeds,
+        baseline=[50.0, 51.0, 52.0, 53.0],
+        rows=rows,
+        expected=expected,
+        results="s.csv",
+    )
 
 
 UP, FLAT = [53.1, 53.9, 55.2, 55.9], [50.5, 50.6, 52.4, 52.5]
@@ -262,8 +273,10 @@ def test_a_check_that_breaks_is_an_error_and_the_others_are_judged():
         """It breaks."""
         raise ZeroDivisionError("of nothing")
 
-    found = judge([claim(check="broken"), claim(check="gone"), claim(check="tensor"), claim()],
-                  {"broken": broken, "it": lambda: 2.47, "tensor": lambda: torch.ones(())})  # fmt: skip
+    found = judge(
+        [claim(check="broken"), claim(check="gone"), claim(check="tensor"), claim()],
+        {"broken": broken, "it": lambda: 2.47, "tensor": lambda: torch.ones(())},
+    )
     assert [v.verdict for v in found] == ["error", "error", "error", "holds"]
     assert found[0].error == "ZeroDivisionError: of nothing"
     assert "no check called gone" in found[1].error

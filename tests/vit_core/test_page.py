@@ -143,15 +143,32 @@ def test_failed_paper_is_announced_at_the_top(example, tmp_path):
 def test_claims_show_both_numbers_and_where_they_come_from(example):
     text = " ".join(Tags(example[1] / "index.html").text.replace(number_format.THIN, " ").split())
     for words in (
-        "2.47 M", "± 0.005 M allowed", "13.05 M", "the depth is 2, not 12", "at depth 2: 2.47 M", "78.0–80.0 %",
-        "≥ 2.5×", "1.31×", "93.06 ± 0.28 %", "seeds 42, 43, 44", "b7f1f6b8a2ce", "results/toyvit/cifar10.csv",
+        "2.47 M",
+        "± 0.005 M allowed",
+        "13.05 M",
+        "the depth is 2, not 12",
+        "at depth 2: 2.47 M",
+        "78.0–80.0 %",
+        "≥ 2.5×",
+        "1.31×",
+        "93.06 ± 0.28 %",
+        "seeds 42, 43, 44",
+        "b7f1f6b8a2ce",
+        "results/toyvit/cifar10.csv",
         "< 1×10⁻⁶",
-        "2.13×10⁻⁷", "measured by this run, seed 0", "takes hours or days on a GPU", "mat1 and mat2 shapes",
+        "2.13×10⁻⁷",
+        "measured by this run, seed 0",
+        "takes hours or days on a GPU",
+        "mat1 and mat2 shapes",
         "Near this setting (not used for the verdict): seven epochs of CIFAR-10, 62.2 %",
         "uv run reproduce --paper toyvit",
-        "5 min 12 s", "96.8 %", "_of_the_dense_model.txt: The recalls by class", "1 of 2 agree", "2.40 … 4.10",
+        "5 min 12 s",
+        "96.8 %",
+        "_of_the_dense_model.txt: The recalls by class",
+        "1 of 2 agree",
+        "2.40 … 4.10",
         "the original’s own code, run here",
-    ):  # fmt: skip
+    ):
         assert words in text, words
 
 
@@ -170,19 +187,33 @@ def test_five_hundred_claims_are_quick(example, tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (13054564, "13,054,564"), (0.012345, "0.0123"), (0.5, "0.5"), (93.0556, "93.06"), (1249.3, "1,249"),
-        (2.1e-7, "2.1×10⁻⁷"), (-3, "−3"), (True, "yes"), (None, "—"), ("dense", "dense"), (math.nan, "not a number"),
-        (math.inf, "∞"), (0.0, "0"),        (999.999, "1,000"), (1e300, "1×10³⁰⁰"),
+        (13054564, "13,054,564"),
+        (0.012345, "0.0123"),
+        (0.5, "0.5"),
+        (93.0556, "93.06"),
+        (1249.3, "1,249"),
+        (2.1e-7, "2.1×10⁻⁷"),
+        (-3, "−3"),
+        (True, "yes"),
+        (None, "—"),
+        ("dense", "dense"),
+        (math.nan, "not a number"),
+        (math.inf, "∞"),
+        (0.0, "0"),
+        (999.999, "1,000"),
+        (1e300, "1×10³⁰⁰"),
     ],
-)  # fmt: skip
+)
 def test_numbers(value, text):
     assert number_format.number(value) == text
 
 
 def test_columns_align_their_digits():
     assert number_format.columns([["a", 93.1, 5], ["b", 62.25, 1000], ["c", "—"]]) == [
-        ["a", "93.10", "5"], ["b", "62.25", "1,000"], ["c", "—", "—"],
-    ]  # fmt: skip
+        ["a", "93.10", "5"],
+        ["b", "62.25", "1,000"],
+        ["c", "—", "—"],
+    ]
     assert number_format.columns([[1e-7], [1.5]]) == [["1×10⁻⁷"], ["1.5"]]
     assert number_format.columns([[math.nan], [0.25]])[0] == ["not a number"]
 
@@ -205,11 +236,14 @@ def test_measured_values_get_at_least_the_digits_of_the_claim():
 @pytest.mark.parametrize(
     ("unit", "number", "words"),
     [
-        ("% top-1", "4.6 %", "top-1"), ("x", "4.6×", ""), ("10^9 multiply-adds", "4.6×10⁹", "multiply-adds"),
-        ("10⁶ parameters", "4.6×10⁶", "parameters"), ("largest difference", "4.6", "largest difference"),
+        ("% top-1", "4.6 %", "top-1"),
+        ("x", "4.6×", ""),
+        ("10^9 multiply-adds", "4.6×10⁹", "multiply-adds"),
+        ("10⁶ parameters", "4.6×10⁶", "parameters"),
+        ("largest difference", "4.6", "largest difference"),
         ("", "4.6", ""),
     ],
-)  # fmt: skip
+)
 def test_units(unit, number, words):
     claim = {"claimed": 4.6, "comparison": "about", "unit": unit}
     assert number_format.claimed(claim).replace(number_format.THIN, " ") == number
@@ -221,8 +255,13 @@ def test_curves_are_means_over_the_seeds():
     def seed(values):
         return {"curve": [{"epoch": e, "val_acc1": v} for e, v in enumerate(values, 1)]}
 
-    chart = curve_chart([{"label": "a", "seeds": [seed([20.0, 60.0]), seed([40.0, 80.0, math.nan])]},
-                         {"label": "b", "seeds": [seed([30.0, 90.0])]}, {"label": "none", "seeds": []}])  # fmt: skip
+    chart = curve_chart(
+        [
+            {"label": "a", "seeds": [seed([20.0, 60.0]), seed([40.0, 80.0, math.nan])]},
+            {"label": "b", "seeds": [seed([30.0, 90.0])]},
+            {"label": "none", "seeds": []},
+        ]
+    )
     assert [line["label"] for line in chart["lines"]] == ["b", "a"]
     assert chart["lines"][1]["final"] == 70
     assert [label for _, label in chart["x_ticks"]] == ["1", "2"]

@@ -17,6 +17,7 @@ from vit_core.bench.pair import Figures as BenchFigures
 from vit_core.files import FolderLock
 from vit_core.ledger.claims import Claim, Outcome, Setting
 from vit_core.ledger.verdicts import judge
+from vit_core.models.create import parse_model_kwargs
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training, load_papers
 from vit_core.papers import Figure as PaperFigure
 from vit_core.reproduce import bench, command, comparison, plan, run, steps
@@ -50,11 +51,11 @@ def analyse(subjects, measurements, folder):
         findings=[f"{', '.join(subjects)} reached {accuracy:.1f}%"],
         pictures=[Picture("p.png", "a picture", "of what")],
         tables=[Table("a table", "of numbers", ["name", "value"], [["x", 1.5], ["y", float("nan")]])],
-    )  # fmt: skip
+    )
 
 
 def small(model="toy"):
-    return {"model": model, "model_kwargs": list(toy_paper.SMALL[1:]), "epochs": 1}
+    return {"model": model, "model_kwargs": parse_model_kwargs(toy_paper.SMALL[1:]), "epochs": 1}
 
 
 @pytest.fixture
@@ -65,13 +66,26 @@ def papers(tmp_path, monkeypatch):
     monkeypatch.setattr(Paper, "claims_file", file)
     rows = {"first": small(), "second": small()}
     toy = Paper(
-        package="toy", title="Toy: a paper", idea="It is small.", source="here", citation="@misc{toy}",
+        package="toy",
+        title="Toy: a paper",
+        idea="It is small.",
+        source="here",
+        citation="@misc{toy}",
         model="test_vit",
         micro=[Training(name="digits", recipe=toy_paper.RECIPE, rows=rows, compared=["first"], seconds=1)],
-        published=[Training(name="CIFAR-10", recipe=toy_paper.RECIPE, rows={"first": small() | {"dataset": "cifar10"}},
-                            images=100, download_gb=0.17, disk_gb=0.3)],
-        analyse=analyse, checks={"one": lambda: 1, "two": lambda: 2},
-    )  # fmt: skip
+        published=[
+            Training(
+                name="CIFAR-10",
+                recipe=toy_paper.RECIPE,
+                rows={"first": small() | {"dataset": "cifar10"}},
+                images=100,
+                download_gb=0.17,
+                disk_gb=0.3,
+            )
+        ],
+        analyse=analyse,
+        checks={"one": lambda: 1, "two": lambda: 2},
+    )
     installed = Installed({"toy": toy, "zoo": dataclasses.replace(toy, title="Zoo: another")})
     monkeypatch.setattr(comparison, "ROUNDS", 1)
     monkeypatch.setattr(comparison, "IMAGES", 8)
@@ -122,14 +136,17 @@ def test_everything_is_done_and_written(papers, tmp_path, capsys):
     assert toy["analysis"]["pictures"][0]["file"] == "toy/pictures/p.png"
     assert toy["analysis"]["tables"][0]["rows"] == [["x", 1.5], ["y", None]], "JSON has no NaN"
     assert [(c["id"], c["verdict"]) for c in toy["claims"]] == [
-        ("toy-one", "holds"), ("toy-two", "fails"), ("toy-far", "not run")
-    ]  # fmt: skip
+        ("toy-one", "holds"),
+        ("toy-two", "fails"),
+        ("toy-far", "not run"),
+    ]
     assert len(results["comparison"]["rows"]) == 2
     with (folder / "claims.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
     assert [(r["paper"], r["id"], r["claimed"], r["measured"], r["verdict"]) for r in rows[:2]] == [
-        ("toy", "toy-one", "1", "1", "holds"), ("toy", "toy-two", "1", "2", "fails")
-    ]  # fmt: skip
+        ("toy", "toy-one", "1", "1", "holds"),
+        ("toy", "toy-two", "1", "2", "fails"),
+    ]
     page = (folder / "index.html").read_text()
     assert "Toy: a paper" in page
     assert "data:image/png;base64," in page
@@ -174,9 +191,15 @@ def test_one_paper_that_fails_does_not_stop_the_others(papers, tmp_path, capsys)
 
 
 def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers, tmp_path):
-    papers.replace("toy", micro=[dataclasses.replace(
-        papers.found["toy"].micro[0], rows={"first": small() | {"dataset": "imagefolder", "data_path": "nowhere"}}
-    )])  # fmt: skip
+    papers.replace(
+        "toy",
+        micro=[
+            dataclasses.replace(
+                papers.found["toy"].micro[0],
+                rows={"first": small() | {"dataset": "imagefolder", "data_path": "nowhere"}},
+            )
+        ],
+    )
     assert command.main(["--paper", "toy"]) == 1
     steps = {s["name"]: s for s in results_of(only_run(tmp_path))["papers"][0]["steps"]}
     assert "nowhere" in steps["train"]["error"]
@@ -185,9 +208,11 @@ def test_a_failed_training_is_said_and_the_claims_are_judged_all_the_same(papers
 
 
 def test_a_training_without_its_images_does_not_stop_the_papers_others(papers, tmp_path, monkeypatch):
-    (tmp_path / "claims.yaml").write_text(CLAIMS.replace(
-        "command: toy-train", "command: toy-train, outcomes: [{training: far, row: first, column: acc1}]"
-    ))  # fmt: skip
+    (tmp_path / "claims.yaml").write_text(
+        CLAIMS.replace(
+            "command: toy-train", "command: toy-train, outcomes: [{training: far, row: first, column: acc1}]"
+        )
+    )
     good = papers.found["toy"].micro[0]
     images = tmp_path / "images"
     far = dataclasses.replace(
@@ -350,9 +375,11 @@ def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, ca
     papers.replace(
         "toy",
         benchmarks=[Benchmark(model="test_vit", against="test_vit2", inference=1.05, training=1.25)],
-        further_benchmarks=lambda device, rounds: [PaperFigure("share", 0.96, 0.95, at_least=True),
-                                                   PaperFigure("layer", 1.2, 1.15)],
-    )  # fmt: skip
+        further_benchmarks=lambda device, rounds: [
+            PaperFigure("share", 0.96, 0.95, at_least=True),
+            PaperFigure("layer", 1.2, 1.15),
+        ],
+    )
     assert command.main(["bench", "--paper", "toy", "--rounds", "2", "--device", "cpu", "--json", "b.json"]) == 0
     out = capsys.readouterr().out
     assert "1.040× (≤ 1.05: met)" in out
@@ -390,7 +417,7 @@ def test_bench_judges_the_targets_on_a_cpu_and_nowhere_else(papers, tmp_path, ca
         (["claims", "--json", "nowhere/c.json"], "is not a folder"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line_and_exit_code_2(papers, tmp_path, capsys, words, says):
     assert command.main(words) == 2
     err = capsys.readouterr().err
@@ -464,14 +491,17 @@ def test_a_run_of_the_papers_recipe_judges_the_claims_about_its_accuracies(paper
 def test_a_table_is_judged_by_the_seeds_that_reached_all_of_its_cells():
     def trained(label, *seeds):
         where = {"commit": "abc", "date": "2026-11-26", "machine": "m"}
-        rows = [{"seed": s, "acc1": acc1, "curve": [{"epoch": e, "val_acc1": v} for e, v in curve.items()],
-                 "where": where} for s, acc1, curve in seeds]  # fmt: skip
+        rows = [
+            {"seed": s, "acc1": acc1, "curve": [{"epoch": e, "val_acc1": v} for e, v in curve.items()], "where": where}
+            for s, acc1, curve in seeds
+        ]
         return {"label": label, "seeds": rows}
 
     outcomes = [
         Outcome(training="c", row=label, column="acc1", epoch=epoch, cell=(f"epoch {epoch}", label))
-        for epoch in (1, 2) for label in ("dense", "sparse")
-    ]  # fmt: skip
+        for epoch in (1, 2)
+        for label in ("dense", "sparse")
+    ]
     dense = trained("dense", (0, 80, {1: 70, 2: 80}), (1, 81, {1: 71, 2: 81}), (2, 72, {1: 72}))  # 2 stopped early
     sparse = trained("sparse", (0, 80, {1: 70.5, 2: 90}), (1, 81, {1: 71.5, 2: 91}), (2, 82, {1: 72, 2: 92}))
     claimed = {"epoch 1": {"dense": 70.5, "sparse": 71.0}, "epoch 2": {"dense": 80.5, "sparse": 80.5}}
@@ -479,14 +509,25 @@ def test_a_table_is_judged_by_the_seeds_that_reached_all_of_its_cells():
     assert measured.seed == [0, 1]
     assert measured.value["epoch 2"] == {"dense": [80, 81], "sparse": [90, 91]}
     claim = Claim(
-        id="table", source="s", statement="s", claimed=claimed, kind="result", cost="gpu-hours", check="c",
-        command="x", setting=Setting(name="s", what="w", counts="c"), tolerance=7.0, outcomes=outcomes,
-    )  # fmt: skip
+        id="table",
+        source="s",
+        statement="s",
+        claimed=claimed,
+        kind="result",
+        cost="gpu-hours",
+        check="c",
+        command="x",
+        setting=Setting(name="s", what="w", counts="c"),
+        tolerance=7.0,
+        outcomes=outcomes,
+    )
     (verdict,) = judge([claim], {}, trained=lambda outcomes: measured)
     assert {(c.row, c.column): c.verdict for c in verdict.cells} == {
-        ("epoch 1", "dense"): "holds", ("epoch 1", "sparse"): "holds", ("epoch 2", "dense"): "holds",
+        ("epoch 1", "dense"): "holds",
+        ("epoch 1", "sparse"): "holds",
+        ("epoch 2", "dense"): "holds",
         ("epoch 2", "sparse"): "undecided",
-    }  # fmt: skip
+    }
     assert verdict.verdict == "undecided"
     assert steps.reached([{"name": "c", "rows": [dense]}], outcomes) is None, "a row was not trained"
 

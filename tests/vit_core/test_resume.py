@@ -48,10 +48,26 @@ def metrics(run: Path) -> list[dict]:
 RECIPES = {
     "plain": (),
     "everything": (
-        "--ema-decay", "0.9", "--mixup", "0.8", "--cutmix", "1.0", "--grad-accum", "2", "--schedule", "plateau",
-        "--plateau-patience", "0", "--color-jitter", "0.3", "--erasing", "0.5", "--layer-decay", "0.8",
+        "--ema-decay",
+        "0.9",
+        "--mixup",
+        "0.8",
+        "--cutmix",
+        "1.0",
+        "--grad-accum",
+        "2",
+        "--schedule",
+        "plateau",
+        "--plateau-patience",
+        "0",
+        "--color-jitter",
+        "0.3",
+        "--erasing",
+        "0.5",
+        "--layer-decay",
+        "0.8",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=RECIPES)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 import toy_paper
 from vit_core.commands import train as train_command
+from vit_core.commands.settings import parse
 from vit_core.commands.study import Study, bars, column, markdown_table, mean_and_spread
 from vit_core.errors import UserError
 from vit_core.training.trainer import Stopped
@@ -17,7 +18,7 @@ FLAGS = ["--device", "cpu", *toy_paper.SMALL, "drop_path_rate=0"]
 
 
 def study(folder: Path, *, seeds=(0,), epochs="1", rows=("plain", "flipped"), **fields) -> Study:
-    shared = toy_paper.RECIPE.parse(["--epochs", epochs, *FLAGS])
+    shared = parse(toy_paper.RECIPE, ["--epochs", epochs, *FLAGS])
     every = {"plain": shared, "flipped": {**shared, "hflip": 0.5}}
     return Study(recipe=toy_paper.RECIPE, rows={r: every[r] for r in rows}, seeds=seeds, folder=folder, **fields)
 
@@ -94,7 +95,7 @@ def test_a_study_under_torchrun_is_refused(tmp_path, monkeypatch):
 
 def test_train_raises_stopped_and_run_says_how_to_go_on(tmp_path):
     toy_paper.Faults.calls, toy_paper.Faults.at, toy_paper.Faults.what = 0, 2, "SIGTERM"
-    given = toy_paper.RECIPE.parse(["--save-dir", str(tmp_path), "--log-dir", str(tmp_path / "l"), *FLAGS])
+    given = parse(toy_paper.RECIPE, ["--save-dir", str(tmp_path), "--log-dir", str(tmp_path / "l"), *FLAGS])
     with pytest.raises(Stopped) as stopped:
         train_command.train(toy_paper.RECIPE, given)
     assert stopped.value.checkpoint.is_file()

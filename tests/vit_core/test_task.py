@@ -57,12 +57,29 @@ class Fit:
 
 
 def trained(folder: Path, epochs: int, resume: Path | None = None) -> Trainer:
-    config = TrainConfig(epochs=epochs, batch_size=4, lr=0.1, warmup_epochs=0, schedule="constant", device="cpu",
-                         weight_decay=0.0, ema_decay=0.5)  # fmt: skip
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=4,
+        lr=0.1,
+        warmup_epochs=0,
+        schedule="constant",
+        device="cpu",
+        weight_decay=0.0,
+        ema_decay=0.5,
+    )
     run = RunFolder.create(folder, folder / "events", "line")
     told: list[float] = []
-    trainer = Trainer(Line(), Points(), Points(), config, World(0, 1, torch.device("cpu")), run, task=Fit(),
-                      settings={}, on_step=told.append)  # fmt: skip
+    trainer = Trainer(
+        Line(),
+        Points(),
+        Points(),
+        config,
+        World(0, 1, torch.device("cpu")),
+        run,
+        task=Fit(),
+        settings={},
+        on_step=told.append,
+    )
     if resume is not None:
         trainer.restore(torch.load(resume, weights_only=True), resume)
     trainer.fit()

@@ -54,9 +54,19 @@ def test_metrics_and_tensorboard_agree(run):
     with (run / "metrics.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert list(rows[0]) == [
-        "epoch", "step", "lr", "train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5",
-        "grad_norm", "images_per_second", "seconds",
-    ]  # fmt: skip
+        "epoch",
+        "step",
+        "lr",
+        "train_loss",
+        "train_acc1",
+        "train_acc5",
+        "val_loss",
+        "val_acc1",
+        "val_acc5",
+        "grad_norm",
+        "images_per_second",
+        "seconds",
+    ]
     assert [r["epoch"] for r in rows] == ["1", "2", "3"]
     events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
     events.Reload()
@@ -145,9 +155,23 @@ def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
             Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
     # Two batches of 32 against four of 16 in pairs: the same images in each step, and nothing random about them.
     flags = [
-        "--dataset", "imagefolder", "--data-path", str(tmp_path / "images"), "--crop", "none", "--epochs", "2",
-        "--optimizer", "sgd", "--lr", "0.1", "--warmup-epochs", "0", "--model-kwargs", "patch_size=8",
-    ]  # fmt: skip
+        "--dataset",
+        "imagefolder",
+        "--data-path",
+        str(tmp_path / "images"),
+        "--crop",
+        "none",
+        "--epochs",
+        "2",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.1",
+        "--warmup-epochs",
+        "0",
+        "--model-kwargs",
+        "patch_size=8",
+    ]
     weights, rows = [], []
     for name, argv in (("a", ["--batch-size", "32"]), ("b", ["--batch-size", "16", "--grad-accum", "2"])):
         assert toy_paper.train(str(tmp_path / name), *flags, *argv) == 0

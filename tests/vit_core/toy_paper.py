@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_core.commands import evaluate as evaluate_command
-from vit_core.commands import train as train_command
 from vit_core.flags import command
 from vit_core.recipe import Recipe
 from vit_core.tasks.classification import classification_loss
@@ -67,12 +65,12 @@ SMALL = (
 @command
 def main(argv: list[str]) -> int:
     its_own = "--resume" in argv or "--model-kwargs" in argv
-    return train_command.run(RECIPE, argv if its_own else [*argv, *SMALL])
+    return RECIPE.train(argv if its_own else [*argv, *SMALL])
 
 
 @command
 def evaluate(argv: list[str]) -> int:
-    return evaluate_command.run(RECIPE, argv)
+    return RECIPE.evaluate(argv)
 
 
 def train(folder: str, *argv: str, at: int = -1, what: str = "") -> int:

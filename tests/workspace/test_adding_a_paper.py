@@ -39,9 +39,13 @@ def reproduce(installed: Path, folder: Path, *words: str) -> subprocess.Complete
     )
     command = [sys.executable, "-c", program, str(installed), *words]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False,
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::SyntaxWarning"},
-    )  # fmt: skip
+    )
 
 
 def test_the_guides_paper_is_found_trained_explained_and_judged(installed, tmp_path):

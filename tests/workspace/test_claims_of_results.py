@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vit_core.commands.settings import parse, settle
 from vit_core.ledger.claims import COSTS, KINDS, cells, load_claims
 from vit_core.papers import load_papers
-from vit_core.recipe import settle
 
 RESULTS = Path(__file__).parents[2] / "results"
 PAPERS, _ = load_papers()
@@ -92,9 +92,7 @@ SCRIPTS = {
     for file in RESULTS.parent.glob("packages/*/pyproject.toml")
     for script in tomllib.loads(file.read_text())["project"]["scripts"]
 }
-RECIPES = {
-    f"{t.recipe.command}-train": t.recipe for paper in PAPERS.values() for t in (*paper.micro, *paper.published)
-}  # fmt: skip
+RECIPES = {f"{t.recipe.command}-train": t.recipe for paper in PAPERS.values() for t in (*paper.micro, *paper.published)}
 SWITCHES = {"--extra": 2, "--package": 2, "--no-sync": 1}  # of uv run: how many words
 
 
@@ -114,7 +112,7 @@ def test_a_command_is_one_of_ours_and_trainings_take_its_flags(claim):
             assert words[0] in SCRIPTS | {"reproduce"}, words[0]
         if words[0] in RECIPES:
             recipe = RECIPES[words[0]]
-            given = recipe.parse(words[1:])
+            given = parse(recipe, words[1:])
             if given.get("model") not in recipe.model_groups:
                 settle(recipe, given, None)
 

@@ -142,13 +142,16 @@ def test_a_summary_of_known_columns():
     assert line == "confidence: good: gain, inverted: loss, diffuse: undecided: the claim holds"
 
 
-@pytest.mark.parametrize(("pruned", "random", "expected"), [
-    ([52, 52, 49], [47], "good: gain, inverted: gain, diffuse: loss: the claim fails"),
-    ([49, 49, 49], [47], "good: loss, inverted: loss, diffuse: loss: the claim fails"),
-    ([50, 49, 49], [47], "good: undecided, inverted: loss, diffuse: loss: the result is inconclusive"),
-    ([52, 49, 49], [53], "inconclusive (no larger gain than random pruning, the placebo's good group)"),
-    ([52, 49, 49], [47], "the claim holds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pruned", "random", "expected"),
+    [
+        ([52, 52, 49], [47], "good: gain, inverted: gain, diffuse: loss: the claim fails"),
+        ([49, 49, 49], [47], "good: loss, inverted: loss, diffuse: loss: the claim fails"),
+        ([50, 49, 49], [47], "good: undecided, inverted: loss, diffuse: loss: the result is inconclusive"),
+        ([52, 49, 49], [53], "inconclusive (no larger gain than random pruning, the placebo's good group)"),
+        ([52, 49, 49], [47], "the claim holds"),
+    ],
+)
 def test_the_verdict_is_computed(pruned, random, expected):
     rows = summarise(table(300, [0, 1, 2], [True, False], [50], pruned, random), 0.8)
     assert expected in verdict(rows, "correct")

@@ -60,8 +60,10 @@ def test_verdicts_of_what_was_run():
 
 
 AT_THEIR_SETTING = {
-    "zoom-cifar10-accuracy": "undecided", "zoom-cifar10-loss": "undecided", "zoom-prune-speed-up": "holds",
-}  # fmt: skip
+    "zoom-cifar10-accuracy": "undecided",
+    "zoom-cifar10-loss": "undecided",
+    "zoom-prune-speed-up": "holds",
+}
 
 
 def test_one_run_counts_for_all_claims_of_a_setting_or_for_none():
@@ -116,15 +118,21 @@ WRONG: dict[str, tuple[str, Callable[[Patch], None], str]] = {
     "nothing is saved": ("zoom-intent-is-efficient", another_keep_ratio, "fails"),
     "removed at the end": ("zoom-prune-not-simple-removal", removed_at_the_end, "fails"),
     "a good image that loses": (
-        "zoom-own-changes", published(good=checks.Published(3.46, 84, 3.29, 71)), "contradicted",
+        "zoom-own-changes",
+        published(good=checks.Published(3.46, 84, 3.29, 71)),
+        "contradicted",
     ),
     "an inverted image that gains": (
-        "zoom-own-changes", published(inverted=checks.Published(3.1, 23, 3.19, 25)), "holds",
+        "zoom-own-changes",
+        published(inverted=checks.Published(3.1, 23, 3.19, 25)),
+        "holds",
     ),
     "a diffuse image of low confidence": (
-        "zoom-own-diffuse-is-uncertain", published(diffuse=checks.Published(2.53, 6, 2.19, 6)), "holds",
+        "zoom-own-diffuse-is-uncertain",
+        published(diffuse=checks.Published(2.53, 6, 2.19, 6)),
+        "holds",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", WRONG)
@@ -139,27 +147,35 @@ def test_another_model_or_figure_turns_the_verdict(mistake, monkeypatch):
         assert expected != INSTANT[claim]
 
 
-@pytest.mark.parametrize(("claim", "value", "expected"), [
-    ("zoom-from-scratch", True, "holds"),
-    ("zoom-map-aggregates", {"importance map": {"gradients": True}}, "holds"),
-    ("zoom-baseline-parts", {"baseline": {"transformer blocks": 8}}, "contradicted"),
-    ("zoom-crop", False, "contradicted"),
-    ("zoom-prune-recipe", {"token pruning": {"blocks with all tokens": 12}}, "contradicted"),
-    ("zoom-map-is-what-prunes", 100, "holds"),
-    ("zoom-own-good-is-correct", True, "cannot be run"),
-    ("zoom-paper-parameters", 22.7, "holds"),
-    ("zoom-prune-not-simple-removal", 0.0, "contradicted"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("claim", "value", "expected"),
+    [
+        ("zoom-from-scratch", True, "holds"),
+        ("zoom-map-aggregates", {"importance map": {"gradients": True}}, "holds"),
+        ("zoom-baseline-parts", {"baseline": {"transformer blocks": 8}}, "contradicted"),
+        ("zoom-crop", False, "contradicted"),
+        ("zoom-prune-recipe", {"token pruning": {"blocks with all tokens": 12}}, "contradicted"),
+        ("zoom-map-is-what-prunes", 100, "holds"),
+        ("zoom-own-good-is-correct", True, "cannot be run"),
+        ("zoom-paper-parameters", 22.7, "holds"),
+        ("zoom-prune-not-simple-removal", 0.0, "contradicted"),
+    ],
+)
 def test_what_the_originals_code_does_decides(claim, value, expected):
     entry = BY_ID[claim]
     planted = dataclasses.replace(entry, evidence=[dataclasses.replace(entry.evidence[0], value=value)])
     assert judge([planted], checks.CHECKS)[0].verdict == expected
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ([53.1, 53.3, 53.2], "holds"), ([51.0, 53.0, 55.0], "undecided"), ([49.8, 49.9, 50.0], "fails"),
-    (53.17, "undecided"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([53.1, 53.3, 53.2], "holds"),
+        ([51.0, 53.0, 55.0], "undecided"),
+        ([49.8, 49.9, 50.0], "fails"),
+        (53.17, "undecided"),
+    ],
+)
 def test_a_result_is_judged_by_the_interval_over_its_seeds(values, expected):
     entry = BY_ID["zoom-cifar10-accuracy"]
     seeds = [0, 1, 2] if isinstance(values, list) else 0

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from torchvision import transforms
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
+from vit_core.commands.settings import settle
 from vit_core.data import EvalTransform
 from vit_core.data.augment import Augment
-from vit_core.recipe import settle
 from zoom_vit import examples
 from zoom_vit.alignment import Judgement
 from zoom_vit.importance import importance_map, see
@@ -88,10 +88,13 @@ def test_sizes_are_the_originals(name, classes):
     with torch.no_grad():
         pruned = model.forward_pruned(torch.randn(1, 3, side, side))
     assert SIZES[name] == {
-        "parameters": sum(p.numel() for p in model.parameters()), "blocks": len(model.blocks),
-        "heads": model.blocks[0].attn.num_heads, "positions": model.pos_embed.shape[1],
-        "cells": model.patch_embed.grid_size, "kept": pruned.num_kept,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "blocks": len(model.blocks),
+        "heads": model.blocks[0].attn.num_heads,
+        "positions": model.pos_embed.shape[1],
+        "cells": model.patch_embed.grid_size,
+        "kept": pruned.num_kept,
+    }
 
 
 # What the original's scripts say: cifar_train.py and datasets/cifar.py; flowers_train.py and datasets/flowers.py.
@@ -147,9 +150,11 @@ def test_masks_backgrounds_and_crops_are_the_originals():
     image, heat = torch.randn(1, 3, 224, 224, generator=draw), torch.rand(1, 14, 14, generator=draw)
     mask = zoom_mask(heat, 0.3, (224, 224))
     found = {
-        "mask": mask[0, 0], "background": attenuate_background(image, mask)[0],
-        "crop 0.3": crop_zoom(image, heat, 0.3)[0], "crop 0.01": crop_zoom(image, heat, 0.01)[0],  # 64 pixels at least
-    }  # fmt: skip
+        "mask": mask[0, 0],
+        "background": attenuate_background(image, mask)[0],
+        "crop 0.3": crop_zoom(image, heat, 0.3)[0],
+        "crop 0.01": crop_zoom(image, heat, 0.01)[0],  # 64 pixels at least
+    }
     for name, t in found.items():
         t = t.double()
         waves = torch.arange(t.numel()).double().view(t.shape).cos()

@@ -33,10 +33,20 @@ def images(batch=3, size=32):
 # ── the dense model ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"global_pool": "avg"}, {"reg_tokens": 2}, {"qk_norm": True}, {"class_token": False, "global_pool": "avg"},
-    {"init_values": 0.1, "pre_norm": True}, {"no_embed_class": True}, {"qkv_bias": False}, {"global_pool": "map"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"global_pool": "avg"},
+        {"reg_tokens": 2},
+        {"qk_norm": True},
+        {"class_token": False, "global_pool": "avg"},
+        {"init_values": 0.1, "pre_norm": True},
+        {"no_embed_class": True},
+        {"qkv_bias": False},
+        {"global_pool": "map"},
+    ],
+)
 def test_dense_is_timms_and_keep_1_is_dense_to_the_bit(fields):
     model = vit(**fields)
     theirs = timm.models.VisionTransformer(**{**SMALL, **fields}).eval()
@@ -59,9 +69,10 @@ def test_timms_masks_still_work():
 
 def test_parameter_counts():
     for name, classes, count in (
-        ("zoom_vit_tiny_patch16_224", 102, 5_544_102), ("zoom_vit_tiny_patch8_32", 10, 5_381_194),
+        ("zoom_vit_tiny_patch16_224", 102, 5_544_102),
+        ("zoom_vit_tiny_patch8_32", 10, 5_381_194),
         ("zoom_vit_micro", 10, 142_026),
-    ):  # fmt: skip
+    ):
         assert sum(p.numel() for p in timm.create_model(name, num_classes=classes).parameters()) == count
 
 
@@ -170,12 +181,21 @@ def test_given_importance_and_functions():
     assert model.forward_pruned(images()).num_kept == 4  # the default: 0.3, half of the blocks
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"keep_ratio": 0.0}, "keep_ratio"), ({"keep_ratio": 1.1}, "keep_ratio"), ({"keep_ratio": math.nan}, "keep_ratio"),
-    ({"prune_layer": 0}, "prune_layer"), ({"prune_layer": 3}, "prune_layer"), ({"importance": "best"}, "token_norm"),
-    ({"importance": torch.rand(3, 9)}, r"need \(3, 16\)"), ({"importance": torch.rand(16, 3)}, r"need \(3, 16\)"),
-    ({"importance": torch.rand(16)}, r"need \(3, 16\)"), ({"importance": torch.full((3, 16), math.nan)}, "NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep_ratio": 0.0}, "keep_ratio"),
+        ({"keep_ratio": 1.1}, "keep_ratio"),
+        ({"keep_ratio": math.nan}, "keep_ratio"),
+        ({"prune_layer": 0}, "prune_layer"),
+        ({"prune_layer": 3}, "prune_layer"),
+        ({"importance": "best"}, "token_norm"),
+        ({"importance": torch.rand(3, 9)}, r"need \(3, 16\)"),
+        ({"importance": torch.rand(16, 3)}, r"need \(3, 16\)"),
+        ({"importance": torch.rand(16)}, r"need \(3, 16\)"),
+        ({"importance": torch.full((3, 16), math.nan)}, "NaN"),
+    ],
+)
 def test_what_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         vit().forward_pruned(images(), **arguments)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vit_core.commands.settings import parse, settle
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser
-from vit_core.recipe import create_model, settle
+from vit_core.models.create import create_model
 from zoom_vit import (
     bench_pruning,
     bench_recipe,
@@ -25,7 +25,7 @@ from zoom_vit import (
     pruning_curve,
     zoom_curve,
 )
-from zoom_vit.experiment import add_experiment_flags, begin
+from zoom_vit.experiment import ExperimentFlags, begin
 from zoom_vit.recipe import CIFAR, FLOWERS, StartOptions
 
 CPU = ("--device", "cpu")
@@ -47,7 +47,7 @@ def rows(file):
 
 
 def settled(recipe, *flags):
-    return settle(recipe, recipe.parse(flags), None)
+    return settle(recipe, parse(recipe, flags), None)
 
 
 def test_presets_are_the_studys():
@@ -209,41 +209,42 @@ def test_zoom_curve(run, tmp_path, capsys):
 
 
 def test_flowers_are_tested_on_their_test_split(run):
-    parser = ArgumentParser()
-    add_experiment_flags(parser, "x")
-    args = parser.parse_args(["--checkpoint", run[1], "--dataset", "flowers102", "--data-path", "nowhere"])
+    flags = ExperimentFlags(checkpoint=run[1], dataset="flowers102", data_path="nowhere")
     asked = {}
 
     def load(name, **fields):
         asked.update(fields, name=name)
         raise ValueError("asked")
 
-    from vit_core import recipe
+    from vit_core.commands import images
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "load_dataset", load)
+        patch.setattr(images, "load_dataset", load)
         with pytest.raises(ValueError, match="asked"):
-            begin(FLOWERS, args)
+            begin(FLOWERS, flags)
     assert (asked["name"], asked["eval_split"]) == ("flowers102", "test")
     assert settled(FLOWERS).data.eval_split is None, "training is validated on the validation split"
 
 
-@pytest.mark.parametrize(("script", "flags", "message"), [
-    (flowers_token_pruning, ["--keep-ratio", "0"], "keep-ratio must lie in (0, 1]"),
-    (flowers_token_pruning, ["--keep-ratio", "0.6"], "so that top and bottom patches do not overlap"),
-    (flowers_token_pruning, ["--prune-layer", "4"], "--prune-layer must lie in 1 … 3"),
-    (flowers_token_pruning, ["--prune-layer", "0"], "--prune-layer must lie in 1 … 3"),
-    (flowers_token_pruning, ["--entropy-threshold", "2"], "--entropy-threshold"),
-    (flowers_token_pruning, ["--indices", "360"], "--indices 360"),
-    (flowers_token_pruning, ["--max-images", "0"], "--max-images"),
-    (flowers_zoom_image, ["--per-group", "0"], "--per-group"),
-    (flowers_zoom_image, ["--indices", "-1"], "--indices -1"),
-    (cifar_analysis_attention, ["--pictures", "-1"], "--pictures"),
-    (pruning_curve, ["--keep-ratios", "1.5"], "--keep-ratios"),
-    (pruning_curve, ["--prune-layers", "9"], "--prune-layers must lie in 1 … 3"),
-    (zoom_curve, ["--keep-ratios", "0"], "--keep-ratios"),
-    (zoom_curve, ["--dataset", "cifar10", "--data-path", "nowhere"], "cifar10 not found"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (flowers_token_pruning, ["--keep-ratio", "0"], "keep-ratio must lie in (0, 1]"),
+        (flowers_token_pruning, ["--keep-ratio", "0.6"], "so that top and bottom patches do not overlap"),
+        (flowers_token_pruning, ["--prune-layer", "4"], "--prune-layer must lie in 1 … 3"),
+        (flowers_token_pruning, ["--prune-layer", "0"], "--prune-layer must lie in 1 … 3"),
+        (flowers_token_pruning, ["--entropy-threshold", "2"], "--entropy-threshold"),
+        (flowers_token_pruning, ["--indices", "360"], "--indices 360"),
+        (flowers_token_pruning, ["--max-images", "0"], "--max-images"),
+        (flowers_zoom_image, ["--per-group", "0"], "--per-group"),
+        (flowers_zoom_image, ["--indices", "-1"], "--indices -1"),
+        (cifar_analysis_attention, ["--pictures", "-1"], "--pictures"),
+        (pruning_curve, ["--keep-ratios", "1.5"], "--keep-ratios"),
+        (pruning_curve, ["--prune-layers", "9"], "--prune-layers must lie in 1 … 3"),
+        (zoom_curve, ["--keep-ratios", "0"], "--keep-ratios"),
+        (zoom_curve, ["--dataset", "cifar10", "--data-path", "nowhere"], "cifar10 not found"),
+    ],
+)
 def test_mistakes(run, tmp_path, capsys, script, flags, message):
     assert script.main(["--checkpoint", run[1], "--output-dir", str(tmp_path), *flags, *CPU]) == 2
     error = capsys.readouterr().err

@@ -1,21 +1,29 @@
-"""Command lines built from dataclasses: each field defines one flag with its default and help text.
+"""Command lines from dataclasses: each field made by `flag` is one flag.
 
-A script builds an `ArgumentParser`, adds the flags of its config dataclasses with `add_flags`, and decorates its
-main function with `command`, which turns a `UserError` into one line on stderr and exit code 2.
+A script describes its flags in a dataclass and reads them with `parse`. Training uses `given`, which returns only the
+flags that were given, so that presets and checkpoints supply the others, and `checked` for the values of a file. tyro
+reads the command line, pydantic checks a file's values, both by the same types. `command` decorates a script's main
+function: a `UserError` becomes one line on stderr and exit code 2.
 """
 
-import argparse
+import contextlib
 import dataclasses
 import errno
 import functools
+import inspect
 import io
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from vit_core.errors import UserError
 from vit_core.files import full_disk, is_full
@@ -34,112 +42,224 @@ _OS_ADVICE = {
     errno.EACCES: "permission denied: choose a folder that you may write to",
     errno.EPERM: "operation not permitted: choose a folder that you may write to",
 }
+REQUIRED: Any = dataclasses.MISSING  # default of a flag that must be given
+Config = TypeVar("Config")
+P = ParamSpec("P")
 
 
-def flag(default: Any, help: str, *, choices: Sequence[str] | None = None, bare: str | None = None) -> Any:
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    bare: str | None = None,
+    aliases: Sequence[str] = (),
+    metavar: str | None = None,
+    positional: bool = False,
+    repeat: bool = False,
+) -> Any:
     """A dataclass field that is also a command-line flag of the same name.
 
-    bare: the value when the flag is given without one; if set, `--no-NAME` means "off".
+    Args:
+        default: of the field; REQUIRED if the flag must be given.
+        bare: the value when the flag is given without one. If "off" is among the choices, `--no-NAME` means it.
+        aliases: further names of the flag.
+        positional: given without a name.
+        repeat: for a tuple that gets one value each time the flag is given, as in `--paper a --paper b`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare})
+    metadata = {"help": help, "choices": choices, "bare": bare, "aliases": aliases, "metavar": metavar}
+    return dataclasses.field(default=default, metadata={**metadata, "positional": positional, "repeat": repeat})
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser that accepts `--batch-size` and `--batch_size` and exits with code 2 and a one-line error.
-
-    source: where the arguments come from, if not from the command line; errors are then UserErrors that name it.
-    """
-
-    source: str | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = sys.argv[1:] if args is None else list(args)
-        for name, _, value in (a.partition("=") for a in args if a.startswith("--")):
-            if value == "--":  # argparse would pass on an empty list
-                self.error(f"argument {name}: expected a value, not --")
-        return super().parse_known_args([_hyphens(a) for a in args], namespace)
-
-    def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())  # arguments may contain line breaks
-        if self.source is not None:
-            raise UserError(f"{self.source}: {message}")
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+Flag = dataclasses.Field[Any]
+Groups = Mapping[str, type]  # title in the help -> dataclass of flags
 
 
-def _hyphens(arg: str) -> str:
-    if not arg.startswith("--"):
-        return arg
-    name, sep, value = arg.partition("=")
-    return name.replace("_", "-") + sep + value
+def flags_of(groups: Groups) -> dict[str, Flag]:
+    """The fields of all groups that are flags, by name."""
+    return {f.name: f for config in groups.values() for f in dataclasses.fields(config) if "help" in f.metadata}
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, config: type, title: str, aliases: Mapping[str, str] = types.MappingProxyType({})
-) -> None:
-    """Add one flag for each field of the dataclass `config`; `aliases`: alternative flag name -> field.
-
-    Flags that are not given are left out of the namespace (`argparse.SUPPRESS`), so that a preset or the
-    configuration of a resumed run can supply them; the field's default is shown in the help.
-    """
-    group = parser.add_argument_group(title)
+def adapted(
+    config: type, aliases: Mapping[str, str], defaults: Mapping[str, Any], without: Collection[str] = ()
+) -> type:
+    """The dataclass's flags with further names (name -> field) and other defaults; `without`: fields to leave out."""
     hints = typing.get_type_hints(config)
-    for f in dataclasses.fields(config):
-        if "help" not in f.metadata:
+    fields = []
+    for name, f in flags_of({"": config}).items():
+        if name in without:
             continue
-        meta = f.metadata
-        default = "" if f.default is None else f" (default: {f.default})"
-        options: dict[str, Any] = {
-            "help": (meta["help"] + default).replace("%", "%%"),
-            "default": argparse.SUPPRESS,
-        }
-        name = "--" + f.name.replace("_", "-")
-        kind = _plain_type(hints[f.name])
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": kind, "choices": meta["choices"]}
-            if meta["choices"] is None:
-                options["metavar"] = kind.__name__.upper() if kind in (int, float) else "VALUE"
-            if meta["bare"] is not None:
-                options |= {"nargs": "?", "const": meta["bare"]}
-                group.add_argument(
-                    "--no-" + name[2:], dest=f.name, action="store_const", const="off", default=argparse.SUPPRESS,
-                    help=f"same as {name} off",
-                )  # fmt: skip
-        others = ["--" + theirs.replace("_", "-") for theirs, ours in aliases.items() if ours == f.name]
-        group.add_argument(name, *others, dest=f.name, **options)
+        more = (alias for alias, meant in aliases.items() if meant == name and alias not in without)
+        metadata = {**f.metadata, "aliases": (*f.metadata["aliases"], *more)}
+        default = defaults.get(name, f.default)
+        fields.append((name, hints[name], dataclasses.field(default=default, metadata=metadata)))
+    return dataclasses.make_dataclass(config.__name__, fields, kw_only=True)
 
 
-def _plain_type(hint: Any) -> Any:
-    """`float | None` -> float; to keep the None of an optional field, omit its flag."""
+def spelled(name: str) -> str:
+    """batch_size -> --batch-size"""
+    return "--" + name.replace("_", "-")
+
+
+def parse(config: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
+    """The dataclass filled from the command line; its docstring is the description in the help.
+
+    UserError for unknown flags and invalid values.
+    """
+    return build(config, given({"": config}, argv, prog, description_of(config)))
+
+
+def description_of(config: type) -> str:
+    """What a dataclass's docstring says, on one line for each paragraph."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(config) or "").split("\n\n"))
+
+
+def given(groups: Groups, argv: Sequence[str] | None, prog: str, description: str) -> dict[str, Any]:
+    """The values of the flags in `argv` (default: the process's); flags that are not there are left out.
+
+    UserError for unknown flags and invalid values.
+    """
+    fields = flags_of(groups)
+    typed = {title: _typed(config) for title, config in groups.items()}
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            parsed: Mapping[str, Mapping[str, Any]] = tyro.cli(
+                TypedDict("Flags", typed),  # type: ignore[operator]
+                args=_explicit(sys.argv[1:] if argv is None else argv, fields),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+        values = {name: value for group in parsed.values() for name, value in group.items()}
+        for name, field in fields.items():
+            if name not in values and field.default is REQUIRED:
+                raise UserError(f"{name if field.metadata['positional'] else spelled(name)} is required")
+            if values.get(name) == () and field.default is not None:  # None: an empty one may mean something
+                raise UserError(f"{spelled(name)}: expected at least one value")
+    except SystemExit as e:
+        if not e.code:  # --help
+            raise
+        raise UserError(f"{_one_line(box.getvalue())} (see {prog} --help)") from None
+    except UserError as e:
+        raise UserError(f"{e} (see {prog} --help)") from None
+    return values
+
+
+def checked(groups: Groups, values: Mapping[str, object]) -> dict[str, Any]:
+    """The values of a file, by the names of their flags and of the flags' types. ValueError for any other."""
+    fields = flags_of(groups)
+    names = {alias.replace("-", "_"): f.name for f in fields.values() for alias in (f.name, *f.metadata["aliases"])}
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        name = names.get(str(key).replace("-", "_"))
+        if name is None:
+            raise ValueError(f"{key} is not a flag")
+        bare = fields[name].metadata["bare"]
+        if bare is not None and isinstance(value, bool):
+            value = bare if value else "off"
+        if value is not None:
+            found[name] = value
+    for config in groups.values():
+        own = {f.name: found.pop(f.name) for f in flags_of({"": config}).values() if f.name in found}
+        try:
+            TypeAdapter(_typed(config)).validate_python(own, strict=True)
+        except ValidationError as e:
+            first = e.errors()[0]
+            raise ValueError(f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]}") from None
+        found |= own
+    return found
+
+
+def _typed(config: type) -> type:
+    """A TypedDict of the dataclass's flags, all optional: the type that tyro reads and pydantic checks."""
+    hints = typing.get_type_hints(config)
+    return TypedDict(  # type: ignore[operator]
+        config.__name__, {name: _annotated(f, hints[name]) for name, f in flags_of({"": config}).items()}, total=False
+    )
+
+
+def _annotated(field: Flag, hint: Any) -> Any:
+    """The type of a flag's value when given, with what tyro shows: `float | None` -> float."""
+    meta = field.metadata
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = [t for t in typing.get_args(hint) if t is not types.NoneType]
-    return str if typing.get_origin(hint) is typing.Literal else hint
+        (hint,) = (t for t in typing.get_args(hint) if t is not types.NoneType)
+    if meta["choices"] is not None:
+        one = Literal[tuple(meta["choices"])]  # type: ignore[valid-type]
+        hint = types.GenericAlias(tuple, (one, ...)) if typing.get_origin(hint) is tuple else one
+    shown = field.default
+    if isinstance(shown, tuple):
+        shown = " ".join(map(str, shown))
+    if shown is True:
+        shown = "on"
+    said = not any(shown is unsaid for unsaid in (REQUIRED, None, False)) and shown != ""
+    alone = f"; alone: {meta['bare']}" if meta["bare"] else ""
+    annotated: Any = Annotated[
+        hint,
+        tyro.conf.arg(
+            help=re.sub(r" \(default: .*\)$", "", meta["help"]) if said else meta["help"],
+            metavar=meta["metavar"],
+            aliases=[spelled(alias) for alias in meta["aliases"]],
+            help_behavior_hint=f"(default: {shown}{alone})" if said else "(required)" if shown is REQUIRED else "",
+        ),
+    ]
+    return tyro.conf.Positional[annotated] if meta["positional"] else annotated  # type: ignore[misc]
 
 
-def build(config: type, values: Mapping[str, Any]) -> Any:
+def _explicit(words: Sequence[str], fields: Mapping[str, Flag]) -> list[str]:
+    """The words with a value for each flag that may lack one, and the values of a repeated flag together."""
+    named = {spelled(name): f for f in fields.values() for name in (f.name, *f.metadata["aliases"])}
+    off = {f"--no-{spelled(name)[2:]}": name for name, f in fields.items() if "off" in (f.metadata["choices"] or ())}
+    found: list[str] = []
+    together: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        field = named.get(name)
+        if equals and field is not None and field.type in (bool, bool | None):
+            raise UserError(f"{name} takes no value: give {name} or --no-{name[2:]}")
+        if word.replace("_", "-") in off:
+            word = f"{spelled(off[word.replace('_', '-')])}=off"
+        elif field is not None and field.metadata["bare"] is not None and not equals:
+            if not rest or rest[0].startswith("--"):
+                word = f"{name}={field.metadata['bare']}"
+        elif field is not None and field.metadata["repeat"] and (equals or rest):
+            together.setdefault(name, []).append(value if equals else rest.pop(0))
+            continue
+        found.append(word)
+    return found + [word for name, values in together.items() for word in (name, *values)]
+
+
+def _one_line(box: str) -> str:
+    """What tyro's boxed error says, and the flags that it suggests."""
+    text = " ".join(line.strip("│╰╯ ") for line in box.splitlines()[1:])  # without the title
+    message, *more = (part.strip() for part in re.split("[─-]{4,}", text) if part.strip())
+    advice = next((part for part in more if part.startswith("Perhaps")), "")
+    close = [word.rstrip(",") for word in advice.split() if word.startswith("--")]
+    return message + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def build(config: type[Config], values: Mapping[str, Any]) -> Config:
     """Construct the dataclass from the matching entries of `values`; its ValueErrors become UserErrors."""
-    names = {f.name for f in dataclasses.fields(config)}
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     try:
         return config(**{k: v for k, v in values.items() if k in names})
     except (ValueError, TypeError) as e:
         raise UserError(str(e)) from e
 
 
-def output_file(text: str) -> Path:
-    """The output file that a flag names. Raises UserError before any work is done if it cannot be written."""
-    path = Path(text)
+def check_output(path: Path | None) -> None:
+    """UserError if the output file that a flag names cannot be written, before any work is done."""
+    if path is None:
+        return
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is not a folder")
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path}: permission denied: choose a folder that you may write to")
-    return path
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -150,15 +270,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]
 
 
-def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+def command(main: Callable[P, int]) -> Callable[P, int]:
     """Decorate a script's `main(argv=None) -> int` so that user errors print one line and exit with code 2."""
 
     @functools.wraps(main)
-    def wrapped(argv: Sequence[str] | None = None) -> int:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):  # class and file names may not be printable in this encoding
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return main(argv)
+            return main(*args, **kwargs)
         except UserError as e:
             message = str(e)
         except OSError as e:

@@ -29,7 +29,7 @@ class Training:
 
     name: str  # "digits", "CIFAR-100"; also used as a file name
     recipe: Recipe
-    rows: Mapping[str, Mapping[str, Any]]  # label -> flags, as `Recipe.parse` returns them
+    rows: Mapping[str, Mapping[str, Any]]  # label -> flags, as `settings.parse` returns them
     compared: Sequence[str] = ()  # the rows that represent this paper in comparisons with other papers
     seconds: float = 60.0  # per row on two CPU cores; only the initial estimate of the progress display
     images: int = 1437  # training images, for estimating the run time
@@ -99,7 +99,8 @@ class Paper:
     checks: Mapping[str, Callable[[], "Value"]]  # name in an instant claim's `check` -> function
     benchmarks: Sequence[Benchmark] = ()
     further_benchmarks: Callable[["torch.device", int], Sequence[Figure]] | None = None  # (device, rounds)
-    attention_map: Callable[["nn.Module", Any], Any] | None = None  # (model, images) -> (B, H, W), for FAP
+    # (model, images) -> (B, H, W), for the Focused Attention Percentage
+    attention_map: Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"] | None = None
 
     @property
     def claims_file(self) -> Path:

@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +27,44 @@ from clear_vit.entropy import pixel_entropy, token_entropy
 from clear_vit.model import ClearViT, DiffEntropyAttention, SuppressionAttention
 from clear_vit.recipe import RECIPE
 from clear_vit.rope import Grid
-from vit_core.commands.trained_model import (
-    TrainedModel,
-    add_checkpoint_flag,
-    add_data_flags,
-    check_data_flags,
-    load_trained,
-)
+from vit_core.commands.trained_model import CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
-from vit_core.errors import UserError
 from vit_core.explain import AttentionStatistics, denormalise, draw_heads, figure_of_maps
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.training.distributed import World, pick_device
 
 CENTERED = "RdBu_r"  # colormap for signed values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(CheckpointFlags, ImageFlags):
+    """Measure and plot what a trained variant learned."""
+
+    image: Path | None = flag(
+        None, "image file or folder (default: the run's evaluation split)", aliases=("image_path",)
+    )
+    max_images: int = flag(256, "maximum number of images")
+    pictures: int = flag(2, "number of images to draw patch entropy for")
+    output_dir: Path | None = flag(
+        None, "folder for the results (default: `analysis` next to the checkpoint)", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images < 1 or self.pictures < 1:
+            raise ValueError(
+                f"--max-images and --pictures must be at least 1, got {self.max_images} and {self.pictures}"
+            )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    check_data_flags(args)
-    if args.max_images < 1 or args.pictures < 1:
-        raise UserError(f"--max-images and --pictures must be at least 1, got {args.max_images} and {args.pictures}")
+    args = parse(Flags, argv, "clear-vit-analyze")
     world = World(0, 1, pick_device(args.device))
     trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
     model: Any = trained.model
-    folder = Path(args.output_dir or trained.source.parent / "analysis")
+    folder = args.output_dir or trained.source.parent / "analysis"
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{trained.settings['model']}, epoch {trained.epoch}"
     statistics, entropies, suppression = AttentionStatistics(), _Entropies(), _Suppression(model)
@@ -67,20 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(model.blocks[0].attn, DiffEntropyAttention):
         title += f"; heads {heads} to {2 * heads - 1}: the second maps"
     written = [
-        *_write_attention(folder, title, statistics, _diagonal(shown[0]), heads=heads), *entropies.write(folder),
+        *_write_attention(folder, title, statistics, _diagonal(shown[0]), heads=heads),
+        *entropies.write(folder),
         *(_draw_entropy(folder, trained, image, i) for i, image in enumerate(shown, 1)),
-        *suppression.write(folder, title), *_write_rope(folder, title, model),
-    ]  # fmt: skip
+        *suppression.write(folder, title),
+        *_write_rope(folder, title, model),
+    ]
     for line in (*entropies.findings(), *suppression.findings()):
         print(line)
     print(f"wrote {', '.join(written)} to {folder}")
     return 0
 
 
-def _batches(trained: TrainedModel, args: Any, world: World) -> Iterator[Tensor]:
+def _batches(trained: TrainedModel, args: Flags, world: World) -> Iterator[Tensor]:
     """Normalized images (B, 3, H, W) on the device: from --image, or from the evaluation split."""
     if args.image:
-        for file in find_images(Path(args.image), args.max_images):
+        for file in find_images(args.image, args.max_images):
             yield trained.transform()(read_pixels(file)[None]).to(world.device)
         return
     dataset, _ = trained.dataset(args, world)
@@ -119,22 +133,35 @@ def _write_attention(
     folder: Path, title: str, statistics: AttentionStatistics, diagonal: float, heads: int
 ) -> list[str]:
     layers = list(statistics.layers.values())
-    _write_csv(folder / "attention.csv", (
-        {
-            "block": block, "head": head % heads, "map": 1 + head // heads, "distance_px": f"{d:.4f}",
-            "entropy": f"{e:.6f}",
-        }
-        for block, layer in enumerate(layers)
-        for head, (d, e) in enumerate(zip(layer.distance.tolist(), layer.entropy.tolist(), strict=True))
-    ))  # fmt: skip
+    _write_csv(
+        folder / "attention.csv",
+        (
+            {
+                "block": block,
+                "head": head % heads,
+                "map": 1 + head // heads,
+                "distance_px": f"{d:.4f}",
+                "entropy": f"{e:.6f}",
+            }
+            for block, layer in enumerate(layers)
+            for head, (d, e) in enumerate(zip(layer.distance.tolist(), layer.entropy.tolist(), strict=True))
+        ),
+    )
     draw_heads(
-        [layer.distance.tolist() for layer in layers], folder / "attention_distance.png", title=title,
-        label="mean attention distance, pixels", limits=(0, diagonal / 2),
-    )  # fmt: skip
+        [layer.distance.tolist() for layer in layers],
+        folder / "attention_distance.png",
+        title=title,
+        label="mean attention distance, pixels",
+        limits=(0, diagonal / 2),
+    )
     draw_heads(
-        [layer.entropy.tolist() for layer in layers], folder / "attention_entropy.png", title=title,
-        label="attention entropy (1: uniform)", limits=(0, 1), digits=2,
-    )  # fmt: skip
+        [layer.entropy.tolist() for layer in layers],
+        folder / "attention_entropy.png",
+        title=title,
+        label="attention entropy (1: uniform)",
+        limits=(0, 1),
+        digits=2,
+    )
     return ["attention.csv", "attention_distance.png", "attention_entropy.png"]
 
 
@@ -165,9 +192,10 @@ class _Entropies:
             yield {"source": name, "mean": float(e.mean()), "std": float(e.std()), "p5": low, "p95": high}
 
     def write(self, folder: Path) -> list[str]:
-        _write_csv(folder / "patch_entropy.csv", (
-            {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows()
-        ))  # fmt: skip
+        _write_csv(
+            folder / "patch_entropy.csv",
+            ({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows()),
+        )
         return ["patch_entropy.csv"]
 
     def findings(self) -> Iterator[str]:
@@ -223,16 +251,24 @@ class _Suppression:
         if not self.attentions:
             return []
         shares, kernels = self.shares(), [attn.kernel.detach().cpu() for attn in self.attentions]
-        _write_csv(folder / "suppression_kernels.csv", (
-            {
-                "block": block, "head": head, "query": f"i{a - 1:+d}", "key": f"j{b - 1:+d}",
-                "weight": f"{float(kernel[head, a, b]):.6f}",
-                "conv_to_scores": f"{float((self.whole[block] / self.scores[block]).sqrt()[head]):.6f}",
-                "wrapped_share": f"{float(shares[block][head]):.6f}",
-            }
-            for block, kernel in enumerate(kernels)
-            for head in range(len(kernel)) for a in range(3) for b in range(3)
-        ))  # fmt: skip
+        _write_csv(
+            folder / "suppression_kernels.csv",
+            (
+                {
+                    "block": block,
+                    "head": head,
+                    "query": f"i{a - 1:+d}",
+                    "key": f"j{b - 1:+d}",
+                    "weight": f"{float(kernel[head, a, b]):.6f}",
+                    "conv_to_scores": f"{float((self.whole[block] / self.scores[block]).sqrt()[head]):.6f}",
+                    "wrapped_share": f"{float(shares[block][head]):.6f}",
+                }
+                for block, kernel in enumerate(kernels)
+                for head in range(len(kernel))
+                for a in range(3)
+                for b in range(3)
+            ),
+        )
         _draw_kernels(folder / "suppression_kernels.png", kernels, title)
         return ["suppression_kernels.csv", "suppression_kernels.png"]
 
@@ -276,8 +312,15 @@ def _draw_kernels(path: Path, kernels: Sequence[Tensor], title: str) -> None:
             for a in range(3):
                 for b in range(3):
                     value = float(kernel[head, a, b])
-                    ax.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=6,
-                            color="white" if abs(value) > 0.6 * most else "black")  # fmt: skip
+                    ax.text(
+                        b,
+                        a,
+                        f"{value:.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=6,
+                        color="white" if abs(value) > 0.6 * most else "black",
+                    )
             last, first = block == len(kernels) - 1, head == 0
             ax.set_xticks(range(3), ("j−1", "j", "j+1") if last else ("",) * 3, fontsize=7)
             ax.set_yticks(range(3), ("i−1", "i", "i+1") if first else ("",) * 3, fontsize=7)
@@ -297,11 +340,21 @@ def _write_rope(folder: Path, title: str, model: ClearViT) -> list[str]:
     if model.rope is None:
         return []
     freqs = model.rope.freqs.detach().cpu()  # (2, depth or 1, h or 1, d/2)
-    _write_csv(folder / "rope_frequencies.csv", (
-        {"block": block, "head": head, "pair": pair, "frequency_x": f"{float(x):.6f}", "frequency_y": f"{float(y):.6f}"}
-        for block in range(freqs.shape[1]) for head in range(freqs.shape[2])
-        for pair, (x, y) in enumerate(freqs[:, block, head].T)
-    ))  # fmt: skip
+    _write_csv(
+        folder / "rope_frequencies.csv",
+        (
+            {
+                "block": block,
+                "head": head,
+                "pair": pair,
+                "frequency_x": f"{float(x):.6f}",
+                "frequency_y": f"{float(y):.6f}",
+            }
+            for block in range(freqs.shape[1])
+            for head in range(freqs.shape[2])
+            for pair, (x, y) in enumerate(freqs[:, block, head].T)
+        ),
+    )
     _draw_frequencies(folder / "rope_frequencies.png", freqs, title)
     return ["rope_frequencies.csv", "rope_frequencies.png"]
 
@@ -345,19 +398,6 @@ def _write_csv(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(f, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="clear-vit-analyze", description="Measure and plot what a trained variant learned.")
-    add_checkpoint_flag(parser)
-    parser.add_argument("--image", "--image-path", help="image file or folder (default: the run's evaluation split)")
-    parser.add_argument("--max-images", type=int, default=256, help="maximum number of images (default: %(default)s)")
-    parser.add_argument(
-        "--pictures", type=int, default=2, help="number of images to draw patch entropy for (default: %(default)s)"
-    )
-    parser.add_argument("--output-dir", help="folder for the results (default: `analysis` next to the checkpoint)")
-    add_data_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

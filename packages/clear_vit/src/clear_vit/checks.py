@@ -81,7 +81,11 @@ def parameters_of_the_baseline() -> int:
 CHECKS: dict[str, Check] = variant_checks.CHECKS | {
     f.__name__: f
     for f in (
-        best_of_the_table, kind_of_positions, baseline_to_timms, kernels_a_layer, best_has_both,
+        best_of_the_table,
+        kind_of_positions,
+        baseline_to_timms,
+        kernels_a_layer,
+        best_has_both,
         parameters_of_the_baseline,
     )
-}  # fmt: skip
+}

@@ -3,7 +3,7 @@
     uv run clear-vit-compare                                                        micro models on the digits
     uv run clear-vit-compare --dataset imagefolder --data-path DIR --epochs 10 --seeds 0 1 2
 
-All flags of clear-vit-train are accepted and apply to every variant. Repeat the command to resume an interrupted
+The flags of clear-vit-train apply to every variant. Repeat the command to resume an interrupted
 comparison. Writes measurements.csv, table.md and comparison.png.
 """
 
@@ -12,6 +12,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,18 @@ from clear_vit.model import VARIANTS, SuppressionAttention
 from clear_vit.recipe import RECIPE, of_variant
 from clear_vit.registry import SIZES
 from vit_core.bench.pair import Contestant, in_turn
+from vit_core.commands.settings import parse_with
 from vit_core.commands.study import (
     Measurement,
     Study,
+    StudyFlags,
     Subject,
-    add_study_flags,
     column,
     markdown_table,
     mean_and_spread,
 )
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag
 from vit_core.ledger.statistics import corrected_differences, differences_to_baseline
 from vit_core.training.precision import choose_precision
 
@@ -42,34 +44,38 @@ CLAIMED = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(StudyFlags):
+    """Train the variants with the same budget and compare them.
+
+    The flags of clear-vit-train apply to every variant. Repeat the command to resume an interrupted comparison.
+    """
+
+    seeds: tuple[int, ...] = flag((0, 1, 2), "random seeds of each variant")
+    output_dir: Path = flag(Path("./comparison"), "folder of the comparison", metavar="DIR")
+    variants: tuple[str, ...] = flag(tuple(CLAIMED), "variants to compare", choices=tuple(VARIANTS))
+    size: str = flag("micro", "model size", choices=tuple(SIZES))
+    time_rounds: int = flag(5, "rounds for timing a training step")
+
+    def __post_init__(self) -> None:
+        if self.time_rounds < 1:
+            raise ValueError(f"--time-rounds must be at least 1, got {self.time_rounds}")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="clear-vit-compare",
-        description="Train the variants with the same budget and compare them. All flags of clear-vit-train are "
-        "accepted and apply to every variant. Repeat the command to resume an interrupted comparison.",
-    )
-    parser.add_argument(
-        "--variants", nargs="+", choices=tuple(VARIANTS), default=list(CLAIMED), metavar="NAME",
-        help=f"variants to compare: {', '.join(VARIANTS)} (default: the original's seven)",
-    )  # fmt: skip
-    parser.add_argument("--size", choices=tuple(SIZES), default="micro", help="model size (default: %(default)s)")
-    parser.add_argument(
-        "--time-rounds", type=int, default=5, help="rounds for timing a training step (default: %(default)s)"
-    )
-    add_study_flags(parser, seeds=(0, 1, 2), folder="./comparison")
-    args, flags = parser.parse_known_args(argv)
-    if args.time_rounds < 1:
-        raise UserError(f"--time-rounds must be at least 1, got {args.time_rounds}")
-    shared = RECIPE.parse(flags)
+    args, shared = parse_with(RECIPE, Flags, argv, "clear-vit-compare")
     if "model" in shared:
         raise UserError("--model and --variant are not available here: use --variants and --size")
     name = {v: f"micro_{v}" if args.size == "micro" else v for v in args.variants}
     study = Study(
-        recipe=RECIPE, rows={v: {**of_variant(v, shared), "model": name[v]} for v in args.variants}, seeds=args.seeds,
-        folder=Path(args.output_dir), measure=measure_cost(f"clear_vit_{args.size}_baseline", args.time_rounds),
+        recipe=RECIPE,
+        rows={v: {**of_variant(v, shared), "model": name[v]} for v in args.variants},
+        seeds=args.seeds,
+        folder=args.output_dir,
+        measure=measure_cost(f"clear_vit_{args.size}_baseline", args.time_rounds),
         measured_by={"time_rounds": args.time_rounds},
-    )  # fmt: skip
+    )
     measurements = study.run()
     text = table(measurements)
     (study.folder / "table.md").write_text(text)
@@ -98,9 +104,10 @@ def measure_cost(baseline: str, rounds: int) -> Callable[[Subject], Measurement]
         tokens = ours.model.patch_embed.num_patches + 1  # type: ignore[operator, union-attr]
         convolutions = sum(9 * attn.num_heads * tokens**2 for attn in attentions)
         return {
-            "gmacs": plain.gmacs() + convolutions / 1e9, "step_ms": 1e3 * statistics.median(t[0] for t in times),
+            "gmacs": plain.gmacs() + convolutions / 1e9,
+            "step_ms": 1e3 * statistics.median(t[0] for t in times),
             "step_to_baseline": statistics.median(t[0] / t[1] for t in times),
-        }  # fmt: skip
+        }
 
     return measure
 
@@ -147,22 +154,39 @@ def table(measurements: Sequence[Measurement]) -> str:
     """Markdown: one line per variant, best first, and how many pairs are in the claimed order."""
     seeds = ", ".join(map(str, sorted({int(m["seed"]) for m in measurements})))
     heads = [
-        "variant", f"acc@1 % (seeds {seeds})", "acc@5 %", "vs. baseline, points (95% interval)", "parameters",
-        "multiply-adds, 10⁹", "step time, ms", "× baseline", "claimed acc@1", "claimed acc@5", "claimed vs. baseline",
-    ]  # fmt: skip
+        "variant",
+        f"acc@1 % (seeds {seeds})",
+        "acc@5 %",
+        "vs. baseline, points (95% interval)",
+        "parameters",
+        "multiply-adds, 10⁹",
+        "step time, ms",
+        "× baseline",
+        "claimed acc@1",
+        "claimed acc@5",
+        "claimed vs. baseline",
+    ]
     values = by_seed(measurements)
     differences = differences_to_baseline(values, "baseline") if "baseline" in values else {}
     lines = []
     for v in ranked(measurements):
         of = functools.partial(column, measurements, v)
         claimed = CLAIMED.get(v)
-        lines.append([
-            v, mean_and_spread(of("acc1"), 2), mean_and_spread(of("acc5"), 2), str(differences.get(v, "")),
-            f"{int(of('parameters')[0]):,}", f"{of('gmacs')[0]:.4f}", mean_and_spread(of("step_ms"), 0),
-            mean_and_spread(of("step_to_baseline"), 2), f"{claimed[0]:.2f}" if claimed else "—",
-            f"{claimed[1]:.2f}" if claimed else "—",
-            f"{claimed[0] - CLAIMED['baseline'][0]:+.2f}" if claimed and v != "baseline" else "",
-        ])  # fmt: skip
+        lines.append(
+            [
+                v,
+                mean_and_spread(of("acc1"), 2),
+                mean_and_spread(of("acc5"), 2),
+                str(differences.get(v, "")),
+                f"{int(of('parameters')[0]):,}",
+                f"{of('gmacs')[0]:.4f}",
+                mean_and_spread(of("step_ms"), 0),
+                mean_and_spread(of("step_to_baseline"), 2),
+                f"{claimed[0]:.2f}" if claimed else "—",
+                f"{claimed[1]:.2f}" if claimed else "—",
+                f"{claimed[0] - CLAIMED['baseline'][0]:+.2f}" if claimed and v != "baseline" else "",
+            ]
+        )
     agree, against, pairs = pairs_in_order(measurements)
     return markdown_table(heads, lines) + (
         "\nvs. baseline: mean paired difference over the seeds with its 95% interval, corrected for the number of rows "
@@ -192,10 +216,17 @@ def draw(measurements: Sequence[Measurement], path: Path, title: str) -> None:
     for place, v in enumerate(theirs):
         right.barh(place, CLAIMED[v][0], color=colors[v], alpha=0.55, height=0.6)
         right.text(0.02, place, f"{CLAIMED[v][0]:.2f}", va="center", fontsize=9, transform=right.get_yaxis_transform())
-        between.add_artist(ConnectionPatch(
-            (1, ours.index(v)), (0, place), coordsA=left.get_yaxis_transform(), coordsB=right.get_yaxis_transform(),
-            color=colors[v], lw=2, clip_on=False,
-        ))  # fmt: skip
+        between.add_artist(
+            ConnectionPatch(
+                (1, ours.index(v)),
+                (0, place),
+                coordsA=left.get_yaxis_transform(),
+                coordsB=right.get_yaxis_transform(),
+                color=colors[v],
+                lw=2,
+                clip_on=False,
+            )
+        )
     for ax, names in ((left, ours), (right, theirs)):
         ax.set_yticks(range(len(names)), names)
         ax.set(ylim=(len(ours) - 0.5, -0.5), xlim=(0, None))

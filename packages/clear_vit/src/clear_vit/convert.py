@@ -37,11 +37,15 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("config: " + "; ".join(wrong))
     value = {k: int(config[k]) for k in FIELDS if k not in _OPTIONAL}
     return {
-        "img_size": value["image_size"], "patch_size": value["patch_size"], "depth": value["num_layers"],
-        "num_heads": value["num_heads"], "embed_dim": value["hidden_dim"],
-        "mlp_ratio": value["mlp_dim"] / value["hidden_dim"], "num_classes": value["num_classes"],
+        "img_size": value["image_size"],
+        "patch_size": value["patch_size"],
+        "depth": value["num_layers"],
+        "num_heads": value["num_heads"],
+        "embed_dim": value["hidden_dim"],
+        "mlp_ratio": value["mlp_dim"] / value["hidden_dim"],
+        "num_classes": value["num_classes"],
         "rope_theta": float(config["rope_theta"]) if "rope_theta" in config else None,
-    }  # fmt: skip
+    }
 
 
 def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: int | None = None) -> dict[str, int]:
@@ -68,10 +72,14 @@ def config_of(state_dict: Mapping[str, Tensor], num_heads: int = 3, image_size: 
     dim, _, patch_size, _ = theirs["conv_proj.weight"].shape
     side = math.isqrt(positions or 0) * patch_size
     return {
-        "image_size": side if image_size is None else image_size, "patch_size": patch_size,
-        "num_layers": len(layers), "num_heads": num_heads, "hidden_dim": dim, "mlp_dim": len(mlp),
+        "image_size": side if image_size is None else image_size,
+        "patch_size": patch_size,
+        "num_layers": len(layers),
+        "num_heads": num_heads,
+        "hidden_dim": dim,
+        "mlp_dim": len(mlp),
         "num_classes": len(theirs["heads.head.weight"]),
-    }  # fmt: skip
+    }
 
 
 def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ClearViT:

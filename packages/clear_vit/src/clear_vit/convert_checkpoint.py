@@ -5,9 +5,9 @@ uv run clear-vit-convert-checkpoint --checkpoint ORIGINAL.pth --output rope_mixe
 Sizes and variant are inferred from the weights. No code in the file is run: only tensors and plain values are loaded.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,13 +15,24 @@ from torch import Tensor
 import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.convert import config_of, model_arguments, model_from_original, variant_of
 from clear_vit.recipe import RECIPE
-from vit_core.commands.convert import Converted, parser, run
-from vit_core.flags import command
+from vit_core.commands.convert import Converted, ConvertFlags, run
+from vit_core.flags import command, flag
 
 
-def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
-    if args.num_heads < 1:
-        raise ValueError(f"--num-heads must be at least 1, got {args.num_heads}")
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConvertFlags):
+    """Convert a checkpoint of clear-vit's original code to this project's format."""
+
+    num_heads: int = flag(3, "attention heads, not stored in the weights")
+    image_size: int | None = flag(None, "image size, in pixels per side (default: inferred from the weights)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_heads < 1:
+            raise ValueError(f"--num-heads must be at least 1, got {self.num_heads}")
+
+
+def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:
     sizes = config_of(weights, args.num_heads, args.image_size)
     from_the_model = ("num_classes", "img_size")
     arguments = {k: v for k, v in model_arguments(sizes).items() if v is not None and k not in from_the_model}
@@ -36,12 +47,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser("clear-vit-convert-checkpoint", RECIPE.paper)
-    p.add_argument(
-        "--num-heads", type=int, default=3, help="attention heads, not stored in the weights (default: %(default)s)"
-    )
-    p.add_argument("--image-size", type=int, help="image size, in pixels per side (default: inferred from the weights)")
-    return run(convert, p, argv)
+    return run(convert, Flags, argv, "clear-vit-convert-checkpoint")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,15 @@ class Attention(nn.Module):
     """Plain attention, softmax(Q Kᵀ / √d) V. The other attentions override `attend`."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, layer: int = 0, qkv_bias: bool = True, attn_drop: float = 0.0,
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        layer: int = 0,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.attn_drop_rate = num_heads, dim // num_heads, attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -131,9 +137,11 @@ class DiffEntropyAttention(Attention):
 
 
 ATTENTIONS: dict[str, type[Attention]] = {
-    "plain": Attention, "diff_similarity": DiffSimilarityAttention, "suppression": SuppressionAttention,
+    "plain": Attention,
+    "diff_similarity": DiffSimilarityAttention,
+    "suppression": SuppressionAttention,
     "diff_entropy": DiffEntropyAttention,
-}  # fmt: skip
+}
 
 
 class Block(TimmBlock):
@@ -146,9 +154,16 @@ class Block(TimmBlock):
 
 # timm arguments with a fixed value: another value would change the shared backbone, or be ignored.
 BACKBONE: dict[str, Any] = {
-    "class_token": True, "reg_tokens": 0, "patch_drop_rate": 0.0, "no_embed_class": True, "pre_norm": False,
-    "dynamic_img_size": True, "qk_norm": False, "scale_attn_norm": False, "proj_bias": True,
-}  # fmt: skip
+    "class_token": True,
+    "reg_tokens": 0,
+    "patch_drop_rate": 0.0,
+    "no_embed_class": True,
+    "pre_norm": False,
+    "dynamic_img_size": True,
+    "qk_norm": False,
+    "scale_attn_norm": False,
+    "proj_bias": True,
+}
 
 
 class ClearViT(VisionTransformer):
@@ -173,14 +188,28 @@ class ClearViT(VisionTransformer):
     pos_embed: Any
 
     def __init__(
-        self, *, attention: str = "plain", first_difference: str | None = None, rope: str | None = None,
-        rope_theta: float | None = None, pos_embed: str = "learn", pos_dropout: float = 0.0,
-        pos_embed_std: float = 0.02, attn_init: str | None = None, entropy_source: str | None = None,
+        self,
+        *,
+        attention: str = "plain",
+        first_difference: str | None = None,
+        rope: str | None = None,
+        rope_theta: float | None = None,
+        pos_embed: str = "learn",
+        pos_dropout: float = 0.0,
+        pos_embed_std: float = 0.02,
+        attn_init: str | None = None,
+        entropy_source: str | None = None,
         entropy_bins: int | None = None,
-        img_size: int | tuple[int, int] = 256, patch_size: int | tuple[int, int] = 16, embed_dim: int = 192,
-        depth: int = 12, num_heads: int = 3, qkv_bias: bool = True, attn_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0, **fields: Any,
-    ) -> None:  # fmt: skip
+        img_size: int | tuple[int, int] = 256,
+        patch_size: int | tuple[int, int] = 16,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        qkv_bias: bool = True,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        **fields: Any,
+    ) -> None:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {attention!r}")
         requirements = {
@@ -220,16 +249,30 @@ class ClearViT(VisionTransformer):
                 raise ValueError(f"{name} is {value} in clear-vit's backbone and cannot be changed; got {fields[name]}")
         fields |= {name: BACKBONE[name] for name in ("no_embed_class", "dynamic_img_size")}
         super().__init__(
-            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
-            qkv_bias=qkv_bias, pos_embed=pos_embed,
-            attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate, block_fn=Block, weight_init="skip", **fields,
-        )  # fmt: skip
+            img_size=img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            pos_embed=pos_embed,
+            attn_drop_rate=attn_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            block_fn=Block,
+            weight_init="skip",
+            **fields,
+        )
         own = {} if first_difference is None else {"first_difference": first_difference}
         for layer, block in enumerate(self.blocks):
             block.attn = ATTENTIONS[attention](
-                embed_dim, num_heads, layer=layer, qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
-                proj_drop=proj_drop_rate, **own,
-            )  # fmt: skip
+                embed_dim,
+                num_heads,
+                layer=layer,
+                qkv_bias=qkv_bias,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+                **own,
+            )
         self.rope = None if rope is None else Rope(rope, depth, num_heads, embed_dim // num_heads, rope_theta)
         self.pos_dropout, self.pos_embed_std = pos_dropout, pos_embed_std
         self.attn_init = attn_init or ("uniform" if rope is None else "linear")
@@ -301,10 +344,16 @@ class ClearViT(VisionTransformer):
         return self.norm(tokens)
 
     def forward_intermediates(  # type: ignore[override]
-        self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
-        norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
         **unsupported: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Features of the chosen blocks (None: all, int n: the last n), in timm's format.
 
         Returns a list of (B, D, rows, columns) grids ("NCHW") or (B, N, D) tokens ("NLC"), each with its class token

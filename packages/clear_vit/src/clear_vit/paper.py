@@ -38,9 +38,12 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     epochs = next(iter(subjects.values())).run.train.epochs
     draw(measurements, folder / "order.png", f"the seven variants with the same budget: {title}, {epochs} epochs")
     draw_heads(
-        distances[BEST], folder / "distance.png", label="mean attention distance, pixels", title=BEST,
+        distances[BEST],
+        folder / "distance.png",
+        label="mean attention distance, pixels",
+        title=BEST,
         limits=(0, max(map(max, distances[BEST]))),
-    )  # fmt: skip
+    )
     first, last = rows[0], rows[-1]
     told = "(paired differences, Holm's correction)" if seeds > 1 else "(one seed gives no interval)"
     return Analysis(
@@ -54,31 +57,44 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         ],
         pictures=[
             Picture(
-                "order.png", "Measured order and claimed order",
+                "order.png",
+                "Measured order and claimed order",
                 "Left: ours, best at the top. Right: claimed, ImageNet-100 after 90 epochs. Lines connect a variant.",
             ),
             Picture(
-                "distance.png", f"Attention distance of the heads of {BEST}",
+                "distance.png",
+                f"Attention distance of the heads of {BEST}",
                 f"Mean distance in pixels between a query and the keys it attends to, over {IMAGES} images; one cell "
                 "per head.",
             ),
         ],
         tables=[
             Table(
-                "The seven variants", "Top-1 on the evaluation images; distance in pixels and entropy (1: uniform) of "
+                "The seven variants",
+                "Top-1 on the evaluation images; distance in pixels and entropy (1: uniform) of "
                 f"the attention, means over blocks, heads and {IMAGES} images.",
-                ["variant", "top-1, %", "vs. baseline, points", "claimed vs. baseline", "attention distance, px",
-                 "attention entropy"], rows,
+                [
+                    "variant",
+                    "top-1, %",
+                    "vs. baseline, points",
+                    "claimed vs. baseline",
+                    "attention distance, px",
+                    "attention entropy",
+                ],
+                rows,
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _bench(variant: str, inference: float, training: float) -> Benchmark:
     return Benchmark(
-        model=f"clear_vit_tiny_{variant}", against="vit_tiny_patch16_224", against_kwargs={"img_size": 256},
-        inference=inference, training=training,
-    )  # fmt: skip
+        model=f"clear_vit_tiny_{variant}",
+        against="vit_tiny_patch16_224",
+        against_kwargs={"img_size": 256},
+        inference=inference,
+        training=training,
+    )
 
 
 PAPER = Paper(
@@ -97,13 +113,19 @@ PAPER = Paper(
     model="clear_vit_micro_baseline",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, compared=[BASELINE, BEST], seconds=11,
+            name="digits",
+            recipe=RECIPE,
+            compared=[BASELINE, BEST],
+            seconds=11,
             rows={v: {"model": f"micro_{v}", "dataset": "digits", "epochs": 3} for v in VARIANTS},
         )
     ],
     published=[
         Training(
-            name="ImageNet-100", recipe=RECIPE, compared=[BASELINE, BEST], images=130_000,
+            name="ImageNet-100",
+            recipe=RECIPE,
+            compared=[BASELINE, BEST],
+            images=130_000,
             rows={
                 v: {"model": v, "dataset": "imagenet100", "data_path": "data/imagenet100", "preset": "original"}
                 for v in VARIANTS
@@ -114,8 +136,10 @@ PAPER = Paper(
     analyse=analyse,
     checks=CHECKS,
     benchmarks=[
-        *(_bench(v, 1.05, 1.05) for v in (BASELINE, "pos_dropout", "rope", BEST)), _bench("diff_similarity", 1.1, 1.1),
-        _bench("suppression", 1.25, 1.25), _bench("diff_entropy", 1.35, 1.35),
+        *(_bench(v, 1.05, 1.05) for v in (BASELINE, "pos_dropout", "rope", BEST)),
+        _bench("diff_similarity", 1.1, 1.1),
+        _bench("suppression", 1.25, 1.25),
+        _bench("diff_entropy", 1.35, 1.35),
     ],
     attention_map=class_token_attention,
-)  # fmt: skip
+)

@@ -22,25 +22,42 @@ class ModelOptions:
         f"standard deviation of the position embedding's initialization (default: 0.02; micro {MICRO_POS_EMBED_STD:g})",
     )
     attn_init: str | None = flag(
-        None, "initialization of the attention: uniform in ±√(3/D), or nn.Linear's default (default: as published)",
+        None,
+        "initialization of the attention: uniform in ±√(3/D), or nn.Linear's default (default: as published)",
         choices=("uniform", "linear"),
-    )  # fmt: skip
+    )
     first_difference: str | None = flag(
-        None, "diff_similarity: the class token keeps its own Q and K, or gets zeros (default: keep)",
+        None,
+        "diff_similarity: the class token keeps its own Q and K, or gets zeros (default: keep)",
         choices=("keep", "zero"),
-    )  # fmt: skip
+    )
     entropy_source: str | None = flag(
-        None, "diff_entropy: use the entropy of a patch's token, or of its pixels (default: tokens)",
+        None,
+        "diff_entropy: use the entropy of a patch's token, or of its pixels (default: tokens)",
         choices=("tokens", "pixels"),
-    )  # fmt: skip
+    )
     rope_theta: float | None = flag(None, "RoPE's θ: the lowest frequency is about 1/θ (default: 10; axial: 100)")
     drop_path_rate: float | None = flag(None, "stochastic depth rate of the last block (default: 0)")
 
 
 RANDAUGMENT = (  # from the original's dataloader/get_data.py
-    "AutoContrast", "Equalize", "Rotate", "Solarize", "Color", "Contrast", "Brightness", "Sharpness", "ShearX",
-    "ShearY", "TranslateX", "TranslateY", "Posterize", "SolarizeAdd", "Invert", "Identity",
-)  # fmt: skip
+    "AutoContrast",
+    "Equalize",
+    "Rotate",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Posterize",
+    "SolarizeAdd",
+    "Invert",
+    "Identity",
+)
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +90,12 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
         if given.get("preset") == "original":
             values |= {
-                "decay_all": True, "randaugment_choice": ",".join(RANDAUGMENT), "randaugment_rule": "fixed",
-                "erasing_area": 0.4, "erasing_fill": "random",
-            }  # fmt: skip
+                "decay_all": True,
+                "randaugment_choice": ",".join(RANDAUGMENT),
+                "randaugment_rule": "fixed",
+                "erasing_area": 0.4,
+                "erasing_fill": "random",
+            }
     if dataset == "digits":
         values |= {"hflip": 0.0}  # a mirrored 2 is not a 2
     return values
@@ -85,9 +105,11 @@ def of_variant(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The given flags that have an effect on this variant, to run several variants with the same flags."""
     fields = VARIANTS[variant]
     has = {
-        "pos_dropout": "pos_dropout" in fields, "first_difference": fields.get("attention") == "diff_similarity",
-        "entropy_source": fields.get("attention") == "diff_entropy", "rope_theta": "rope" in fields,
-    }  # fmt: skip
+        "pos_dropout": "pos_dropout" in fields,
+        "first_difference": fields.get("attention") == "diff_similarity",
+        "entropy_source": fields.get("attention") == "diff_entropy",
+        "rope_theta": "rope" in fields,
+    }
     return {k: v for k, v in given.items() if has.get(k, True)}
 
 

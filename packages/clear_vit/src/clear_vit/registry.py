@@ -12,9 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from clear_vit.model import VARIANTS, ClearViT
 from vit_core.models.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"img_size": 256}, "micro": {**MICRO, "pos_embed_std": MICRO_POS_EMBED_STD}
-}  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {"tiny": {"img_size": 256}, "micro": {**MICRO, "pos_embed_std": MICRO_POS_EMBED_STD}}
 default_cfgs = generate_default_cfgs(
     {
         f"clear_vit_{size}_{variant}": unpublished_cfg(fields["img_size"], fixed_input_size=False)
@@ -28,9 +26,12 @@ def _entry_point(name: str, fields: dict[str, Any]) -> Callable[..., ClearViT]:
     def create(pretrained: bool = False, **given: Any) -> ClearViT:
         indices = given.pop("out_indices", 3)
         return build_model_with_cfg(
-            ClearViT, name, pretrained, feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+            ClearViT,
+            name,
+            pretrained,
+            feature_cfg={"out_indices": indices, "feature_cls": "getter"},
             **{**fields, **given},
-        )  # fmt: skip
+        )
 
     create.__name__ = name
     return create

@@ -2,13 +2,15 @@
 
     uv run hthta-vit-baseline-comparison --models vit_base swin_base hthta_vit_base --dataset cifar100 --data-path DIR
 
-Flags not listed below are those of hthta-vit-train and apply to all models. Writes measurements.csv, table.md and
-comparison.png. After an interruption, run the same command again to resume.
+The flags of hthta-vit-train apply to all models. Writes measurements.csv, table.md and comparison.png. After an
+interruption, run the same command again to resume.
 """
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,13 +21,14 @@ from hthta_vit import recipe
 from hthta_vit.focus import attention_map
 from hthta_vit.model import HTHTAViT
 from hthta_vit.recipe import RECIPE, ModelOptions
-from hthta_vit.study import AttentionMaps, run_study, study_parser
+from hthta_vit.study import AttentionMaps, FocusFlags, run_study
+from vit_core.commands.settings import parse_with
 from vit_core.errors import UserError
 from vit_core.explain import capture_attention
 from vit_core.explain.evaluation_mode import evaluation_mode
-from vit_core.flags import command
+from vit_core.flags import command, flag
+from vit_core.models.create import create_model, input_size
 from vit_core.models.timm_weights import TAGS, StartOptions
-from vit_core.recipe import create_model, input_size
 from vit_core.training.checkpoint import load_weights
 
 # The original's names -> timm's. Other names are passed to timm unchanged.
@@ -38,28 +41,32 @@ MODELS = {
 }
 # The original's tables: accuracy on CIFAR-100, and FAP on an unnamed dataset.
 CLAIMED = {
-    "vit_base": ("84.6", "53.7"), "swin_base": ("—", "61.2"), "convnext_base": ("89.2", "—"),
+    "vit_base": ("84.6", "53.7"),
+    "swin_base": ("—", "61.2"),
+    "convnext_base": ("89.2", "—"),
     "hthta_vit_base": ("93.3", "78.3"),
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(FocusFlags):
+    """Train timm models and HTHTA-ViT++ and compare them. The flags of hthta-vit-train apply to all models."""
+
+    output_dir: Path = flag(Path("./comparison"), "folder of the study", metavar="DIR")
+    models: tuple[str, ...] = flag(
+        tuple(MODELS), "models to compare: the original's names, or any timm model names", metavar="NAME"
+    )
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = study_parser(
-        "baseline-comparison", "Train timm models and HTHTA-ViT++ and compare them.", seeds=(0,), folder="./comparison"
-    )
-    parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), metavar="NAME",
-        help=f"{', '.join(MODELS)}, or any timm model name (default: all of the listed)",
-    )  # fmt: skip
-    args, flags = parser.parse_known_args(argv)
+    args, shared = parse_with(RECIPE, Flags, argv, "hthta-vit-baseline-comparison")
     names = {name: MODELS.get(name, name) for name in args.models}
     unknown = [name for name in names.values() if not timm.is_model(name.split(".")[0])]
     if unknown:
         raise UserError(
             f"--models: not a timm model: {', '.join(unknown)}; timm.list_models() in Python lists all names"
         )
-    shared = RECIPE.parse(flags)
     rows = {name: {**flags_for(source, shared), "model": name} for name, source in names.items()}
     compared = dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise)
     run_study(args, rows, maps_of, CLAIMED, "One recipe", name="comparison", recipe=compared)

@@ -142,8 +142,17 @@ def ablation_steps() -> Value:
 CHECKS: dict[str, Callable[[], Value]] = COUNTS | {
     check.__name__: check
     for check in (
-        pooling_difference, fusion_difference, token_pairs_that_interact, mean_recall,
-        mean_recall_value, confusion_accuracy, macro_averages, improvements, largest_lead, table_flops_saved,
-        latency_overhead, ablation_steps,
+        pooling_difference,
+        fusion_difference,
+        token_pairs_that_interact,
+        mean_recall,
+        mean_recall_value,
+        confusion_accuracy,
+        macro_averages,
+        improvements,
+        largest_lead,
+        table_flops_saved,
+        latency_overhead,
+        ablation_steps,
     )
-}  # fmt: skip
+}

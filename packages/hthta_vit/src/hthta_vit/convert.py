@@ -48,10 +48,17 @@ def model_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     mlp = next((v.shape[0] for k, v in theirs.items() if re.search(r"_0\.mlp\.(0|linear_1)\.bias$", k)), 4 * dim)
     classifier = next((v.shape[0] for k, v in theirs.items() if re.fullmatch(r"classifier\.(\d+\.)?bias", k)), 0)
     model = HTHTAViT(
-        img_size=math.isqrt(theirs[needed[1]].shape[1] - 1) * patch_size, patch_size=patch_size, num_classes=classifier,
-        embed_dim=dim, depth=depth, num_heads=int(vit_heads or max(dim // 64, 1)), mlp_ratio=mlp / dim,
-        gru_layers=fields["gru_layers"], pool_heads=fields["heads"], pool_head_dim=fields["head_dim"],
-    )  # fmt: skip
+        img_size=math.isqrt(theirs[needed[1]].shape[1] - 1) * patch_size,
+        patch_size=patch_size,
+        num_classes=classifier,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=int(vit_heads or max(dim // 64, 1)),
+        mlp_ratio=mlp / dim,
+        gru_layers=fields["gru_layers"],
+        pool_heads=fields["heads"],
+        pool_head_dim=fields["head_dim"],
+    )
     head = {k: v for k, v in theirs.items() if k.startswith(_PARTS)}
     renamed = {f"guided.{k}": v for k, v in _merge_heads(head, model.guided).items()}
     renamed |= {_timm_name(k): v for k, v in theirs.items() if k not in head and not k.startswith("vit.heads.")}
@@ -97,8 +104,10 @@ def _merge_heads(state_dict: Mapping[str, Tensor], head: GuidedTokenAttention) -
     shapes = ((c, d), (c,), (1, c), (1,))
     wrong = [
         f"{k} has shape {tuple(theirs[k].shape)}, expected {shape}"
-        for part, shape in zip(names, shapes, strict=True) for k in part if k in theirs and theirs[k].shape != shape
-    ]  # fmt: skip
+        for part, shape in zip(names, shapes, strict=True)
+        for k in part
+        if k in theirs and theirs[k].shape != shape
+    ]
     if missing or wrong:
         raise not_of(PAPER, [f"missing {k}" for k in missing] + wrong)
     w, b, v, v_bias = ([theirs.pop(k) for k in part] for part in names)

@@ -5,24 +5,30 @@ uv run hthta-vit-convert --checkpoint ORIGINAL.pth --output hthta_vit.pth
 Sizes are read from the weights. The file is read as tensors and plain values only: no code in it is executed.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.convert import head_sizes, model_from_original
 from hthta_vit.recipe import RECIPE
-from vit_core.commands.convert import Converted, parser, run
-from vit_core.flags import command
+from vit_core.commands.convert import Converted, ConvertFlags, run
+from vit_core.flags import command, flag
 from vit_core.models.conversion import sizes_of
 
 DATASETS = {6: "intel", 10: "cifar10", 100: "cifar100", 200: "tiny_imagenet"}  # by the number of classes
 
 
-def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConvertFlags):
+    """Convert a checkpoint of HTHTA-ViT++'s original code to this project's format."""
+
+    vit_heads: int | None = flag(None, "number of attention heads of its ViT (default: embed_dim / 64)")
+
+
+def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:
     sizes: dict[str, Any] = head_sizes(weights)
     if args.vit_heads is not None:
         sizes["vit_heads"] = args.vit_heads
@@ -40,9 +46,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser("hthta-vit-convert", RECIPE.paper)
-    p.add_argument("--vit-heads", type=int, help="number of attention heads of its ViT (default: embed_dim / 64)")
-    return run(convert, p, argv)
+    return run(convert, Flags, argv, "hthta-vit-convert")
 
 
 if __name__ == "__main__":

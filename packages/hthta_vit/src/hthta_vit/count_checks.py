@@ -102,17 +102,27 @@ COUNTS: dict[str, Callable[[], Value]] = {
     "baselines": baselines,
     "parameters_two_layers": millions(TWO, 100),
     "parameters_one_layer": millions(ONE, 100),
-    "gru_and_pooling_two": described("Parameters of the two-layer GRU, its projection and the pooling, in millions, "
-                                     "counted on the built model.", lambda: _gru_and_pooling(2)),
-    "gru_and_pooling_one": described("Parameters of the one-layer GRU, its projection and the pooling, in millions, "
-                                     "counted on the built model.", lambda: _gru_and_pooling(1)),
+    "gru_and_pooling_two": described(
+        "Parameters of the two-layer GRU, its projection and the pooling, in millions, counted on the built model.",
+        lambda: _gru_and_pooling(2),
+    ),
+    "gru_and_pooling_one": described(
+        "Parameters of the one-layer GRU, its projection and the pooling, in millions, counted on the built model.",
+        lambda: _gru_and_pooling(1),
+    ),
     "gmacs_two_layers": count_of(TWO),
     "gmacs_one_layer": count_of(ONE),
-    "gmacs_seen_two": described("PyTorch's count for torchvision's ViT-B/16 in eval mode, which misses its fused "
-                                "attention, plus the full count of the paper's modules with two GRU layers.",
-                                lambda: _seen_by_the_counter(TWO)),
-    "reduction_two": described("Multiply-adds saved by the model with two GRU layers, in percent of ViT-B/16's; "
-                               "negative: it needs more.", lambda: 100 * (1 - gmacs(TWO) / gmacs(VIT))),
-    "reduction_one": described("Multiply-adds saved by the model with one GRU layer, in percent of ViT-B/16's; "
-                               "negative: it needs more.", lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT))),
-}  # fmt: skip
+    "gmacs_seen_two": described(
+        "PyTorch's count for torchvision's ViT-B/16 in eval mode, which misses its fused "
+        "attention, plus the full count of the paper's modules with two GRU layers.",
+        lambda: _seen_by_the_counter(TWO),
+    ),
+    "reduction_two": described(
+        "Multiply-adds saved by the model with two GRU layers, in percent of ViT-B/16's; negative: it needs more.",
+        lambda: 100 * (1 - gmacs(TWO) / gmacs(VIT)),
+    ),
+    "reduction_one": described(
+        "Multiply-adds saved by the model with one GRU layer, in percent of ViT-B/16's; negative: it needs more.",
+        lambda: 100 * (1 - gmacs(ONE) / gmacs(VIT)),
+    ),
+}

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,37 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
 from hthta_vit.robustness import disturbances, disturbed
-from vit_core.commands.trained_model import (
-    TrainedModel,
-    add_checkpoint_flag,
-    add_data_flags,
-    check_data_flags,
-    load_trained,
-)
+from vit_core.commands.trained_model import AmpFlags, CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.explain import measure_focus
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.tasks.class_report import confusion_picture, summarise
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.precision import Precision, choose_precision
 from vit_core.training.run_folder import environment
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(CheckpointFlags, ImageFlags, AmpFlags):
+    """Evaluate a checkpoint of HTHTA-ViT++."""
+
+    tta: bool = flag(False, "average predictions over the image and its horizontal flip")
+    robustness: bool = flag(False, "also measure accuracy under noise and occlusion")
+    fap: bool = flag(True, "measure the Focused Attention Percentage")
+    output_dir: Path | None = flag(
+        None, "folder for the reports (default: evaluation_DATASET in the checkpoint's folder)", metavar="DIR"
+    )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    check_data_flags(args)
+    args = parse(Flags, argv, "hthta-vit-evaluate")
     world = World(0, 1, pick_device(args.device))
     trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
     dataset, data = trained.dataset(args, world)
-    folder = Path(args.output_dir or trained.source.parent / f"evaluation_{data.dataset}")
+    folder = args.output_dir or trained.source.parent / f"evaluation_{data.dataset}"
     folder.mkdir(parents=True, exist_ok=True)
     loader = trained.loader(dataset, world, batch_size=args.batch_size, num_workers=args.num_workers)
     precision = choose_precision(args.amp, world.device)
@@ -55,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = dataset.class_names
     summary = summarise(logits, targets, names)
     record: dict[str, Any] = {
-        "model": trained.settings["model"], "checkpoint": args.checkpoint, "dataset": data.dataset, "tta": args.tta,
+        "model": trained.settings["model"],
+        "checkpoint": args.checkpoint,
+        "dataset": data.dataset,
+        "tta": args.tta,
         **summary,
-    }  # fmt: skip
+    }
     lines = [
         f"{trained.settings['model']} on {data.dataset}, {summary['num_images']:,} images"
         + (", averaged over the image and its horizontal flip" if args.tta else ""),
@@ -83,19 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     confusion_picture(logits, targets, names, folder / "confusion_matrix.png")
     print(f"report.txt, report.json and confusion_matrix.png are in {folder}")
     return 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="hthta-vit-evaluate", description="Evaluate a checkpoint of HTHTA-ViT++.")
-    add_checkpoint_flag(parser)
-    add_data_flags(parser)
-    parser.add_argument("--tta", action="store_true", help="average predictions over the image and its horizontal flip")
-    parser.add_argument("--robustness", action="store_true", help="also measure accuracy under noise and occlusion")
-    parser.add_argument("--no-fap", dest="fap", action="store_false", help="skip the Focused Attention Percentage")
-    parser.add_argument(
-        "--output-dir", help="folder for the reports (default: evaluation_DATASET in the checkpoint's folder)"
-    )
-    return parser
 
 
 @torch.inference_mode()

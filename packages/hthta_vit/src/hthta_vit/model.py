@@ -92,9 +92,16 @@ class GuidedTokenAttention(nn.Module):
     """The paper's three modules: patch tokens (B, N, d), class token (B, d) -> fused (B, d), α (B, H, N) or None."""
 
     def __init__(
-        self, dim: int = 768, *, heads: int = 8, head_dim: int = 96, gru_layers: int = 1,
-        components: str | Sequence[str] = "bigru+pooling+fusion", gamma: float = 0.5, beta: float = 0.1,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int = 768,
+        *,
+        heads: int = 8,
+        head_dim: int = 96,
+        gru_layers: int = 1,
+        components: str | Sequence[str] = "bigru+pooling+fusion",
+        gamma: float = 0.5,
+        beta: float = 0.1,
+    ) -> None:
         super().__init__()
         for name, value in (("heads", heads), ("head_dim", head_dim), ("gru_layers", gru_layers)):
             if value < 1:
@@ -139,10 +146,18 @@ class HTHTAViT(VisionTransformer):
     """
 
     def __init__(
-        self, *args: Any, components: str | Sequence[str] = "bigru+pooling+fusion", gru_layers: int = 1,
-        pool_heads: int = 8, pool_head_dim: int = 96, gamma: float = 0.5, beta: float = 0.1, frozen_blocks: int = 0,
-        pos_embed_std: float | None = None, **fields: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *args: Any,
+        components: str | Sequence[str] = "bigru+pooling+fusion",
+        gru_layers: int = 1,
+        pool_heads: int = 8,
+        pool_head_dim: int = 96,
+        gamma: float = 0.5,
+        beta: float = 0.1,
+        frozen_blocks: int = 0,
+        pos_embed_std: float | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(*args, **fields)
         if not self.has_class_token or self.num_prefix_tokens != 1:
             raise ValueError(
@@ -153,9 +168,14 @@ class HTHTAViT(VisionTransformer):
         if pos_embed_std is not None and not 0 < pos_embed_std <= 1e6:
             raise ValueError(f"pos_embed_std must lie in (0, 1e6], got {pos_embed_std}")
         self.guided = GuidedTokenAttention(
-            self.embed_dim, heads=pool_heads, head_dim=pool_head_dim, gru_layers=gru_layers, components=components,
-            gamma=gamma, beta=beta,
-        )  # fmt: skip
+            self.embed_dim,
+            heads=pool_heads,
+            head_dim=pool_head_dim,
+            gru_layers=gru_layers,
+            components=components,
+            gamma=gamma,
+            beta=beta,
+        )
         if pos_embed_std is not None and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
         if frozen_blocks:

@@ -41,9 +41,7 @@ class HTHTANotebookViT(VisionTransformer):
     are timm's. Raises ValueError with the rule that invalid arguments break.
     """
 
-    def __init__(
-        self, *args: Any, states: int = 256, heads: int = 4, frozen_blocks: int = 0, **fields: Any
-    ) -> None:  # fmt: skip
+    def __init__(self, *args: Any, states: int = 256, heads: int = 4, frozen_blocks: int = 0, **fields: Any) -> None:
         if states < 1 or heads < 1 or 2 * states % heads:
             raise ValueError(f"2 x states must be a multiple of heads, both at least 1; got {states} and {heads}")
         super().__init__(*args, **fields)

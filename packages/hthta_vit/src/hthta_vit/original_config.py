@@ -24,11 +24,13 @@ FLAGS = {
 }  # fmt: skip
 # Key in the original's file -> argument of the model.
 ARGUMENTS = {
-    ("model", "backbone", "dropout"): "proj_drop_rate", ("model", "backbone", "attention_dropout"): "attn_drop_rate",
+    ("model", "backbone", "dropout"): "proj_drop_rate",
+    ("model", "backbone", "attention_dropout"): "attn_drop_rate",
     ("model", "classifier", "dropout"): "drop_rate",
-    ("model", "attention_pooling", "num_heads"): "pool_heads", ("model", "attention_heads"): "pool_heads",
+    ("model", "attention_pooling", "num_heads"): "pool_heads",
+    ("model", "attention_heads"): "pool_heads",
     ("model", "attention_pooling", "context_dim"): "pool_head_dim",
-}  # fmt: skip
+}
 # Keys that must have the published value: other values would need a different model or recipe.
 FIXED = {
     ("model", "backbone", "model_name"): "vit_base_patch16_224", ("model", "backbone", "embed_dim"): 768,

@@ -41,11 +41,12 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         says = draw(subject.trained, images[i : i + 1], folder / f"heads_{i + 1}.png", f"test image {i + 1}")
         pictures.append(
             Picture(
-                f"heads_{i + 1}.png", f"Attention of the pooling heads of {label}, image {i + 1}",
+                f"heads_{i + 1}.png",
+                f"Attention of the pooling heads of {label}, image {i + 1}",
                 f"Prediction: {says}. Each panel has its own color scale. The last panel shows the top 15% positions "
                 "of the heads' mean and of Grad-CAM, which FAP compares.",
             )
-        )  # fmt: skip
+        )
     heads = ["model", "FAP, %", "± standard error", "random maps, %", "chance, %", "correlation of two heads"]
     caption = f"On {FAP_IMAGES} evaluation images. Random maps: the same maps with their positions shuffled."
     return Analysis(
@@ -70,16 +71,29 @@ def _agreement(subject: Subject) -> float | str:
     return total / count
 
 
-def _published(name: str, dataset: str, images: int, download: float = 0.0, disk: float = 0.0, where: str = "",
-               data_path: str | None = None, rows: Mapping[str, dict[str, str]] | None = None) -> Training:  # fmt: skip
+def _published(
+    name: str,
+    dataset: str,
+    images: int,
+    download: float = 0.0,
+    disk: float = 0.0,
+    where: str = "",
+    data_path: str | None = None,
+    rows: Mapping[str, dict[str, str]] | None = None,
+) -> Training:
     """The paper's recipe on one of its four datasets."""
     place = {} if data_path is None else {"data_path": data_path}
     rows = rows or {"HTHTA-ViT++": {}}
     return Training(
-        name=name, recipe=RECIPE, images=images, download_gb=download, disk_gb=disk, where=where,
+        name=name,
+        recipe=RECIPE,
+        images=images,
+        download_gb=download,
+        disk_gb=disk,
+        where=where,
         rows={label: {"model": "base", "dataset": dataset, **place, **more} for label, more in rows.items()},
         compared=[list(rows)[-1]],
-    )  # fmt: skip
+    )
 
 
 PAPER = Paper(
@@ -97,8 +111,11 @@ PAPER = Paper(
     model="hthta_vit_micro",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, rows={"HTHTA-ViT++": {"model": "micro", "dataset": "digits", "epochs": 6}},
-            compared=["HTHTA-ViT++"], seconds=27,
+            name="digits",
+            recipe=RECIPE,
+            rows={"HTHTA-ViT++": {"model": "micro", "dataset": "digits", "epochs": 6}},
+            compared=["HTHTA-ViT++"],
+            seconds=27,
         )
     ],
     published=[
@@ -106,7 +123,10 @@ PAPER = Paper(
         _published("CIFAR-10", "cifar10", 50_000, 0.17, 0.36),
         _published("Tiny-ImageNet", "tiny_imagenet", 100_000, 0.25, 0.5),
         _published(
-            "Intel", "intel", 14_034, data_path="data/intel",
+            "Intel",
+            "intel",
+            14_034,
+            data_path="data/intel",
             where="Intel Image Classification from Kaggle, unpacked to data/intel",
         ),
     ],
@@ -114,10 +134,13 @@ PAPER = Paper(
     checks=CHECKS,
     benchmarks=[
         Benchmark(
-            model=f"hthta_vit_base_patch16_224{gru}", against="vit_base_patch16_224", batch_size=4, inference=inference,
+            model=f"hthta_vit_base_patch16_224{gru}",
+            against="vit_base_patch16_224",
+            batch_size=4,
+            inference=inference,
             training=training,
         )
         for gru, inference, training in (("", 1.15, 1.25), ("_gru2", 1.30, 1.45))
     ],
     attention_map=attention_map,
-)  # fmt: skip
+)

@@ -15,18 +15,24 @@ from vit_core.models.sizes import MICRO, MICRO_POS_EMBED_STD, unpublished_cfg
 from vit_core.models.timm_weights import backbone_cfgs
 
 _CFGS: dict[str, Any] = {
-    **backbone_cfgs("hthta_vit_base_patch16_224"), **backbone_cfgs("hthta_vit_base_patch16_224_gru2"),
+    **backbone_cfgs("hthta_vit_base_patch16_224"),
+    **backbone_cfgs("hthta_vit_base_patch16_224_gru2"),
     **backbone_cfgs("hthta_vit_notebook"),
-}  # fmt: skip
+}
 default_cfgs = generate_default_cfgs(_CFGS | {"hthta_vit_micro": unpublished_cfg(32)})
 
 
 def _create(name: str, pretrained: bool, size: dict[str, Any], fields: dict[str, Any], model: Any = HTHTAViT) -> Any:
     indices = {"out_indices": fields.pop("out_indices", 3), "feature_cls": "getter"}
     return build_model_with_cfg(
-        model, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, pretrained_strict=False,
-        feature_cfg=indices, **{**size, **fields},
-    )  # fmt: skip
+        model,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_strict=False,
+        feature_cfg=indices,
+        **{**size, **fields},
+    )
 
 
 @register_model

@@ -1,6 +1,7 @@
 """Shared by HTHTA-ViT's two studies: measuring the Focused Attention Percentage (FAP), tables and plots."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +11,54 @@ from hthta_vit.recipe import RECIPE
 from vit_core.commands.study import (
     Measurement,
     Study,
+    StudyFlags,
     Subject,
-    add_study_flags,
     bars,
     column,
     markdown_table,
     mean_and_spread,
 )
-from vit_core.errors import UserError
 from vit_core.explain import measure_focus
-from vit_core.flags import ArgumentParser
+from vit_core.flags import flag
 from vit_core.recipe import Recipe
 
 AttentionMaps = Callable[[nn.Module, Tensor], Tensor]
 Claimed = Mapping[str, tuple[str, str]]  # row -> accuracy and FAP claimed in the paper
 
 
-def study_parser(name: str, description: str, *, seeds: Sequence[int], folder: str) -> ArgumentParser:
-    """Flags of both studies; unknown flags are passed on to the training runs."""
-    description += " Flags that are not listed here are those of hthta-vit-train."
-    parser = ArgumentParser(prog=f"hthta-vit-{name}", description=description)
-    add_study_flags(parser, seeds, folder)
-    parser.add_argument("--fap-images", type=int, default=2000, help="number of images for FAP (default: %(default)s)")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class FocusFlags(StudyFlags):
+    """The flags of both studies."""
+
+    fap_images: int = flag(2000, "number of images for FAP")
+
+    def __post_init__(self) -> None:
+        if self.fap_images < 1:
+            raise ValueError(f"--fap-images must be at least 1, got {self.fap_images}")
 
 
 def run_study(
-    args: Any, rows: Mapping[str, Mapping[str, Any]], maps_of: Callable[[nn.Module], AttentionMaps | None],
-    claimed: Claimed, title: str, *, name: str, recipe: Recipe = RECIPE,
-) -> None:  # fmt: skip
+    args: FocusFlags,
+    rows: Mapping[str, Mapping[str, Any]],
+    maps_of: Callable[[nn.Module], AttentionMaps | None],
+    claimed: Claimed,
+    title: str,
+    *,
+    name: str,
+    recipe: Recipe = RECIPE,
+) -> None:
     """Train and evaluate the rows, then write table.md and <name>.png.
 
-    maps_of: returns a model's attention-map function for FAP, or None. UserError for invalid flags.
+    maps_of: returns a model's attention-map function for FAP, or None.
     """
-    if args.fap_images < 1:
-        raise UserError("--fap-images must be at least 1")
     study = Study(
-        recipe=recipe, rows=rows, seeds=args.seeds, folder=Path(args.output_dir),
+        recipe=recipe,
+        rows=rows,
+        seeds=args.seeds,
+        folder=args.output_dir,
         measure=lambda subject: focus_of(subject, maps_of(subject.trained.model), args.fap_images),
         measured_by={"fap_images": args.fap_images},
-    )  # fmt: skip
+    )
     measurements = study.run()
     text = table(measurements, list(rows), claimed)
     (study.folder / "table.md").write_text(text)
@@ -68,9 +77,12 @@ def focus_of(subject: Subject, maps: AttentionMaps | None, images: int) -> Measu
         return {}
     print(focus)
     return {
-        "fap": focus.fap, "fap_chance": focus.chance, "fap_random": focus.random, "fap_images": focus.num_images,
+        "fap": focus.fap,
+        "fap_chance": focus.chance,
+        "fap_random": focus.random,
+        "fap_images": focus.num_images,
         "empty_cams": focus.empty_cams,
-    }  # fmt: skip
+    }
 
 
 def table(measurements: Sequence[Measurement], rows: Sequence[str], claimed: Claimed) -> str:

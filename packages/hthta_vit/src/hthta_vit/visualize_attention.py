@@ -7,38 +7,49 @@ One picture per image: the attention of each pooling head, their mean, Grad-CAM,
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import hthta_vit  # noqa: F401 -- registers the models with timm
 from hthta_vit.focus import attention_map
 from hthta_vit.recipe import RECIPE
-from vit_core.commands.trained_model import TrainedModel, add_checkpoint_flag, add_loading_flags, load_trained
+from vit_core.commands.trained_model import CheckpointFlags, LoadingFlags, TrainedModel, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
 from vit_core.errors import UserError
 from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(CheckpointFlags, LoadingFlags):
+    """Draw attention maps and Grad-CAM."""
+
+    image_path: Path = flag(REQUIRED, "an image, or a folder of images")
+    output_dir: Path = flag(Path("./attention"), "output folder", metavar="DIR")
+    target: str | None = flag(None, "class that Grad-CAM explains (default: the predicted class)")
+    max_images: int = flag(16, "maximum number of images from a folder")
+
+    def __post_init__(self) -> None:
+        if self.max_images < 1:
+            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parse(Flags, argv, "hthta-vit-visualize-attention")
     device = pick_device(args.device)
     trained = load_trained(RECIPE, args.checkpoint, device, raw_weights=args.raw_weights)
     classes = trained.class_names
     if args.target is not None and args.target not in classes:
         raise UserError(f"--target {args.target}: not a class of the model; its classes are {', '.join(classes)}")
-    if args.max_images < 1:
-        raise UserError("--max-images must be at least 1")
-    files = find_images(Path(args.image_path), args.max_images)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    files = find_images(args.image_path, args.max_images)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
-        path = folder / f"{number:03d}_{file.stem}.png"
+        path = args.output_dir / f"{number:03d}_{file.stem}.png"
         images = trained.transform()(read_pixels(file)[None]).to(device)
         print(f"{file} -> {path}: {draw(trained, images, path, file.name, args.target)}")
     return 0
@@ -67,19 +78,6 @@ def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: s
     picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
     figure_of_maps(picture, maps, path, title=f"{name}: {says}")
     return says + (f", FAP {fap:.1f}%" if fap == fap else ", Grad-CAM is zero everywhere")
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="hthta-vit-visualize-attention", description="Draw attention maps and Grad-CAM.")
-    add_checkpoint_flag(parser)
-    parser.add_argument("--image-path", required=True, help="an image, or a folder of images")
-    parser.add_argument("--output-dir", default="./attention", help="output folder (default: %(default)s)")
-    parser.add_argument("--target", help="class that Grad-CAM explains (default: the predicted class)")
-    parser.add_argument(
-        "--max-images", type=int, default=16, help="maximum number of images from a folder (default: %(default)s)"
-    )
-    add_loading_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ Behavior is measured in property_checks.py. tests/qavit/test_parity.py tests tha
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 import qavit  # registers the models with timm
 from qavit.bank import GlobalTokenBank
-from qavit.model import Linformer, QAViT, QuadAttentionBlock
-from qavit.property_checks import PROPERTIES
+from qavit.model import Linformer, QAViT, QuadAttentionBlock, quad_blocks
+from qavit.property_checks import PROPERTIES, window_tokens
 from qavit.registry import qavit_small, qavit_tiny
 from vit_core.ledger.claims import Value
 
@@ -30,7 +30,7 @@ def _shape(size: str, depth: int | None = None) -> QAViT:
 
 def _block(size: str) -> QuadAttentionBlock:
     """One block on the meta device; all blocks have the same shapes."""
-    return cast(QuadAttentionBlock, _shape(size, depth=1).blocks[0])
+    return quad_blocks(_shape(size, depth=1))[0]
 
 
 def _millions(depth: int | None = None) -> Value:
@@ -69,8 +69,8 @@ def constraints() -> Value:
     for size in SIZES:
         block = _block(size)
         d = block.norm1.normalized_shape[0]
-        compressions = [block.get_submodule(f"compress_{b}") for b in ("swa", "msda", "cga", "cross")]
-        ratios = [c.in_features / c.out_features for c in cast("list[torch.nn.Linear]", compressions)]
+        compressions = (block.compress_swa, block.compress_msda, block.compress_cga, block.compress_cross)
+        ratios = [c.in_features / c.out_features for c in compressions]
         keys = {m.E_k.shape[1] for m in block.modules() if isinstance(m, Linformer)}
         found[f"QAViT-{size}"] = {
             "d / d'": max(ratios, key=lambda ratio: abs(ratio - 4)),
@@ -87,7 +87,7 @@ def structure() -> Value:
     mlp, kernel = block.bottleneck_mlp, block.ccf_ffn.dwconv
     found: dict[str, Any] = {
         "block": {"branches": PROPERTIES["branches"]()},
-        "SWA": {"window side": math.isqrt(cast(int, PROPERTIES["window_tokens"]()))},
+        "SWA": {"window side": math.isqrt(window_tokens())},
         "MSDA": {"dilation rates": PROPERTIES["dilations"]()},
         "CGA": {"channel groups": PROPERTIES["channel_groups"]()},
         "bottleneck MLP": {
@@ -124,10 +124,20 @@ def outputs() -> Value:
     """Shape of the logits for two images (Tiny, Small), and for one image (the README's custom configuration)."""
     with torch.device("meta"):
         config = qavit.QAViTConfig(
-            img_size=224, patch_size=16, num_classes=1000, embed_dim=256, depth=1, num_heads=4, compress_ratio=4,
-            bottleneck_ratio=2, mlp_ratio=0.5, global_bank_size=16, window_size=7, dilation_factors=(1, 2, 3),
+            img_size=224,
+            patch_size=16,
+            num_classes=1000,
+            embed_dim=256,
+            depth=1,
+            num_heads=4,
+            compress_ratio=4,
+            bottleneck_ratio=2,
+            mlp_ratio=0.5,
+            global_bank_size=16,
+            window_size=7,
+            dilation_factors=(1, 2, 3),
             num_channel_groups=8,
-        )  # fmt: skip
+        )
         custom = tuple(QAViT(config).eval()(torch.empty(1, 3, 224, 224)).shape)
         both = {size: tuple(_shape(size)(torch.empty(2, 3, 224, 224)).shape) for size in SIZES}
     return {name: {"output": str(shape)} for name, shape in {**both, "custom": custom}.items()}
@@ -164,8 +174,18 @@ def example_throughput() -> Value:
 CHECKS: dict[str, Callable[[], Value]] = PROPERTIES | {
     check.__name__: check
     for check in (
-        parameters, parameters_of_two_blocks, widths, constraints, structure, linformer_reduction,
-        landmarks_compressed, outputs, batches_per_second, hours_tiny, hours_of_both,
-        images_per_second, example_throughput,
+        parameters,
+        parameters_of_two_blocks,
+        widths,
+        constraints,
+        structure,
+        linformer_reduction,
+        landmarks_compressed,
+        outputs,
+        batches_per_second,
+        hours_tiny,
+        hours_of_both,
+        images_per_second,
+        example_throughput,
     )
-}  # fmt: skip
+}

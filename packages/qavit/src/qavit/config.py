@@ -104,9 +104,20 @@ class QAViTConfig:
 
 
 _COUNTS = (
-    "img_size", "patch_size", "in_channels", "embed_dim", "depth", "num_heads", "compress_ratio", "bottleneck_ratio",
-    "global_bank_size", "window_size", "landmark_pooling_stride", "num_channel_groups", "linformer_k",
-)  # fmt: skip
+    "img_size",
+    "patch_size",
+    "in_channels",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "compress_ratio",
+    "bottleneck_ratio",
+    "global_bank_size",
+    "window_size",
+    "landmark_pooling_stride",
+    "num_channel_groups",
+    "linformer_k",
+)
 
 
 def _require(condition: bool, rule: str) -> None:
@@ -126,8 +137,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 TIMM_NAMES = {  # timm's argument name -> field
-    "in_chans": "in_channels", "drop_rate": "dropout", "attn_drop_rate": "attn_drop", "drop_path_rate": "drop_path"
-}  # fmt: skip
+    "in_chans": "in_channels",
+    "drop_rate": "dropout",
+    "attn_drop_rate": "attn_drop",
+    "drop_path_rate": "drop_path",
+}
 
 
 def own_names(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,18 @@ uv run qavit-convert --checkpoint ORIGINAL.pth --output qavit.pth
 The number of classes, and the model size if recorded, are read from the file. No code in the file is executed.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from qavit.convert import model_from_original
 from qavit.recipe import RECIPE
-from vit_core.commands.convert import Converted, parser, run
+from vit_core.commands.convert import Converted, ConvertFlags, run
 from vit_core.data.datasets import Stats
-from vit_core.flags import command
+from vit_core.flags import command, flag
 
 # Mean and standard deviation with which the original normalizes each dataset (QAViT.py, DATASET_CONFIGS).
 STATISTICS: dict[str, Stats] = {
@@ -25,7 +25,14 @@ STATISTICS: dict[str, Stats] = {
 }
 
 
-def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConvertFlags):
+    """Convert a checkpoint of QAViT's original code to this project's format."""
+
+    model: str | None = flag(None, "model size, if the checkpoint does not record it", choices=("tiny", "small"))
+
+
+def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:
     size = args.model or config.get("model")
     if size is None:
         raise ValueError("the checkpoint does not record its model size: give --model tiny or --model small")
@@ -43,9 +50,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser("qavit-convert", RECIPE.paper)
-    p.add_argument("--model", choices=("tiny", "small"), help="model size, if the checkpoint does not record it")
-    return run(convert, p, argv)
+    return run(convert, Flags, argv, "qavit-convert")
 
 
 if __name__ == "__main__":

@@ -326,6 +326,11 @@ def _square(size: Sequence[int]) -> int:
     return size[0]
 
 
+def quad_blocks(model: nn.Module) -> list[QuadAttentionBlock]:
+    """The blocks of a QAViT, in order."""
+    return [module for module in model.modules() if isinstance(module, QuadAttentionBlock)]
+
+
 class QAViT(nn.Module):
     """QAViT from a `QAViTConfig`, or from its fields as keywords; images (B, C, H, W) -> logits (B, num_classes).
 

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qavit.checks import CHECKS
-from qavit.model import QAViT, QuadAttentionBlock
+from qavit.model import QAViT, QuadAttentionBlock, quad_blocks
 from qavit.recipe import RECIPE
 from vit_core.commands.study import Measurement, Subject
 from vit_core.papers import Analysis, Benchmark, Paper, Picture, Table, Training
@@ -23,8 +22,9 @@ BRANCHES = ("windows (SWA)", "dilated scales (MSDA)", "channel groups (CGA)", "b
 def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Analyze the branch weights, how much each branch contributes, and the bank's contents."""
     subject = next(iter(subjects.values()))
-    model = cast(QAViT, subject.trained.model)
-    blocks = cast("list[QuadAttentionBlock]", list(model.blocks))
+    model = subject.trained.model
+    assert isinstance(model, QAViT)
+    blocks = quad_blocks(model)
     weights = torch.stack([b.fusion.fusion_weights.detach().softmax(0) for b in blocks]).cpu()  # (blocks, 4)
     whole, count = _accuracy(subject), len(subject.dataset.val)
     without = []
@@ -52,12 +52,14 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         ],
         pictures=[
             Picture(
-                "branches.png", "The four branches",
+                "branches.png",
+                "The four branches",
                 "Left: the weight of each branch in each block. Right: accuracy lost when the branch is set to zero in "
                 "all blocks of the trained model, without retraining.",
             ),
             Picture(
-                "bank.png", "The global token bank",
+                "bank.png",
+                "The global token bank",
                 "Cosine similarity of the bank's tokens, for keys and values. Red off the diagonal: similar tokens.",
             ),
         ],
@@ -73,7 +75,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
                 ],
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _accuracy(subject: Subject) -> float:
@@ -174,13 +176,20 @@ PAPER = Paper(
     model="qavit_micro",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, rows={"QAViT": {"model": "micro", "dataset": "digits", "epochs": 5}},
-            compared=["QAViT"], seconds=40,
+            name="digits",
+            recipe=RECIPE,
+            rows={"QAViT": {"model": "micro", "dataset": "digits", "epochs": 5}},
+            compared=["QAViT"],
+            seconds=40,
         )
     ],
     published=[
         Training(
-            name="CIFAR-100", recipe=RECIPE, images=50_000, download_gb=0.17, disk_gb=0.36,
+            name="CIFAR-100",
+            recipe=RECIPE,
+            images=50_000,
+            download_gb=0.17,
+            disk_gb=0.36,
             rows={size: {"model": size, "dataset": "cifar100"} for size in ("tiny", "small")},
             compared=["tiny", "small"],
         )
@@ -190,9 +199,12 @@ PAPER = Paper(
     benchmarks=[
         Benchmark(model="qavit_tiny", against="vit_tiny_patch16_224", inference=2.5, training=6.0),
         Benchmark(
-            model="qavit_tiny", model_kwargs={"attn_drop": 0.0}, against="vit_tiny_patch16_224", inference=2.5,
+            model="qavit_tiny",
+            model_kwargs={"attn_drop": 0.0},
+            against="vit_tiny_patch16_224",
+            inference=2.5,
             training=3.0,
         ),
         Benchmark(model="qavit_small", against="vit_small_patch16_224", batch_size=4),
     ],
-)  # fmt: skip
+)

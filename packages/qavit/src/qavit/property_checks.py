@@ -6,13 +6,13 @@ float64, where rounding errors are far smaller than every effect.
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qavit.bank import Bank
-from qavit.model import QAViT, QuadAttentionBlock
+from qavit.model import QAViT, QuadAttentionBlock, quad_blocks
 from qavit.registry import qavit_micro, qavit_tiny
 from vit_core.ledger.claims import Value
 
@@ -29,7 +29,7 @@ def _images(count: int, side: int = 32) -> Tensor:
 
 
 def _first(model: QAViT) -> QuadAttentionBlock:
-    return cast(QuadAttentionBlock, model.blocks[0])
+    return quad_blocks(model)[0]
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def _tokens_reached(module: Callable[[Tensor], Tensor]) -> int:
         return int(((module(x) - module(changed)).abs().amax(-1) > 1e-12).sum())
 
 
-def window_tokens() -> Value:
+def window_tokens() -> int:
     """Number of output tokens of QAViT-Tiny's window attention that change with one input token."""
     block, bank = _block()
     return _tokens_reached(lambda x: block.swa(x, bank))
@@ -159,7 +159,17 @@ def batch_dependence() -> Value:
 PROPERTIES: dict[str, Callable[[], Value]] = {
     check.__name__: check
     for check in (
-        window_tokens, cross_tokens, dilations, channel_groups, fusion_difference, branches, branches_that_wait,
-        branches_that_wait_in_evaluation, passed_on, passed_on_in_training, deterministic, batch_dependence,
+        window_tokens,
+        cross_tokens,
+        dilations,
+        channel_groups,
+        fusion_difference,
+        branches,
+        branches_that_wait,
+        branches_that_wait_in_evaluation,
+        passed_on,
+        passed_on_in_training,
+        deterministic,
+        batch_dependence,
     )
-}  # fmt: skip
+}

@@ -56,8 +56,15 @@ def presets(given: Mapping[str, Any]) -> dict[str, Any]:
         }
     else:
         batch_size, lr, weight_decay, warmup = PUBLISHED[model, dataset in ("imagenet", "imagenet100")]
-        values |= {"epochs": 300, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-                   "warmup_epochs": warmup, "decay_all": True, "crop": "pad"}  # fmt: skip
+        values |= {
+            "epochs": 300,
+            "batch_size": batch_size,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "warmup_epochs": warmup,
+            "decay_all": True,
+            "crop": "pad",
+        }
         if dataset in ("imagenet", "imagenet100"):
             values |= {"crop_pad": 4 / 224, "color_jitter": 0.1}
         if given.get("preset") == "stable":

@@ -13,10 +13,18 @@ NAMES_OF_TIMM = {own: theirs for theirs, own in TIMM_NAMES.items()}
 
 def _cfg(img_size: int, num_classes: int = 1000) -> dict[str, Any]:
     return {
-        "input_size": (3, img_size, img_size), "fixed_input_size": True, "num_classes": num_classes, "pool_size": None,
-        "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
-        "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
-    }  # fmt: skip
+        "input_size": (3, img_size, img_size),
+        "fixed_input_size": True,
+        "num_classes": num_classes,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.5071, 0.4867, 0.4408),
+        "std": (0.2675, 0.2565, 0.2761),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "mit",
+    }
 
 
 default_cfgs = generate_default_cfgs(

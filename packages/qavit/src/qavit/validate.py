@@ -10,17 +10,17 @@ on how the bank is written, so they are checked with the bank in place and funct
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qavit.config import QAViTConfig
-from qavit.model import QAViT, QuadAttentionBlock
+from qavit.model import QAViT, quad_blocks
 from qavit.registry import qavit_micro, qavit_small, qavit_tiny
 from vit_core.data import BatchLoader, EvalTransform, load_dataset
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.training.distributed import pick_device, seed_everything
 
 MODELS: dict[str, Callable[..., QAViT]] = {"micro": qavit_micro, "tiny": qavit_tiny, "small": qavit_small}
@@ -77,7 +77,7 @@ def dimension_flow(device: torch.device) -> list[Check]:
 def components(device: torch.device) -> list[Check]:
     c = QAViTConfig(depth=1, dropout=0.0, drop_path=0.0)
     model = QAViT(c).to(device).train()
-    block, memory = cast(QuadAttentionBlock, model.blocks[0]), model.global_bank
+    block, memory = quad_blocks(model)[0], model.global_bank
     x = torch.randn(2, c.grid**2, c.embed_dim, device=device)
     bank = memory.read()
     d_fused = 4 * (c.embed_dim // c.compress_ratio)
@@ -148,7 +148,7 @@ def mathematics(device: torch.device) -> list[Check]:
     def constraints() -> str | None:
         for build, d in ((qavit_tiny, 256), (qavit_small, 384)):
             model = build(depth=1)
-            block = cast(QuadAttentionBlock, model.blocks[0])
+            block = quad_blocks(model)[0]
             for name, found, expected in (
                 ("d'", block.compress_swa.out_features, d // 4),
                 ("r", block.bottleneck_mlp.fc1.out_features, d // 2),
@@ -223,19 +223,20 @@ def _not_finite(x: Tensor) -> str | None:
     return None if bool(x.isfinite().all()) else "not finite"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """QAViT's validation suite. Exits with code 1 if a check fails."""
+
+    model: str = flag("micro", "model for the data checks", choices=tuple(MODELS))
+    dataset: str = flag("digits", "dataset for the data checks")
+    data_path: str | None = flag(None, "folder of the dataset", metavar="DIR")
+    download: bool = flag(False, "download the dataset if it is missing")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="qavit-validate", description="QAViT's validation suite. Exits with code 1 if a check fails."
-    )
-    parser.add_argument(
-        "--model", choices=tuple(MODELS), default="micro", help="model for the data checks (default: %(default)s)"
-    )
-    parser.add_argument("--dataset", default="digits", help="dataset for the data checks (default: %(default)s)")
-    parser.add_argument("--data-path", help="folder of the dataset")
-    parser.add_argument("--download", action="store_true", help="download the dataset if it is missing")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "qavit-validate")
     device = pick_device(args.device)
     integration = data_integration(args.dataset, args.data_path, args.download, device, MODELS[args.model])
     suite = Suite()

@@ -8,13 +8,13 @@ Also runs without a GPU, and reports that.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from qavit.config import QAViTConfig
 from qavit.registry import qavit_small, qavit_tiny
-from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.models.attention import choose_backend, flash_attn_installed
 from vit_core.training.distributed import pick_device
 from vit_core.training.precision import choose_precision
@@ -23,17 +23,24 @@ _HEAD_DIM = 64  # window and dilated attention, in both sizes
 _GROUP_HEAD_DIM = 4  # channel-group attention
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Report this machine's support for QAViT."""
+
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    img_size: int = flag(224, "image size in pixels")
+
+    def __post_init__(self) -> None:
+        try:
+            QAViTConfig(img_size=self.img_size)
+        except ValueError as e:
+            raise ValueError(f"--img-size {self.img_size}: {e}") from e
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="qavit-verify-gpu", description="Report this machine's support for QAViT.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--img-size", type=int, default=224, help="image size in pixels (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parse(Flags, argv, "qavit-verify-gpu")
     device = pick_device(args.device)
-    try:
-        QAViTConfig(img_size=args.img_size)
-    except ValueError as e:
-        raise UserError(f"--img-size {args.img_size}: {e}") from e
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     print(f"PyTorch:          {torch.__version__}, {built}")
     print(f"Device:           {_describe(device)}")

@@ -10,6 +10,8 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +19,40 @@ from torch import Tensor
 
 from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES, Selection, selective_attention
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.distributed import pick_device
 from vit_core.training.evaluation import now
 from vit_core.training.run_folder import environment
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Time one attention layer."""
+
+    shape: tuple[int, int, int, int] = flag(
+        (8, 12, 197, 64), "images, heads, tokens, channels per head", metavar="B HEADS N D"
+    )
+    threshold: float = flag(0.01, "τ")
+    kernels: tuple[str, ...] = flag(("auto",), "implementations to time", choices=KERNELS)
+    training: bool = flag(False, "include the backward pass")
+    rounds: int = flag(31, "timed rounds")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if min(self.shape) < 1:
+            raise ValueError(f"--shape must be four integers of at least 1, got {' '.join(map(str, self.shape))}")
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"--threshold must lie in [0, 1), got {self.threshold:g}")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parse(Flags, argv, "selective_vit.bench_attention")
     device = pick_device(args.device)
-    if min(args.shape) < 1:
-        raise UserError(f"--shape must be four integers of at least 1, got {' '.join(map(str, args.shape))}")
-    if args.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {args.rounds}")
-    if not 0 <= args.threshold < 1:
-        raise UserError(f"--threshold must lie in [0, 1), got {args.threshold:g}")
     if "flex" in args.kernels and device.type != "cuda":
         raise UserError(f"--kernels flex requires a CUDA GPU; the device is {device}")
     times = measure(args.shape, args.threshold, args.kernels, device, args.rounds, training=args.training)
@@ -50,9 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    shape: Sequence[int], threshold: float, kernels: Sequence[str], device: torch.device, rounds: int, *,
+    shape: Sequence[int],
+    threshold: float,
+    kernels: Sequence[str],
+    device: torch.device,
+    rounds: int,
+    *,
     training: bool = False,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """Seconds of SDPA and of each form of selective attention, round by round; shape: B, h, N, d."""
     B, h, N, d = shape
     torch.manual_seed(0)
@@ -90,23 +115,6 @@ def _time(attend: Callable[..., Tensor], x: Tensor, device: torch.device, traini
         if training:
             out.backward(torch.ones_like(out))
         return now(device) - start
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="selective_vit.bench_attention", description="Time one attention layer.")
-    parser.add_argument(
-        "--shape", nargs=4, type=int, default=[8, 12, 197, 64], metavar=("B", "HEADS", "N", "D"),
-        help="images, heads, tokens, channels per head (default: 8 12 197 64)",
-    )  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=0.01, help="τ (default: %(default)s)")
-    parser.add_argument(
-        "--kernels", nargs="+", choices=KERNELS, default=["auto"], help="implementations to time (default: auto)"
-    )
-    parser.add_argument("--training", action="store_true", help="include the backward pass")
-    parser.add_argument("--rounds", type=int, default=31, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
-    return parser
 
 
 if __name__ == "__main__":

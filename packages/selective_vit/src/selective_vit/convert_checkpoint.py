@@ -7,9 +7,9 @@ Both of its models have the same names and shapes, so --model must say which one
 tensors and plain values are loaded.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,12 +18,23 @@ import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.attention import EMPTY_ROWS, MODES
 from selective_vit.convert import dense_from_original, model_from_original
 from selective_vit.recipe import RECIPE
-from vit_core.commands.convert import Converted, parser, run
-from vit_core.flags import command
+from vit_core.commands.convert import Converted, ConvertFlags, run
+from vit_core.flags import command, flag
 from vit_core.models.conversion import sizes_of
 
 
-def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConvertFlags):
+    """Convert a state dict of SelectiveViT's original notebook to this project's format."""
+
+    model: str = flag("selective", "which model the file holds", choices=("selective", "vit"))
+    threshold: float = flag(0.01, "τ of the model")
+    mode: str = flag("hard", "thresholding formula; hard is the notebook's", choices=MODES)
+    empty_row: str = flag("zero", "rows in which no weight passes", choices=EMPTY_ROWS)
+    num_heads: int | None = flag(None, "number of attention heads (default: width / 64)")
+
+
+def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:
     selection = {"threshold": args.threshold, "mode": args.mode, "empty_row": args.empty_row}
     heads = {} if args.num_heads is None else {"heads": args.num_heads}
     if args.model == "selective":
@@ -41,22 +52,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser("selective-vit-convert", RECIPE.paper)
-    p.add_argument(
-        "--model",
-        choices=("selective", "vit"),
-        default="selective",
-        help="which model the file holds (default: %(default)s)",
-    )
-    p.add_argument("--threshold", type=float, default=0.01, help="τ of the model (default: %(default)s)")
-    p.add_argument(
-        "--mode", choices=MODES, default="hard", help="thresholding formula (default: the notebook's, %(default)s)"
-    )
-    p.add_argument(
-        "--empty-row", choices=EMPTY_ROWS, default="zero", help="rows in which no weight passes (default: zero)"
-    )
-    p.add_argument("--num-heads", type=int, help="number of attention heads (default: width / 64)")
-    return run(convert, p, argv)
+    return run(convert, Flags, argv, "selective-vit-convert")
 
 
 if __name__ == "__main__":

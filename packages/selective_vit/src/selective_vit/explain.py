@@ -8,6 +8,7 @@ grid: the original published such a map, which is over channels and not over ima
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,21 +17,40 @@ from torch import Tensor, nn
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.recipe import RECIPE
-from vit_core.commands.trained_model import TrainedModel, add_loading_flags, load_trained
+from vit_core.commands.trained_model import LoadingFlags, TrainedModel, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
 from vit_core.errors import UserError
 from vit_core.explain import attention_rollout, default_layer, denormalise, figure_of_maps, grad_cam
 from vit_core.explain.grad_cam import EmptyMapError
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(LoadingFlags):
+    """Draw explanations of several models side by side."""
+
+    checkpoint: tuple[str, ...] = flag(
+        REQUIRED,
+        "checkpoints of one or more models, such as a dense and a selective one",
+        aliases=("model_path",),
+        metavar="FILE",
+    )
+    image: Path = flag(REQUIRED, "image file or folder of images", aliases=("image_path",))
+    output_dir: Path = flag(Path("./explanations"), "folder for the figures", metavar="DIR")
+    target: str | None = flag(None, "class to explain (default: the class that each model predicts)")
+    captum_raw: bool = flag(False, "also show Captum's map of the raw tokens")
+    max_images: int = flag(16, "maximum number of images from a folder")
+
+    def __post_init__(self) -> None:
+        if self.max_images < 1:
+            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    if args.max_images < 1:
-        raise UserError(f"--max-images must be at least 1, got {args.max_images}")
+    args = parse(Flags, argv, "selective-vit-explain")
     device = pick_device(args.device)
     models = [load_trained(RECIPE, file, device, raw_weights=args.raw_weights) for file in args.checkpoint]
     for other in models[1:]:
@@ -41,20 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = models[0].class_names
     if args.target is not None and args.target not in classes:
         raise UserError(f"--target {args.target}: the models' classes are {', '.join(classes)}")
-    files = find_images(Path(args.image), args.max_images)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    files = find_images(args.image, args.max_images)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
-        path = folder / f"{number:03d}_{file.stem}.png"
+        path = args.output_dir / f"{number:03d}_{file.stem}.png"
         says = draw(models, read_pixels(file), path, file.name, args.target, captum_raw=args.captum_raw)
         print(f"{file} -> {path}: {says}")
     return 0
 
 
 def draw(
-    models: Sequence[TrainedModel], pixels: Tensor, path: Path, title: str, target: str | None = None, *,
+    models: Sequence[TrainedModel],
+    pixels: Tensor,
+    path: Path,
+    title: str,
+    target: str | None = None,
+    *,
     captum_raw: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Write the figure for one image, uint8 (3, H, W); returns the models' predictions as one line."""
     panels: list[tuple[str, Tensor | None]] = []
     says = []
@@ -105,28 +129,6 @@ def as_square(raw: Tensor) -> Tensor:
     channels = raw.shape[-1]
     rows = next(r for r in range(int(channels**0.5), 0, -1) if channels % r == 0)
     return raw.view(rows, -1)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="selective-vit-explain", description="Draw explanations of several models side by side."
-    )
-    parser.add_argument(
-        "--checkpoint",
-        "--model-path",
-        nargs="+",
-        required=True,
-        help="checkpoints of one or more models, such as a dense and a selective one",
-    )
-    parser.add_argument("--image", "--image-path", required=True, help="image file or folder of images")
-    parser.add_argument("--output-dir", default="./explanations", help="folder for the figures (default: %(default)s)")
-    parser.add_argument("--target", help="class to explain (default: the class that each model predicts)")
-    parser.add_argument("--captum-raw", action="store_true", help="also show Captum's map of the raw tokens")
-    parser.add_argument(
-        "--max-images", type=int, default=16, help="maximum number of images from a folder (default: %(default)s)"
-    )
-    add_loading_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

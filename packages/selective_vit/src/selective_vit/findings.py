@@ -22,25 +22,30 @@ from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.explain import raw_captum_map
 from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
-from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
-from vit_core.errors import UserError
+from vit_core.commands.trained_model import ImageFlags, load_trained
 from vit_core.explain import SparsityTracker, default_layer
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.models.timm_weights import BACKBONE
 from vit_core.training.distributed import World, pick_device
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(ImageFlags):
+    """Measure effects of bugs in the original."""
+
+    images: int = flag(4, "images for measurement 2")
+    seed: int = flag(0, "random seed of weights and images")
+    checkpoint: str | None = flag(None, "trained dense ViT to test (default: one with random weights)", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images < 1:
+            raise ValueError(f"--images must be at least 1, got {self.images}")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="selective-vit-findings", description="Measure effects of bugs in the original.")
-    parser.add_argument("--images", type=int, default=4, help="images for measurement 2 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of weights and images (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="trained dense ViT to test (default: one with random weights)")
-    add_data_flags(parser, amp=False)
-    args = parser.parse_args(argv)
-    check_data_flags(args)
-    if args.images < 1:
-        raise UserError(f"--images must be at least 1, got {args.images}")
+    args = parse(Flags, argv, "selective-vit-findings")
     torch.manual_seed(args.seed)
     lost = lost_weights()
     print(

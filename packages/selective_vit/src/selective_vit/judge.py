@@ -10,6 +10,7 @@ import csv
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
 from vit_core.commands.study import markdown_table
-from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.commands.trained_model import ImageFlags, load_trained
 from vit_core.data import BatchLoader
 from vit_core.errors import UserError
 from vit_core.explain import Curves, attention_rollout, deletion_insertion, grad_cam
 from vit_core.explain.deletion import BASELINES
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import World, pick_device
 
 METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
@@ -34,20 +35,34 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 FIELDS = ("model", "method", "deletion_area", "deletion_error", "insertion_area", "insertion_error", "images")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(ImageFlags):
+    """Deletion and insertion areas of explanations."""
+
+    checkpoint: tuple[str, ...] = flag(REQUIRED, "checkpoints to compare", aliases=("model_path",), metavar="FILE")
+    labels: tuple[str, ...] = flag((), "names of the models in the results (default: model names)")
+    max_images: int = flag(500, "images of the evaluation split")
+    steps: int = flag(16, "steps per curve")
+    baseline: str = flag("mean", "replacement for removed patches", choices=BASELINES)
+    output_dir: Path = flag(Path("./judgement"), "folder for the results", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images < 2:
+            raise ValueError(f"--max-images must be at least 2, got {self.max_images}")
+        if self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        if self.labels and len(self.labels) != len(self.checkpoint):
+            raise ValueError(
+                f"--labels: {len(self.labels)} names for {len(self.checkpoint)} checkpoints; give one per checkpoint"
+            )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    check_data_flags(args)
-    if args.max_images < 2:
-        raise UserError(f"--max-images must be at least 2, got {args.max_images}")
-    if args.steps < 1:
-        raise UserError(f"--steps must be at least 1, got {args.steps}")
+    args = parse(Flags, argv, "selective-vit-judge")
     world = World(0, 1, pick_device(args.device))
     curves: dict[tuple[str, str], Curves] = {}
-    if args.labels and len(args.labels) != len(args.checkpoint):
-        raise UserError(
-            f"--labels: {len(args.labels)} names for {len(args.checkpoint)} checkpoints; give one per checkpoint"
-        )
     for number, file in enumerate(args.checkpoint):
         trained = load_trained(RECIPE, file, world.device, raw_weights=args.raw_weights)
         dataset, _ = trained.dataset(args, world)
@@ -63,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as e:  # more steps than patches, or a model without these maps
             raise UserError(f"{file}: {e}") from e
         curves |= {(name, method): c for method, c in judged.items()}
-    folder = Path(args.output_dir)
+    folder = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row_of(model, method, c) for (model, method), c in curves.items()]
     with (folder / "judgement.csv").open("w", newline="") as f:
@@ -133,22 +148,6 @@ def draw(curves: dict[tuple[str, str], Curves], path: Path) -> None:
             ax.grid(alpha=0.3)
             ax.legend(fontsize=8)
     figure.savefig(path, dpi=150)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="selective-vit-judge", description="Deletion and insertion areas of explanations.")
-    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="checkpoints to compare")
-    parser.add_argument("--labels", nargs="+", help="names of the models in the results (default: model names)")
-    parser.add_argument(
-        "--max-images", type=int, default=500, help="images of the evaluation split (default: %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=16, help="steps per curve (default: %(default)s)")
-    parser.add_argument(
-        "--baseline", choices=BASELINES, default="mean", help="replacement for removed patches (default: %(default)s)"
-    )
-    parser.add_argument("--output-dir", default="./judgement", help="folder for the results (default: %(default)s)")
-    add_data_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

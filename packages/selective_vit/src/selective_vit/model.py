@@ -137,9 +137,16 @@ class SelectiveAttention(nn.Module):
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         out = selective_attention(
-            self.q_norm(q), self.k_norm(k), v, self.threshold(N), self.selection, attn_mask=attn_mask,
-            is_causal=is_causal, dropout_p=self.attn_drop.p if self.training else 0.0, watch=self.threshold.watch,
-        )  # fmt: skip
+            self.q_norm(q),
+            self.k_norm(k),
+            v,
+            self.threshold(N),
+            self.selection,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            watch=self.threshold.watch,
+        )
         out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
@@ -167,11 +174,20 @@ class SelectedWeights(nn.Module):
 
 
 def make_selective(
-    vit: nn.Module, threshold: float | None = None, mode: str = "relu", empty_row: str = "argmax", *,
-    blocks: Iterable[int] | None = None, relative_threshold: bool = False, learned_threshold: str | None = None,
-    threshold_growth: float = 0.0, sparsity_weight: float = 0.0, eps: float = 1e-6, kernel: str = "auto",
+    vit: nn.Module,
+    threshold: float | None = None,
+    mode: str = "relu",
+    empty_row: str = "argmax",
+    *,
+    blocks: Iterable[int] | None = None,
+    relative_threshold: bool = False,
+    learned_threshold: str | None = None,
+    threshold_growth: float = 0.0,
+    sparsity_weight: float = 0.0,
+    eps: float = 1e-6,
+    kernel: str = "auto",
     reinit_attention: bool = False,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Make the attention layers of a timm ViT selective, in place; they keep their weights.
 
     Args:
@@ -185,9 +201,12 @@ def make_selective(
     Raises: ValueError for an unsupported model, for block indices out of range, and for invalid settings.
     """
     form = ThresholdForm(
-        threshold=threshold, relative=relative_threshold, learned=learned_threshold, growth=threshold_growth,
+        threshold=threshold,
+        relative=relative_threshold,
+        learned=learned_threshold,
+        growth=threshold_growth,
         sparsity_weight=sparsity_weight,
-    )  # fmt: skip
+    )
     selection = Selection(mode=mode, empty_row=empty_row, eps=eps, kernel=kernel)
     layers: Any = getattr(vit, "blocks", None)
     if not isinstance(layers, nn.Sequential | nn.ModuleList):
@@ -222,9 +241,10 @@ def _check(attn: Any, form: ThresholdForm, selection: Selection) -> None:
         reasons = {
             f"layers that compute their own weights ({type(attn).__name__})": eva,
             "learned thresholds": bool(form.learned),
-            "a growing threshold": bool(form.growth), "a sparsity term": bool(form.sparsity_weight),
+            "a growing threshold": bool(form.growth),
+            "a sparsity term": bool(form.sparsity_weight),
             "attention dropout": not eva and attn.attn_drop.p > 0,
-        }  # fmt: skip
+        }
         found = [reason for reason, there in reasons.items() if there]
         if found:
             raise ValueError(f'kernel="flex" does not work with {" or ".join(found)}')

@@ -35,9 +35,12 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     means = {label: 100 * t.mean("sparsity") for label, t in trackers.items()}
     keys = trackers[LABELS[1]].layers[layers[0]].keys
     draw_heads(
-        [layer.active_tokens.tolist() for layer in trackers[LABELS[1]].layers.values()], folder / "active_tokens.png",
-        label=f"active tokens of {keys}", title="SelectiveViT: tokens that a query still attends to", limits=(0, keys),
-    )  # fmt: skip
+        [layer.active_tokens.tolist() for layer in trackers[LABELS[1]].layers.values()],
+        folder / "active_tokens.png",
+        label=f"active tokens of {keys}",
+        title="SelectiveViT: tokens that a query still attends to",
+        limits=(0, keys),
+    )
     chosen = [subjects[label] for label in LABELS]
     image = next(iter(chosen[0].loader(1).epoch()))[0][0]
     settings = chosen[0].trained.settings
@@ -53,12 +56,14 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         ],
         pictures=[
             Picture(
-                "side_by_side.png", "Both models on the same image",
+                "side_by_side.png",
+                "Both models on the same image",
                 f"{says}. Top: the dense model; bottom: the selective one. Grad-CAM, Captum's LayerGradCam with tokens "
                 "presented as a grid, attention rollout. Each panel has its own color scale.",
             ),
             Picture(
-                "active_tokens.png", "Active tokens per head",
+                "active_tokens.png",
+                "Active tokens per head",
                 f"How many of {keys} tokens a query attends to after the threshold, mean over {IMAGES} images.",
             ),
         ],
@@ -68,10 +73,11 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
                 f"Percent of attention weights below τ = {THRESHOLD:g}, over {IMAGES} images: for the dense model "
                 "those that the threshold would remove, for the selective one those that it removed. Last column: "
                 "queries that attend to at most one token.",
-                ["block", f"{LABELS[0]}: below τ", f"{LABELS[1]}: zero", "at most one token"], rows,
+                ["block", f"{LABELS[0]}: below τ", f"{LABELS[1]}: zero", "at most one token"],
+                rows,
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _rows(pair: str, selective: Mapping[str, object], **more: object) -> dict[str, dict[str, object]]:
@@ -82,9 +88,13 @@ def _rows(pair: str, selective: Mapping[str, object], **more: object) -> dict[st
 
 def _bench(inference: float, training: float, **kwargs: object) -> Benchmark:
     return Benchmark(
-        model="selective_vit_base_patch16_224", model_kwargs=kwargs, against="vit_base_patch16_224", batch_size=4,
-        inference=inference, training=training,
-    )  # fmt: skip
+        model="selective_vit_base_patch16_224",
+        model_kwargs=kwargs,
+        against="vit_base_patch16_224",
+        batch_size=4,
+        inference=inference,
+        training=training,
+    )
 
 
 def layer_speed(device: torch.device, rounds: int) -> list[Figure]:
@@ -92,8 +102,9 @@ def layer_speed(device: torch.device, rounds: int) -> list[Figure]:
     times = measure((8, 12, 197, 64), THRESHOLD, ("auto",), device, max(rounds, 31))
     return [
         Figure(f"SelectiveViT, one layer ({name}) beside SDPA, inference", ratio_to_sdpa(times, name), 1.15)
-        for name in times if name != "SDPA"
-    ]  # fmt: skip
+        for name in times
+        if name != "SDPA"
+    ]
 
 
 PAPER = Paper(
@@ -110,14 +121,22 @@ PAPER = Paper(
     model="selective_vit_micro",
     micro=[
         Training(
-            name="digits", recipe=RECIPE, rows=_rows("both_micro", {}, dataset="digits", epochs=8), compared=LABELS,
+            name="digits",
+            recipe=RECIPE,
+            rows=_rows("both_micro", {}, dataset="digits", epochs=8),
+            compared=LABELS,
             seconds=25,
         )
     ],
     published=[
         Training(
-            name="CIFAR-10", recipe=RECIPE, rows=_rows("both", NOTEBOOK_MODEL, dataset="cifar10"), compared=LABELS,
-            images=50_000, download_gb=0.17, disk_gb=0.36,
+            name="CIFAR-10",
+            recipe=RECIPE,
+            rows=_rows("both", NOTEBOOK_MODEL, dataset="cifar10"),
+            compared=LABELS,
+            images=50_000,
+            download_gb=0.17,
+            disk_gb=0.36,
         )
     ],
     analyse=analyse,
@@ -125,4 +144,4 @@ PAPER = Paper(
     benchmarks=[_bench(1.02, 1.02), _bench(1.02, 1.02, threshold=0.004)],
     further_benchmarks=layer_speed,
     attention_map=class_token_attention,
-)  # fmt: skip
+)

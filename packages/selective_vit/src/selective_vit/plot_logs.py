@@ -7,22 +7,35 @@ uv run selective-vit-plot-logs vit_log.csv selectivevit_log.csv        logs writ
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit_core.commands import curves
 from vit_core.errors import UserError
-from vit_core.flags import command
+from vit_core.flags import REQUIRED, command, flag
 
 # Columns of the notebook's log (cell 11), with accuracies from 0 to 1, and our names, in percent.
 COLUMNS = {
-    "Epoch": "epoch", "Train Loss": "train_loss", "Train Acc": "train_acc1", "Test Loss": "val_loss",
+    "Epoch": "epoch",
+    "Train Loss": "train_loss",
+    "Train Acc": "train_acc1",
+    "Test Loss": "val_loss",
     "Test Acc": "val_acc1",
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(curves.CurveFlags):
+    """Plot the training curves of run folders, or of logs written by the original's notebook."""
+
+    runs: tuple[Path, ...] = flag(
+        REQUIRED, "run folders with a metrics.csv, or CSV files written by the original's notebook", positional=True
+    )
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    return curves.run("selective-vit-plot-logs", argv, read, ", or CSV files written by the original's notebook")
+    return curves.run("selective-vit-plot-logs", argv, read, Flags)
 
 
 def read(run: Path) -> Sequence[dict[str, str]]:

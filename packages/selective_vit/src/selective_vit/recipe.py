@@ -27,9 +27,10 @@ class ModelOptions:
     )
     mode: str | None = flag(None, "relu: the README's formula; hard: the notebook's (default: relu)", choices=MODES)
     empty_row: str | None = flag(
-        None, "a row in which no weight passes: keep its largest weight, or zero as published (default: argmax)",
+        None,
+        "a row in which no weight passes: keep its largest weight, or zero as published (default: argmax)",
         choices=EMPTY_ROWS,
-    )  # fmt: skip
+    )
     relative_threshold: bool | None = flag(None, "τ is in units of 1/N, the weight of uniform attention")
     learned_threshold: str | None = flag(
         None, "learn τ, one per layer or head, initialized at --threshold", choices=LEARNED
@@ -39,9 +40,10 @@ class ModelOptions:
     )
     threshold_growth: float | None = flag(None, "fraction of training during which τ rises from zero (default: 0)")
     kernel: str | None = flag(
-        None, "attention implementation; weights: the plain formula, flex: FlexAttention (default: auto)",
+        None,
+        "attention implementation; weights: the plain formula, flex: FlexAttention (default: auto)",
         choices=KERNELS,
-    )  # fmt: skip
+    )
     reinit_attention: bool | None = flag(
         None, "re-initialize the attention layers with random weights, as the original did by accident"
     )

@@ -25,9 +25,13 @@ def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> VisionTransf
     """Create the ViT with its weights, then make it selective if `name` is, so that no weights are lost."""
     selective = {k: fields.pop(k) for k in _SELECTIVE & fields.keys()}
     built = build_model_with_cfg(
-        VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": fields.pop("out_indices", 3), "feature_cls": "getter"}, **fields,
-    )  # fmt: skip
+        VisionTransformer,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": fields.pop("out_indices", 3), "feature_cls": "getter"},
+        **fields,
+    )
     if name.startswith("selective_"):
         vit = getattr(built, "model", built)  # features_only wraps it and drops later blocks
         if selective.get("blocks") is not None:

@@ -12,30 +12,55 @@ Writes sparsity.csv, active_tokens.png (for the last checkpoint), and with sever
 import csv
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.model import threshold_values, thresholds
 from selective_vit.recipe import RECIPE
-from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.commands.trained_model import ImageFlags, load_trained
 from vit_core.errors import UserError
 from vit_core.explain import SparsityTracker, draw_heads, measure_sparsity
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import World, pick_device
 
-FIELDS = ("checkpoint", "epoch", "block", "head", "threshold", "active_tokens", "keys", "sparsity", "empty_rows",
-          "single_rows")  # fmt: skip
+FIELDS = (
+    "checkpoint",
+    "epoch",
+    "block",
+    "head",
+    "threshold",
+    "active_tokens",
+    "keys",
+    "sparsity",
+    "empty_rows",
+    "single_rows",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ImageFlags):
+    """Measure how sparse a model's attention is."""
+
+    checkpoint: tuple[str, ...] = flag(REQUIRED, "checkpoints of one model", aliases=("model_path",), metavar="FILE")
+    threshold: float = flag(0.0, "weights above this are active; 0: all that the model keeps")
+    max_images: int = flag(500, "images of the evaluation split")
+    output_dir: Path | None = flag(
+        None, "folder for the results (default: `sparsity` next to the last checkpoint)", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images < 1:
+            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"--threshold must lie in [0, 1), got {self.threshold:g}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    check_data_flags(args)
-    if args.max_images < 1:
-        raise UserError(f"--max-images must be at least 1, got {args.max_images}")
-    if not 0 <= args.threshold < 1:
-        raise UserError(f"--threshold must lie in [0, 1), got {args.threshold:g}")
+    args = parse(Flags, argv, "selective-vit-sparsity")
     world = World(0, 1, pick_device(args.device))
     rows: list[dict[str, Any]] = []
     means = []
@@ -63,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, taus in values.items():
                 print(f"  {name}: τ {' '.join(f'{tau:.5f}' for tau in taus)}")
             print(f"  for comparison, 1/N = {1 / keys:.5f}")
-    folder = Path(args.output_dir or Path(args.checkpoint[-1]).parent / "sparsity")
+    folder = args.output_dir or Path(args.checkpoint[-1]).parent / "sparsity"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sparsity.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, FIELDS)
@@ -71,10 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer.writerows(rows)
     layers = list(means[-1][1].layers.values())
     draw_heads(
-        [layer.active_tokens.tolist() for layer in layers], folder / "active_tokens.png",
-        label=f"active tokens of {layers[0].keys}", title=f"{Path(args.checkpoint[-1]).parent.name}, epoch {epoch}",
+        [layer.active_tokens.tolist() for layer in layers],
+        folder / "active_tokens.png",
+        label=f"active tokens of {layers[0].keys}",
+        title=f"{Path(args.checkpoint[-1]).parent.name}, epoch {epoch}",
         limits=(0, max(layer.keys for layer in layers)),
-    )  # fmt: skip
+    )
     written = "sparsity.csv and active_tokens.png"
     if len(means) > 1:
         draw_epochs(sorted(means, key=lambda m: m[0]), folder / "sparsity_by_epoch.png")
@@ -93,14 +120,20 @@ def table(
 
     return [
         {
-            "checkpoint": checkpoint, "epoch": epoch, "block": block, "head": head, "keys": layer.keys,
+            "checkpoint": checkpoint,
+            "epoch": epoch,
+            "block": block,
+            "head": head,
+            "keys": layer.keys,
             "threshold": f"{tau(name, head):.6g}",
-            "active_tokens": f"{layer.active_tokens[head]:.4f}", "sparsity": f"{layer.sparsity[head]:.6f}",
-            "empty_rows": f"{layer.empty_rows[head]:.6f}", "single_rows": f"{layer.single_rows[head]:.6f}",
+            "active_tokens": f"{layer.active_tokens[head]:.4f}",
+            "sparsity": f"{layer.sparsity[head]:.6f}",
+            "empty_rows": f"{layer.empty_rows[head]:.6f}",
+            "single_rows": f"{layer.single_rows[head]:.6f}",
         }
         for block, (name, layer) in enumerate(tracker.layers.items())
         for head in range(len(layer.active))
-    ]  # fmt: skip
+    ]
 
 
 def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> None:
@@ -121,23 +154,6 @@ def draw_epochs(means: Sequence[tuple[int, SparsityTracker]], path: Path) -> Non
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=150)
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="selective-vit-sparsity", description="Measure how sparse a model's attention is.")
-    parser.add_argument("--checkpoint", "--model-path", nargs="+", required=True, help="checkpoints of one model")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.0,
-        help="weights above this are active (default: 0, all that the model keeps)",
-    )
-    parser.add_argument(
-        "--max-images", type=int, default=500, help="images of the evaluation split (default: %(default)s)"
-    )
-    parser.add_argument("--output-dir", help="folder for the results (default: `sparsity` next to the last checkpoint)")
-    add_data_flags(parser)
-    return parser
 
 
 if __name__ == "__main__":

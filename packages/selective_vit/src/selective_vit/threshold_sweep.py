@@ -9,8 +9,8 @@ resume an interrupted sweep. Writes measurements.csv, table.md and sweep.png.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,20 +18,21 @@ import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.attention import EMPTY_ROWS, MODES
 from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
+from vit_core.commands.settings import parse_with
 from vit_core.commands.study import (
     Measurement,
     Study,
-    add_study_flags,
+    StudyFlags,
     column,
     markdown_table,
     mean_and_spread,
     write_measurements,
 )
-from vit_core.commands.trained_model import add_data_flags, check_data_flags, load_trained
+from vit_core.commands.trained_model import AmpFlags, ImageFlags, load_trained
 from vit_core.data import BatchLoader
 from vit_core.errors import UserError
 from vit_core.explain import measure_sparsity
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse, spelled
 from vit_core.ledger.statistics import differences_to_baseline
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.evaluation import evaluate
@@ -40,56 +41,91 @@ from vit_core.training.precision import choose_precision
 THRESHOLDS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
+PROG = "selective-vit-threshold-sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(StudyFlags):
+    """Accuracy and sparsity by threshold: train a model with each τ, or with --checkpoint evaluate one with each τ.
+
+    Without --checkpoint the flags of selective-vit-train apply to every training; with it see the help of `--checkpoint
+    FILE --help`. Repeat the command to resume an interrupted sweep.
+    """
+
+    seeds: tuple[int, ...] = flag((0, 1), "random seeds of each τ")
+    output_dir: Path = flag(Path("./sweep"), "folder of the sweep", metavar="DIR")
+    thresholds: tuple[float, ...] = flag(THRESHOLDS, "values of τ", metavar="τ")
+    sparsity_images: int = flag(500, "images to measure sparsity on")
+    checkpoint: str | None = flag(
+        None, "evaluate this trained model, dense or selective, with each τ instead of training", metavar="FILE"
+    )
+
+    def __post_init__(self) -> None:
+        if self.sparsity_images < 1:
+            raise ValueError(f"--sparsity-images must be at least 1, got {self.sparsity_images}")
+        outside = [t for t in self.thresholds if not 0 <= t < 1]
+        if outside:
+            raise ValueError(f"--thresholds must lie in [0, 1), got {outside[0]:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSweepFlags(Flags, ImageFlags, AmpFlags):
+    """Accuracy and sparsity of one trained model with each τ."""
+
+    mode: str | None = flag(None, "thresholding formula (default: the model's; relu if dense)", choices=MODES)
+    empty_row: str | None = flag(
+        None, "rows in which no weight passes (default: the model's; argmax if dense)", choices=EMPTY_ROWS
+    )
+
+    def __post_init__(self) -> None:
+        Flags.__post_init__(self)
+        ImageFlags.__post_init__(self)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="selective-vit-threshold-sweep",
-        description="Accuracy and sparsity by threshold. All flags of selective-vit-train are accepted, or with "
-        "--checkpoint those of selective-vit-evaluate. Repeat the command to resume an interrupted sweep.",
-    )
-    parser.add_argument(
-        "--thresholds", nargs="+", type=float, default=list(THRESHOLDS), metavar="τ", help="values of τ"
-    )
-    parser.add_argument(
-        "--checkpoint", help="evaluate this trained model, dense or selective, with each τ instead of training"
-    )
-    parser.add_argument(
-        "--sparsity-images", type=int, default=500, help="images to measure sparsity on (default: %(default)s)"
-    )
-    add_study_flags(parser, seeds=(0, 1), folder="./sweep")
-    args, flags = parser.parse_known_args(argv)
-    if args.sparsity_images < 1:
-        raise UserError(f"--sparsity-images must be at least 1, got {args.sparsity_images}")
-    outside = [t for t in args.thresholds if not 0 <= t < 1]
-    if outside:
-        raise UserError(f"--thresholds must lie in [0, 1), got {outside[0]:g}")
-    folder = Path(args.output_dir)
-    rows = {f"{t:g}": t for t in args.thresholds}
-    if args.checkpoint:
-        measurements, title = _one_model(args, flags, rows)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_measurements(folder, measurements)
-    else:
-        shared = {"model": "selective_micro", **RECIPE.parse(flags)}
-        other = {"threshold", "relative_threshold", "learned_threshold"} & shared.keys()
-        if other:
-            flag = min(other).replace("_", "-")
-            raise UserError(f"--{flag} is not available here: a sweep sets fixed values of τ; use --thresholds")
-        if not RECIPE.models.get(shared["model"], "").startswith("selective"):
-            raise UserError(
-                f"--model {shared['model']}: a sweep trains one selective model; use selective or selective_micro"
-            )
-        study = Study(
-            recipe=RECIPE, rows={row: {**shared, "threshold": t} for row, t in rows.items()}, seeds=args.seeds,
-            folder=folder, measure=lambda s: sparsity_of(s.trained.model, s.loader(args.sparsity_images)),
-            measured_by={"sparsity_images": args.sparsity_images},
-        )  # fmt: skip
-        measurements, title = study.run(), study.title("Trained with each τ")
-    text = table(measurements, list(rows))
+    words = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--checkpoint" for word in words):
+        one = parse(CheckpointSweepFlags, words, PROG)
+        measurements, title = _one_model(one)
+        one.output_dir.mkdir(parents=True, exist_ok=True)
+        write_measurements(one.output_dir, measurements)
+        return _write(one, measurements, title)
+    return _write(*_trained(words))
+
+
+def _write(args: Flags, measurements: list[Measurement], title: str) -> int:
+    """Write the table and the plot. Returns the exit code."""
+    rows, folder = list(dict.fromkeys(f"{t:g}" for t in args.thresholds)), args.output_dir
+    text = table(measurements, rows)
     (folder / "table.md").write_text(text)
-    draw(measurements, list(rows), folder / "sweep.png", title)
+    draw(measurements, rows, folder / "sweep.png", title)
     print(f"\n{text}\nwrote measurements.csv, table.md and sweep.png to {folder}")
     return 0
+
+
+def _trained(words: Sequence[str]) -> tuple[Flags, list[Measurement], str]:
+    """Train a model with each τ and measure it."""
+    args, given = parse_with(RECIPE, Flags, words, PROG)
+    shared = {"model": "selective_micro", **given}
+    other = {"threshold", "relative_threshold", "learned_threshold"} & shared.keys()
+    if other:
+        raise UserError(
+            f"{spelled(min(other))} is not available here: a sweep sets fixed values of τ; use --thresholds"
+        )
+    if not RECIPE.models.get(shared["model"], "").startswith("selective"):
+        raise UserError(
+            f"--model {shared['model']}: a sweep trains one selective model; use selective or selective_micro"
+        )
+    study = Study(
+        recipe=RECIPE,
+        rows={f"{t:g}": {**shared, "threshold": t} for t in args.thresholds},
+        seeds=args.seeds,
+        folder=args.output_dir,
+        measure=lambda s: sparsity_of(s.trained.model, s.loader(args.sparsity_images)),
+        measured_by={"sparsity_images": args.sparsity_images},
+    )
+    return args, study.run(), study.title("Trained with each τ")
 
 
 def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
@@ -98,36 +134,32 @@ def sparsity_of(model: nn.Module, images: BatchLoader) -> Measurement:
     first = next(iter(tracker.layers.values()))
     shares = {name: 100 * tracker.mean(name) for name in ("sparsity", "single_rows", "empty_rows")}
     return shares | {
-        "active_tokens": tracker.mean("active_tokens"), "keys": first.keys, "sparsity_images": first.rows // first.keys
-    }  # fmt: skip
+        "active_tokens": tracker.mean("active_tokens"),
+        "keys": first.keys,
+        "sparsity_images": first.rows // first.keys,
+    }
 
 
-def _one_model(args: Any, flags: Sequence[str], rows: dict[str, float]) -> tuple[list[Measurement], str]:
-    parser = ArgumentParser(prog="selective-vit-threshold-sweep --checkpoint")
-    add_data_flags(parser)
-    parser.add_argument("--mode", choices=MODES, help="thresholding formula (default: the model's; relu if dense)")
-    parser.add_argument(
-        "--empty-row", choices=EMPTY_ROWS, help="rows in which no weight passes (default: the model's; argmax if dense)"
-    )
-    given = parser.parse_args(flags)
-    check_data_flags(given)
-    world = World(0, 1, pick_device(given.device))
-    trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=given.raw_weights)
-    dataset, data = trained.dataset(given, world)
-    size = {"batch_size": given.batch_size, "num_workers": given.num_workers}
+def _one_model(args: CheckpointSweepFlags) -> tuple[list[Measurement], str]:
+    """Measure one trained model with each τ."""
+    assert args.checkpoint is not None
+    world = World(0, 1, pick_device(args.device))
+    trained = load_trained(RECIPE, args.checkpoint, world.device, raw_weights=args.raw_weights)
+    dataset, data = trained.dataset(args, world)
+    size = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     kwargs = trained.settings["model_kwargs"]
-    mode, empty_row = given.mode or kwargs.get("mode", "relu"), given.empty_row or kwargs.get("empty_row", "argmax")
+    mode, empty_row = args.mode or kwargs.get("mode", "relu"), args.empty_row or kwargs.get("empty_row", "argmax")
     measurements = []
-    for row, tau in rows.items():
+    for tau in args.thresholds:
         make_selective(trained.model, tau, mode, empty_row)  # whatever threshold it was trained with
         result = evaluate(
-            trained.model, trained.loader(dataset, world, **size), choose_precision(given.amp, world.device)
+            trained.model, trained.loader(dataset, world, **size), choose_precision(args.amp, world.device)
         )
         seed = trained.settings["train"]["seed"]
-        measured: Measurement = {"row": row, "seed": seed, "acc1": result.acc1, "acc5": result.acc5}
+        measured: Measurement = {"row": f"{tau:g}", "seed": seed, "acc1": result.acc1, "acc5": result.acc5}
         measured |= sparsity_of(trained.model, trained.loader(dataset, world, limit=args.sparsity_images, **size))
         measurements.append(measured)
-        print(f"τ {row}: top-1 {result.acc1:.2f}%, {measured['sparsity']:.2f}% of the weights are zero", flush=True)
+        print(f"τ {tau:g}: top-1 {result.acc1:.2f}%, {measured['sparsity']:.2f}% of the weights are zero", flush=True)
     return measurements, f"{trained.source.parent.name} with each τ: {data.dataset}"
 
 
@@ -137,14 +169,16 @@ def table(measurements: Sequence[Measurement], rows: Sequence[str]) -> str:
     Differences are paired by seed, with a 95% interval corrected for the number of rows (Holm).
     """
     seeds = sorted({int(m["seed"]) for m in measurements})
-    accuracies = {
-        row: {int(m["seed"]): float(m["acc1"]) for m in measurements if str(m["row"]) == row} for row in rows
-    }  # fmt: skip
+    accuracies = {row: {int(m["seed"]): float(m["acc1"]) for m in measurements if str(m["row"]) == row} for row in rows}
     differences = differences_to_baseline(accuracies, rows[0])
     heads = [
-        "τ", "τ N", f"top-1 % (seeds {', '.join(map(str, seeds))})", f"vs. τ = {rows[0]}, points (95%, paired, Holm)",
-        "zero weights, %", "rows with at most one token, %",
-    ]  # fmt: skip
+        "τ",
+        "τ N",
+        f"top-1 % (seeds {', '.join(map(str, seeds))})",
+        f"vs. τ = {rows[0]}, points (95%, paired, Holm)",
+        "zero weights, %",
+        "rows with at most one token, %",
+    ]
     lines = []
     for row in rows:
         relative = float(row) * column(measurements, row, "keys")[0]

@@ -17,14 +17,15 @@ import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import PAIRS, RECIPE, for_plain
 from vit_core.commands import train as train_command
 from vit_core.commands.curves import draw
+from vit_core.commands.settings import parse, settle
 from vit_core.errors import UserError
 from vit_core.flags import command
-from vit_core.recipe import create_model, settle
+from vit_core.models.create import create_model
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    given = RECIPE.parse(argv)
+    given = parse(RECIPE, argv)
     if given.get("resume"):
         if given.get("model") in PAIRS:
             raise UserError("--resume continues one model: omit --model, which is stored in the checkpoint")

@@ -130,9 +130,11 @@ def _prediction(name: str, logits: Tensor, targets: Tensor) -> dict[str, Tensor]
     p = logits.softmax(1)
     best = p.max(1)
     return {
-        f"{name}_class": best.indices, f"{name}_correct": 100.0 * (best.indices == targets),
-        f"{name}_confidence": 100 * best.values, f"{name}_true_class": 100 * p.gather(1, targets[:, None])[:, 0],
-    }  # fmt: skip
+        f"{name}_class": best.indices,
+        f"{name}_correct": 100.0 * (best.indices == targets),
+        f"{name}_confidence": 100 * best.values,
+        f"{name}_true_class": 100 * p.gather(1, targets[:, None])[:, 0],
+    }
 
 
 def groups(columns: Columns, threshold: float) -> np.ndarray:

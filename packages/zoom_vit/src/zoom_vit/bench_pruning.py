@@ -10,7 +10,9 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,36 +20,41 @@ import timm
 import torch
 
 from vit_core.bench.pair import in_turn, multiply_adds
-from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 from vit_core.training.distributed import pick_device, seed_everything
 from vit_core.training.run_folder import environment
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.registry import BACKBONE, zoom_vit_tiny_patch16_224
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Measured speed-up of pruning against the saved multiply-adds; dense, pruned and timm's ViT-Tiny in turn."""
+
+    keep_ratios: tuple[float, ...] = flag((0.3, 0.5), "shares of patches kept")
+    batch_sizes: tuple[int, ...] = flag((8, 32), "batch sizes")
+    prune_layer: int = flag(6, "prune after this block")
+    importance: str = flag("token_norm", "patch ranking", choices=tuple(IMPORTANCES))
+    rounds: int = flag(15, "timed rounds per model")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if self.rounds < 1 or min(self.batch_sizes) < 1 or not all(0 < k <= 1 for k in self.keep_ratios):
+            raise ValueError("--rounds and --batch-sizes must be at least 1, and --keep-ratios must lie in (0, 1]")
+        if not 1 <= self.prune_layer <= 11:
+            raise ValueError(f"--prune-layer must lie in 1 … 11, got {self.prune_layer}")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m zoom_vit.bench_pruning", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--keep-ratios", nargs="+", type=float, default=[0.3, 0.5], help="shares of patches kept (default: 0.3 0.5)"
-    )
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 32], help="(default: 8 32)")
-    parser.add_argument("--prune-layer", type=int, default=6, help="prune after this block (default: %(default)s)")
-    parser.add_argument(
-        "--importance", choices=tuple(IMPORTANCES), default="token_norm", help="patch ranking (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per model (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or min(args.batch_sizes) < 1 or not all(0 < k <= 1 for k in args.keep_ratios):
-        raise UserError("--rounds and --batch-sizes must be at least 1, and --keep-ratios must lie in (0, 1]")
-    if not 1 <= args.prune_layer <= 11:
-        raise UserError(f"--prune-layer must lie in 1 … 11, got {args.prune_layer}")
+    args = parse(Flags, argv, "python -m zoom_vit.bench_pruning")
     device = pick_device(args.device)
-    print(f"{device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds, {args.importance}, "
-          f"pruned after block {args.prune_layer}")  # fmt: skip
+    print(
+        f"{device}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds, {args.importance}, "
+        f"pruned after block {args.prune_layer}"
+    )
     rows = []
     for batch_size in args.batch_sizes:
         rows += measure(batch_size, args.keep_ratios, args.prune_layer, args.importance, device, args.rounds)
@@ -83,10 +90,19 @@ def measure(
         realised, ideal = float(np.median(ratios)), cost[0] / cost[i]
         low, high = median_interval(ratios)
         ms = 1e3 * statistics.median(r[i] for r in seconds) / batch_size
-        rows.append({
-            "batch_size": batch_size, "model": name, "ms_per_image": ms, "gmacs": cost[i] / 1e9, "realised": realised,
-            "realised_low": low, "realised_high": high, "ideal": ideal, "share": realised / ideal,
-        })  # fmt: skip
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "model": name,
+                "ms_per_image": ms,
+                "gmacs": cost[i] / 1e9,
+                "realised": realised,
+                "realised_low": low,
+                "realised_high": high,
+                "ideal": ideal,
+                "share": realised / ideal,
+            }
+        )
         print(
             f"  {name:22} {ms:6.2f} ms/image, speed-up {realised:.3f}× ({low:.3f} … {high:.3f}), ideal {ideal:.3f}×, "
             f"ratio {realised / ideal:.3f}"

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,40 @@ from torchvision import datasets, transforms
 
 from vit_core.data import Augment, AugmentConfig, BatchLoader, MemorySource, load_dataset
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import REQUIRED, check_output, command, flag, parse
 from vit_core.training.distributed import seed_everything, start
 from vit_core.training.run_folder import environment
 from zoom_vit.recipe import CIFAR10, PUBLISHED
 from zoom_vit.registry import zoom_vit_tiny_patch8_32
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Data loading time as a share of a CIFAR-10 epoch: our loader, and torchvision's in the training process."""
+
+    data_path: Path = flag(REQUIRED, "folder with train/ and test/", metavar="DIR")
+    steps: int = flag(20, "steps per loader and round")
+    rounds: int = flag(5, "number of rounds")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if self.steps < 1 or self.rounds < 1:
+            raise ValueError("--steps and --rounds must be at least 1")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m zoom_vit.bench_recipe", description=__doc__.splitlines()[0])
-    parser.add_argument("--data-path", required=True, help="folder with train/ and test/")
-    parser.add_argument("--steps", type=int, default=20, help="steps per loader and round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this file")
-    args = parser.parse_args(argv)
-    if args.steps < 1 or args.rounds < 1:
-        raise UserError("--steps and --rounds must be at least 1")
+    args = parse(Flags, argv, "python -m zoom_vit.bench_recipe")
     start("cpu")
     begun = time.perf_counter()
-    data = load_dataset("imagefolder", data_path=args.data_path, img_size=32, normalize="half")
+    data = load_dataset("imagefolder", data_path=str(args.data_path), img_size=32, normalize="half")
     decoding = time.perf_counter() - begun
     batch_size, epochs = CIFAR10["batch_size"], CIFAR10["epochs"]
     augment = Augment(AugmentConfig(hflip=0.0), 32, data.mean, data.std)
     loader = BatchLoader(data.train, batch_size=batch_size, transform=augment, train=True)
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-    folder = datasets.ImageFolder(str(Path(args.data_path) / "train"), prepare)
+    folder = datasets.ImageFolder(str(args.data_path / "train"), prepare)
     theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, drop_last=True)
     if not isinstance(data.train, MemorySource) or data.train.images.shape[2:] != (32, 32):
         raise UserError(

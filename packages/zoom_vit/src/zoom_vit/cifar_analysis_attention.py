@@ -9,32 +9,43 @@ entropy of each kind of map, and the share of top patches that two kinds have in
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
-from vit_core.errors import UserError
 from vit_core.explain import chance_level, top_places
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from zoom_vit.alignment import noise_entropy, normalised_entropy
 from zoom_vit.examples import draw_importance
-from zoom_vit.experiment import CIFAR_FOLDER, Experiment, add_experiment_flags, add_keep_ratio, begin
+from zoom_vit.experiment import KEEP, Experiment, ExperimentFlags, begin, check_count, check_shares
 from zoom_vit.importance import IMPORTANCES, importance_map
-from zoom_vit.recipe import CIFAR
+from zoom_vit.recipe import CIFAR, CIFAR_FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ExperimentFlags):
+    """Draw and compare importance maps."""
+
+    output_dir: Path = flag(Path(CIFAR_FOLDER), "folder for the results", metavar="DIR")
+    pictures: int = flag(8, "images to draw")
+    max_images: int = flag(500, "images to measure")
+    keep_ratio: float = flag(KEEP, "share of patches to keep")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares("--keep-ratio", [self.keep_ratio])
+        check_count("--max-images", self.max_images)
+        if self.pictures < 0:
+            raise ValueError("--pictures must be at least 0")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="zoom-vit-cifar-analysis-attention", description="Draw and compare importance maps.")
-    parser.add_argument("--pictures", type=int, default=8, help="images to draw (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, default=500, help="images to measure (default: %(default)s)")
-    add_keep_ratio(parser)
-    add_experiment_flags(parser, CIFAR_FOLDER)
-    args = parser.parse_args(argv)
-    if args.pictures < 0:
-        raise UserError("--pictures must be at least 0")
+    args = parse(Flags, argv, "zoom-vit-cifar-analysis-attention")
     experiment = begin(CIFAR, args)
     record = measure(experiment, args.keep_ratio, args.max_images)
     text = report(record)
@@ -66,10 +77,15 @@ def measure(experiment: Experiment, share: float, limit: int) -> dict[str, Any]:
         common += (torch.einsum("ibn,jbn->ij", top, top) / chosen).cpu()
         count, places = count + len(images), top.shape[2]
     return {
-        "images": count, "patches": places, "share": share, "importances": names,
-        "entropy": (entropy / count).tolist(), "noise_entropy": noise_entropy(places),
-        "agreement": (100 * common / count).tolist(), "chance": chance_level(places, share),
-    }  # fmt: skip
+        "images": count,
+        "patches": places,
+        "share": share,
+        "importances": names,
+        "entropy": (entropy / count).tolist(),
+        "noise_entropy": noise_entropy(places),
+        "agreement": (100 * common / count).tolist(),
+        "chance": chance_level(places, share),
+    }
 
 
 def report(record: dict[str, Any]) -> str:

@@ -1,19 +1,10 @@
 """Evaluate the study's ViT on CIFAR-10: `uv run zoom-vit-cifar-evaluate --checkpoint FILE`."""
 
 import sys
-from collections.abc import Sequence
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.commands import evaluate as evaluate_command
-from vit_core.flags import command
-from zoom_vit.experiment import CIFAR_FOLDER
 from zoom_vit.recipe import CIFAR
 
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    return evaluate_command.run(CIFAR, argv, CIFAR_FOLDER)
-
+main = CIFAR.evaluate
 
 if __name__ == "__main__":
     sys.exit(main())

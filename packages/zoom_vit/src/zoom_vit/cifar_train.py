@@ -7,18 +7,10 @@ Claimed after three epochs: 53.17% accuracy and a test loss of 1.2895. See READM
 """
 
 import sys
-from collections.abc import Sequence
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.commands import train as train_command
-from vit_core.flags import command
 from zoom_vit.recipe import CIFAR
 
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    return train_command.run(CIFAR, argv)
-
+main = CIFAR.train
 
 if __name__ == "__main__":
     sys.exit(main())

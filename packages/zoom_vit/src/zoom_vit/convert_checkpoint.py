@@ -6,22 +6,29 @@ Sizes are read from the weights. A 32-pixel model is assumed to be for CIFAR-10,
 read as tensors and plain values only: no code in it is executed.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.commands.convert import Converted, parser, run
-from vit_core.flags import command
+from vit_core.commands.convert import Converted, ConvertFlags, run
+from vit_core.flags import command, flag
 from vit_core.models.conversion import sizes_of
 from zoom_vit.convert import model_from_original
 from zoom_vit.recipe import CIFAR, FLOWERS
 
 
-def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argparse.Namespace) -> Converted:
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConvertFlags):
+    """Convert a checkpoint of the ZoomViT study's original code to this project's format."""
+
+    num_heads: int | None = flag(None, "number of attention heads (default: embed_dim / 64)")
+
+
+def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:
     heads = {} if args.num_heads is None else {"num_heads": args.num_heads}
     model = model_from_original(weights, heads)
     img_size = model.patch_embed.img_size[0]
@@ -37,9 +44,7 @@ def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: argp
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser("zoom-vit-convert", CIFAR.paper)
-    p.add_argument("--num-heads", type=int, help="number of attention heads (default: embed_dim / 64)")
-    return run(convert, p, argv)
+    return run(convert, Flags, argv, "zoom-vit-convert")
 
 
 if __name__ == "__main__":

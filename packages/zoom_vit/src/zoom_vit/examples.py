@@ -6,6 +6,7 @@ The folder names are the study's: `1_good_attention`, `2_inverted_attention` and
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +14,16 @@ import torch
 from torch import Tensor
 
 from vit_core.commands.study import markdown_table
-from vit_core.errors import UserError
 from vit_core.explain import figure_of_maps, overlay
 from vit_core.explain.figure_text import figure_text
-from vit_core.flags import ArgumentParser
+from vit_core.flags import flag
 from vit_core.recipe import Recipe
 from zoom_vit.alignment import GROUPS, Judgement, groups, judge
 from zoom_vit.experiment import (
     Experiment,
-    add_experiment_flags,
-    add_judgement_flags,
+    JudgementFlags,
     begin,
+    check_count,
     judgement,
     threshold_of,
 )
@@ -43,35 +43,37 @@ class Example(NamedTuple):
     entropy: float
 
 
-def add_example_flags(parser: ArgumentParser, folder: str) -> None:
-    parser.add_argument("--per-group", type=int, default=4, help="pictures per group (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, default=200, help="images to choose from (default: %(default)s)")
-    parser.add_argument(
-        "--indices", type=int, nargs="+", help="draw these images instead, such as the study's 1143 5238 204"
-    )
-    add_judgement_flags(parser)
-    add_experiment_flags(parser, folder)
+@dataclass(frozen=True, kw_only=True)
+class ExampleFlags(JudgementFlags):
+    """The flags of the scripts that draw examples."""
+
+    per_group: int = flag(4, "pictures per group")
+    max_images: int = flag(200, "images to choose from")
+    indices: tuple[int, ...] = flag((), "draw these images instead, such as the study's 1143 5238 204")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--per-group", self.per_group)
+        check_count("--max-images", self.max_images)
 
 
-def begin_examples(recipe: Recipe, args: Any) -> tuple[Experiment, Judgement, list[Example]]:
-    """Load the model and data from the flags, select the images, and print the size of each group."""
-    if args.per_group < 1:
-        raise UserError("--per-group must be at least 1")
+def begin_examples(recipe: Recipe, args: ExampleFlags) -> tuple[Experiment, Judgement, list[Example]]:
+    """Load the model and data that the flags name, select the images, and print the size of each group."""
     experiment = begin(recipe, args)
-    by, threshold = judgement(experiment), threshold_of(experiment)
+    by, threshold = judgement(args, experiment.model), threshold_of(args, experiment.model)
     found: list[Example] = []
     counts = [0] * len(GROUPS)
-    if args.indices is None:
+    if not args.indices:
         batches: Iterable[tuple[list[int], Tensor, Tensor]] = experiment.batches(args.max_images)
     else:
-        batches = [(args.indices, *experiment.pick(args.indices))]
+        batches = [(list(args.indices), *experiment.pick(args.indices))]
     for numbers, images, targets in batches:
         judged = judge(experiment.model, images, targets, by)
         entropies = judged["entropy"].tolist()
         chosen = groups({k: v.cpu().numpy() for k, v in judged.items()}, threshold).tolist()
         for i, number in enumerate(numbers):
             counts[chosen[i]] += 1
-            if args.indices is not None or counts[chosen[i]] <= args.per_group:
+            if args.indices or counts[chosen[i]] <= args.per_group:
                 found.append(Example(number, images[i : i + 1].clone(), int(targets[i]), chosen[i], entropies[i]))
     print(f"{sum(counts)} images: " + ", ".join(f"{n} {name}" for n, name in zip(counts, GROUPS, strict=True)))
     return experiment, by, found

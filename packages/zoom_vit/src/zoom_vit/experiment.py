@@ -1,6 +1,7 @@
 """Shared by the analysis scripts: flags, the trained model with its images, and the study's folders."""
 
 import csv
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,27 +12,92 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_core.commands.trained_model import (
-    TrainedModel,
-    add_checkpoint_flag,
-    add_data_flags,
-    check_data_flags,
-    load_trained,
-)
+from vit_core.commands.trained_model import CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.data import BatchLoader, Dataset
 from vit_core.errors import UserError
 from vit_core.explain import denormalise
-from vit_core.flags import ArgumentParser, build
+from vit_core.flags import build, flag
 from vit_core.recipe import Recipe
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.run_folder import environment
 from zoom_vit.alignment import JUDGES, LAYERS, Judgement, noise_entropy
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.model import ZoomViT
+from zoom_vit.recipe import FLOWERS_FOLDER
 
-CIFAR_FOLDER = "experiments/cifar/vit_baseline"
-FLOWERS_FOLDER = "experiments/flowers/vit_baseline"
+KEEP = 0.3  # the study's share of patches
 KEEP_RATIOS = tuple(round(1 - 0.1 * i, 1) for i in range(10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFlags(CheckpointFlags, ImageFlags):
+    """The flags of every analysis script."""
+
+    output_dir: Path = flag(Path(FLOWERS_FOLDER), "folder for the results", metavar="DIR")
+    batch_size: int = flag(64, "batch size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveFlags(ExperimentFlags):
+    """The range of a curve."""
+
+    importances: tuple[str, ...] = flag(tuple(IMPORTANCES), "importances to measure", choices=tuple(IMPORTANCES))
+    keep_ratios: tuple[float, ...] = flag(KEEP_RATIOS, "shares of patches to keep")
+    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares("--keep-ratios", self.keep_ratios)
+        check_count("--max-images", self.max_images)
+
+    @property
+    def settings(self) -> tuple[list[str], list[float]]:
+        """Importances and keep ratios without duplicates, ratios in descending order."""
+        return list(dict.fromkeys(self.importances)), sorted(set(self.keep_ratios), reverse=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgementFlags(ExperimentFlags):
+    """How an image's intent is judged; see `alignment.Judgement`."""
+
+    importance: str = flag(
+        "token_norm", "importance measure of the patches; token_norm as published", choices=tuple(IMPORTANCES)
+    )
+    keep_ratio: float = flag(KEEP, "share of patches to keep")
+    prune_layer: int | None = flag(None, "prune after this many blocks (default: half of them)")
+    judged_by: str = flag(
+        "pixels",
+        "hide the other patches in the image (pixels) or prune them (tokens) to judge the top patches alone",
+        choices=JUDGES,
+    )
+    judged_at: str = flag(
+        "last",
+        "judge the map after the last block (last), as in the study's pictures, or at the pruning layer (pruned)",
+        choices=LAYERS,
+    )
+    entropy_threshold: float | None = flag(
+        None, "intent is diffuse if the map's entropy is above this (default: entropy of uniform noise)"
+    )
+    seed: int = flag(0, "random seed of the random control")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares("--keep-ratio", [self.keep_ratio])
+        if self.entropy_threshold is not None and not 0 <= self.entropy_threshold <= 1:
+            raise ValueError(f"--entropy-threshold must lie in [0, 1], got {self.entropy_threshold}")
+
+
+def check_shares(name: str, shares: Sequence[float]) -> None:
+    """ValueError unless all lie in (0, 1]."""
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong:
+        raise ValueError(f"{name} must lie in (0, 1], got {wrong[0]}")
+
+
+def check_count(name: str, count: int | None) -> None:
+    """ValueError for a count below 1."""
+    if count is not None and count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +109,14 @@ class Experiment:
     dataset: Dataset
     world: World
     folder: Path
-    args: Any
+    batch_size: int
+    num_workers: int
 
     def loader(self, limit: int | None = None) -> BatchLoader:
         """The evaluation split in order, or `limit` evenly spaced images of it."""
-        size = {"batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
-        return self.trained.loader(self.dataset, self.world, limit=limit, **size)
+        return self.trained.loader(
+            self.dataset, self.world, limit=limit, batch_size=self.batch_size, num_workers=self.num_workers
+        )
 
     def numbers(self, limit: int | None = None) -> list[int]:
         """Indices in the split of the images of `loader(limit)`."""
@@ -62,7 +130,7 @@ class Experiment:
             yield numbers[: len(images)], images, targets
             del numbers[: len(images)]
 
-    def pick(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def pick(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The normalized images (n, 3, S, S) of the split with these indices, and their classes (n,)."""
         count = len(self.dataset.val)
         wrong = [i for i in indices if not 0 <= i < count]
@@ -75,9 +143,12 @@ class Experiment:
     def record(self) -> dict[str, Any]:
         """Model, data and environment, for a result's JSON file."""
         return {
-            "checkpoint": str(self.trained.source), "model": self.trained.settings["model"],
-            "dataset": self.dataset.name, "eval_split": self.dataset.eval_split, "environment": environment(),
-        }  # fmt: skip
+            "checkpoint": str(self.trained.source),
+            "model": self.trained.settings["model"],
+            "dataset": self.dataset.name,
+            "eval_split": self.dataset.eval_split,
+            "environment": environment(),
+        }
 
     def picture(self, image: Tensor) -> Tensor:
         """Undo the normalization of an image (3, S, S): pixel values in [0, 1], on the CPU."""
@@ -90,100 +161,41 @@ class Experiment:
         return f"{self.trained.class_names[best]} {float(p[best]):.3f}"
 
 
-def add_experiment_flags(parser: ArgumentParser, folder: str) -> None:
-    add_checkpoint_flag(parser)
-    parser.add_argument("--output-dir", default=folder, help="folder for the results (default: %(default)s)")
-    add_data_flags(parser, amp=False)
-    parser.set_defaults(batch_size=64)
-
-
-def begin(recipe: Recipe, args: Any) -> Experiment:
-    """Load the model and data from the flags. UserError for invalid flags."""
-    check_data_flags(args)
-    if not 0 < getattr(args, "keep_ratio", 1.0) <= 1:
-        raise UserError(f"--keep-ratio must lie in (0, 1], got {args.keep_ratio}")
-    if getattr(args, "max_images", 1) is not None and getattr(args, "max_images", 1) < 1:
-        raise UserError("--max-images must be at least 1")
-    world = World(0, 1, pick_device(args.device))
-    trained = load_trained(recipe, args.checkpoint, world.device, raw_weights=args.raw_weights)
+def begin(recipe: Recipe, flags: ExperimentFlags) -> Experiment:
+    """Load the model and data that the flags name. UserError if they do not fit."""
+    world = World(0, 1, pick_device(flags.device))
+    trained = load_trained(recipe, flags.checkpoint, world.device, raw_weights=flags.raw_weights)
     assert isinstance(trained.model, ZoomViT)
-    dataset, _ = trained.dataset(args, world)
-    folder = Path(args.output_dir)
+    dataset, _ = trained.dataset(flags, world)
+    folder = flags.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # fail before the measurement, not after it
         raise UserError(f"--output-dir {folder}: permission denied; choose a writable folder")
     return Experiment(
-        trained=trained, model=trained.model, dataset=dataset, world=world, folder=folder, args=args
-    )  # fmt: skip
+        trained=trained,
+        model=trained.model,
+        dataset=dataset,
+        world=world,
+        folder=folder,
+        batch_size=flags.batch_size,
+        num_workers=flags.num_workers,
+    )
 
 
-def add_keep_ratio(parser: ArgumentParser) -> None:
-    parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of patches to keep (default: %(default)s)")
-
-
-def add_curve_flags(parser: ArgumentParser) -> None:
-    """Flags for the range of a curve."""
-    parser.add_argument(
-        "--importances", nargs="+", choices=tuple(IMPORTANCES), default=list(IMPORTANCES),
-        help="importances to measure (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--keep-ratios", nargs="+", type=float, default=list(KEEP_RATIOS),
-        help="shares of patches to keep (default: 1.0, 0.9 … 0.1)",
-    )  # fmt: skip
-    parser.add_argument("--max-images", type=int, help="number of evenly spaced images (default: the whole split)")
-
-
-def curve_of(args: Any) -> tuple[list[str], list[float]]:
-    """Importances and keep ratios without duplicates, ratios in descending order. UserError for invalid ratios."""
-    if not all(0 < k <= 1 for k in args.keep_ratios):
-        raise UserError("--keep-ratios must lie in (0, 1]")
-    return list(dict.fromkeys(args.importances)), sorted(set(args.keep_ratios), reverse=True)
-
-
-def add_judgement_flags(parser: ArgumentParser) -> None:
-    """Flags for how an image's intent is judged; see `alignment.Judgement`."""
-    parser.add_argument(
-        "--importance", choices=tuple(IMPORTANCES), default="token_norm",
-        help="importance measure of the patches (default: %(default)s, as published)",
-    )  # fmt: skip
-    add_keep_ratio(parser)
-    parser.add_argument("--prune-layer", type=int, help="prune after this many blocks (default: half of them)")
-    parser.add_argument(
-        "--judged-by", choices=JUDGES, default="pixels",
-        help="hide the other patches in the image (pixels) or prune them (tokens) to judge the top patches alone "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--judged-at", choices=LAYERS, default="last",
-        help="judge the map after the last block (last), as in the study's pictures, or at the pruning layer (pruned) "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--entropy-threshold", type=float,
-        help="intent is diffuse if the map's entropy is above this (default: entropy of uniform noise)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random control (default: %(default)s)")
-
-
-def judgement(experiment: Experiment) -> Judgement:
-    """Build the `Judgement` from the flags. UserError for values that do not fit the model."""
-    args, depth = experiment.args, len(experiment.model.blocks)
-    if args.entropy_threshold is not None and not 0 <= args.entropy_threshold <= 1:
-        raise UserError(f"--entropy-threshold must lie in [0, 1], got {args.entropy_threshold}")
-    if args.prune_layer is not None and not 1 <= args.prune_layer < depth:
+def judgement(flags: JudgementFlags, model: ZoomViT) -> Judgement:
+    """How the flags judge an image's intent. UserError for values that do not fit the model."""
+    depth = len(model.blocks)
+    if flags.prune_layer is not None and not 1 <= flags.prune_layer < depth:
         raise UserError(
-            f"--prune-layer must lie in 1 … {depth - 1} for a model with {depth} blocks, got {args.prune_layer}"
+            f"--prune-layer must lie in 1 … {depth - 1} for a model with {depth} blocks, got {flags.prune_layer}"
         )
-    fields = {name: getattr(args, name) for name in ("importance", "keep_ratio", "judged_by", "judged_at", "seed")}
-    by: Judgement = build(Judgement, {**fields, "prune_layer": args.prune_layer or depth // 2})
-    return by
+    return build(Judgement, {**dataclasses.asdict(flags), "prune_layer": flags.prune_layer or depth // 2})
 
 
-def threshold_of(experiment: Experiment) -> float:
+def threshold_of(flags: JudgementFlags, model: ZoomViT) -> float:
     """The entropy above which an intent is diffuse."""
-    given: float | None = experiment.args.entropy_threshold
-    return noise_entropy(experiment.model.patch_embed.num_patches) if given is None else given
+    given = flags.entropy_threshold
+    return noise_entropy(model.patch_embed.num_patches) if given is None else given
 
 
 def write_rows(experiment: Experiment, name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:

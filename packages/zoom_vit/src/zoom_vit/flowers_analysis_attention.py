@@ -7,23 +7,24 @@ Writes 1_visualizations/ with one folder per group, images.txt and images.json.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, parse
 from zoom_vit.alignment import GROUPS
-from zoom_vit.examples import Example, add_example_flags, begin_examples, draw_importance, write_examples
-from zoom_vit.experiment import FLOWERS_FOLDER
+from zoom_vit.examples import Example, ExampleFlags, begin_examples, draw_importance, write_examples
 from zoom_vit.recipe import FLOWERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ExampleFlags):
+    """Draw importance maps, by alignment of intent."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="zoom-vit-flowers-analysis-attention", description="Draw importance maps, by alignment of intent."
-    )
-    add_example_flags(parser, FLOWERS_FOLDER)
-    experiment, _, found = begin_examples(FLOWERS, parser.parse_args(argv))
+    experiment, _, found = begin_examples(FLOWERS, parse(Flags, argv, "zoom-vit-flowers-analysis-attention"))
 
     def draw(e: Example, file: Path) -> Mapping[str, str]:
         note = f"\nimage {e.number}, {GROUPS[e.group]}, entropy {e.entropy:.3f}"

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgement, groups, judge, summarise, verdict
 from zoom_vit.experiment import (
-    FLOWERS_FOLDER,
     Experiment,
-    add_experiment_flags,
-    add_judgement_flags,
+    JudgementFlags,
     begin,
+    check_count,
     judgement,
     threshold_of,
 )
@@ -40,13 +40,25 @@ PUBLISHED = {
 Columns = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(JudgementFlags):
+    """Measure token pruning, by alignment of the intent."""
+
+    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)")
+    indices: tuple[int, ...] | None = flag(None, "single images to report (default on Flowers-102: the study's three)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--max-images", self.max_images)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parse(Flags, argv, "zoom-vit-flowers-token-pruning")
     experiment = begin(FLOWERS, args)
-    by, threshold = judgement(experiment), threshold_of(experiment)
+    by, threshold = judgement(args, experiment.model), threshold_of(args, experiment.model)
     flowers = experiment.dataset.name == "flowers102" and experiment.dataset.eval_split == "test"
-    indices = args.indices if args.indices is not None else list(PUBLISHED) if flowers else []
+    indices = list(args.indices) if args.indices is not None else list(PUBLISHED) if flowers else []
     single = images_report(experiment, by, threshold, indices, published=flowers) if indices else ""
     columns = study(experiment, by, args.max_images)
     rows = summarise(columns, threshold)
@@ -154,10 +166,13 @@ def write(
     folder = experiment.folder
     (folder / "pruning_results.txt").write_text(text)
     record = {
-        "judgement": dataclasses.asdict(by), "entropy_threshold": threshold, "groups": list(rows),
+        "judgement": dataclasses.asdict(by),
+        "entropy_threshold": threshold,
+        "groups": list(rows),
         "overlap": float(columns["overlap"].mean()),
-        "verdicts": {measure: verdict(rows, measure) for measure in MEASURES}, **experiment.record(),
-    }  # fmt: skip
+        "verdicts": {measure: verdict(rows, measure) for measure in MEASURES},
+        **experiment.record(),
+    }
     (folder / "pruning_results.json").write_text(json.dumps(record, indent=2) + "\n")
     table = {**columns, "group": np.array(GROUPS)[groups(columns, threshold)]}
     with (folder / "pruning_by_image.csv").open("w", newline="") as f:
@@ -165,19 +180,6 @@ def write(
         writer.writerow(table)
         for values in zip(*table.values(), strict=True):
             writer.writerow([f"{v:.6g}" if isinstance(v, np.floating) else v for v in values])
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="zoom-vit-flowers-token-pruning", description="Measure token pruning, by alignment of the intent."
-    )
-    parser.add_argument("--max-images", type=int, help="number of evenly spaced images (default: the whole split)")
-    parser.add_argument(
-        "--indices", type=int, nargs="*", help="single images to report (default on Flowers-102: the study's three)"
-    )
-    add_judgement_flags(parser)
-    add_experiment_flags(parser, FLOWERS_FOLDER)
-    return parser
 
 
 if __name__ == "__main__":

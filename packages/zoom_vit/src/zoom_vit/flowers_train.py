@@ -7,18 +7,10 @@ Claimed after five epochs: 9.76% accuracy and a loss of 3.9559 on the test split
 """
 
 import sys
-from collections.abc import Sequence
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.commands import train as train_command
-from vit_core.flags import command
 from zoom_vit.recipe import FLOWERS
 
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    return train_command.run(FLOWERS, argv)
-
+main = FLOWERS.train
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,22 +9,23 @@ image, use zoom-vit-zoom-curve.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.flags import ArgumentParser, command
-from zoom_vit.examples import Example, add_example_flags, begin_examples, draw_attenuation, draw_crop, write_examples
-from zoom_vit.experiment import FLOWERS_FOLDER
+from vit_core.flags import command, parse
+from zoom_vit.examples import Example, ExampleFlags, begin_examples, draw_attenuation, draw_crop, write_examples
 from zoom_vit.recipe import FLOWERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ExampleFlags):
+    """Draw zoomed images, by alignment of intent."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="zoom-vit-flowers-zoom-image", description="Draw zoomed images, by alignment of intent."
-    )
-    add_example_flags(parser, FLOWERS_FOLDER)
-    experiment, by, found = begin_examples(FLOWERS, parser.parse_args(argv))
+    experiment, by, found = begin_examples(FLOWERS, parse(Flags, argv, "zoom-vit-flowers-zoom-image"))
 
     def attenuation(example: Example, file: Path) -> Mapping[str, str]:
         return draw_attenuation(experiment, example, by, file)

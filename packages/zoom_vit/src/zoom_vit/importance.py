@@ -130,9 +130,13 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 IMPORTANCES: dict[str, Importance] = {
-    "token_norm": token_norm, "cls_attention": cls_attention, "rollout": rollout, "grad_rollout": grad_rollout,
-    "gradcam": gradcam, "random": Random(),
-}  # fmt: skip
+    "token_norm": token_norm,
+    "cls_attention": cls_attention,
+    "rollout": rollout,
+    "grad_rollout": grad_rollout,
+    "gradcam": gradcam,
+    "random": Random(),
+}
 
 
 def named(name: str) -> Importance:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,9 +33,14 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     model = subject.trained.model
     assert isinstance(model, ZoomViT)
     experiment = Experiment(
-        trained=subject.trained, model=model, dataset=subject.dataset, world=subject.world, folder=folder,
-        args=SimpleNamespace(batch_size=50, num_workers=0),
-    )  # fmt: skip
+        trained=subject.trained,
+        model=model,
+        dataset=subject.dataset,
+        world=subject.world,
+        folder=folder,
+        batch_size=50,
+        num_workers=0,
+    )
     half = len(model.blocks) // 2
     by = Judgement(importance="token_norm", keep_ratio=KEEP, prune_layer=half)
     columns = study(experiment, by, IMAGES)
@@ -75,23 +79,26 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         ],
         pictures=[
             Picture(
-                "importance.png", "Six importance measures",
+                "importance.png",
+                "Six importance measures",
                 "The same model and image; token_norm is the study's measure, random is the control.",
             ),
             Picture(
-                "zoom.png", "Zoom",
+                "zoom.png",
+                "Zoom",
                 f"The box around the most important {100 * KEEP:g}% of the patches, by attention times gradient, and "
                 f"the resized crop. By token norms, as published, the box covers {looks[0]['box_area']:.0f}% of the "
                 "image on average, since these patches are scattered.",
             ),
             Picture(
-                "pruning.png", "Accuracy against measured speed",
+                "pruning.png",
+                "Accuracy against measured speed",
                 f"Pruned after block {half}; more patches are kept from right to left. An importance measure above the "
                 "dashed line is better than random.",
             ),
         ],
         tables=[_intents(intents)],
-    )  # fmt: skip
+    )
 
 
 def pruning_speed(device: torch.device, rounds: int) -> list[Figure]:
@@ -99,12 +106,15 @@ def pruning_speed(device: torch.device, rounds: int) -> list[Figure]:
     return [
         Figure(
             f"ZoomViT, {row['model']}, batch {batch_size}: measured speed-up as a share of the ideal "
-            f"{row['ideal']:.2f}× (multiply-adds)", row["share"], 0.95, at_least=True,
+            f"{row['ideal']:.2f}× (multiply-adds)",
+            row["share"],
+            0.95,
+            at_least=True,
         )
         for batch_size in (8, 32)
         for row in bench_pruning.measure(batch_size, (0.3, 0.5), 6, "token_norm", device, rounds)
         if row["model"].startswith("keep")
-    ]  # fmt: skip
+    ]
 
 
 def _intents(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -117,8 +127,9 @@ def _intents(rows: Sequence[Mapping[str, Any]]) -> Table:
         "Does pruning help where the intent is aligned?",
         f"Accuracy in percent, and its change by pruning in points with a 95% bootstrap interval, over {IMAGES} "
         "images. Placebo: random maps, used for grouping and pruning; any gain of its good group is selection bias.",
-        ["intent", "images", "dense, %", "change by pruning", "from", "to"], table,
-    )  # fmt: skip
+        ["intent", "images", "dense, %", "change by pruning", "from", "to"],
+        table,
+    )
 
 
 PAPER = Paper(
@@ -136,17 +147,30 @@ PAPER = Paper(
     model="zoom_vit_micro",
     micro=[
         Training(
-            name="digits", recipe=CIFAR, rows={"ViT": {"model": "micro", "dataset": "digits", "epochs": 6}},
-            compared=["ViT"], seconds=19,
+            name="digits",
+            recipe=CIFAR,
+            rows={"ViT": {"model": "micro", "dataset": "digits", "epochs": 6}},
+            compared=["ViT"],
+            seconds=19,
         )
     ],
     published=[
         Training(
-            name="CIFAR-10", recipe=CIFAR, rows={"ViT-Tiny": {"model": "tiny_patch8_32", "dataset": "cifar10"}},
-            compared=["ViT-Tiny"], images=50_000, download_gb=0.17, disk_gb=0.36,
+            name="CIFAR-10",
+            recipe=CIFAR,
+            rows={"ViT-Tiny": {"model": "tiny_patch8_32", "dataset": "cifar10"}},
+            compared=["ViT-Tiny"],
+            images=50_000,
+            download_gb=0.17,
+            disk_gb=0.36,
         ),
         Training(
-            name="Flowers-102", recipe=FLOWERS, compared=["ViT-Tiny"], images=1_020, download_gb=0.35, disk_gb=0.7,
+            name="Flowers-102",
+            recipe=FLOWERS,
+            compared=["ViT-Tiny"],
+            images=1_020,
+            download_gb=0.35,
+            disk_gb=0.7,
             rows={"ViT-Tiny": {"model": "tiny_patch16_224", "dataset": "flowers102", "eval_split": "test"}},
         ),
     ],
@@ -154,11 +178,14 @@ PAPER = Paper(
     checks=CHECKS,
     benchmarks=[
         Benchmark(
-            model="zoom_vit_tiny_patch16_224", against="vit_tiny_patch16_224", batch_size=b, inference=1.02,
+            model="zoom_vit_tiny_patch16_224",
+            against="vit_tiny_patch16_224",
+            batch_size=b,
+            inference=1.02,
             training=None,
         )
         for b in (8, 32)
     ],
     further_benchmarks=pruning_speed,
     attention_map=class_token_attention,
-)  # fmt: skip
+)

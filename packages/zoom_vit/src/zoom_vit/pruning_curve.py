@@ -12,6 +12,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,32 +23,25 @@ from tqdm import tqdm
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.bench.pair import multiply_adds
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, flag, parse
 from vit_core.training.evaluation import now
-from zoom_vit.experiment import (
-    FLOWERS_FOLDER,
-    Experiment,
-    add_curve_flags,
-    add_experiment_flags,
-    begin,
-    curve_of,
-    write_rows,
-)
+from zoom_vit.experiment import CurveFlags, Experiment, begin, write_rows
 from zoom_vit.recipe import FLOWERS
 
 Setting = tuple[str, int, float]  # importance, layer, keep ratio
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(CurveFlags):
+    """Accuracy against throughput under token pruning."""
+
+    prune_layers: tuple[int, ...] = flag((), "blocks to prune after (default: ¼, ½, ¾ of them)")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        prog="zoom-vit-pruning-curve", description="Accuracy against throughput under token pruning."
-    )
-    parser.add_argument("--prune-layers", nargs="+", type=int, help="blocks to prune after (default: ¼, ½, ¾ of them)")
-    add_curve_flags(parser)
-    add_experiment_flags(parser, FLOWERS_FOLDER)
-    args = parser.parse_args(argv)
-    importances, keeps = curve_of(args)
+    args = parse(Flags, argv, "zoom-vit-pruning-curve")
+    importances, keeps = args.settings
     experiment = begin(FLOWERS, args)
     depth = len(experiment.model.blocks)
     layers = sorted(set(args.prune_layers or [max(1, depth * i // 4) for i in (1, 2, 3)]))
@@ -78,7 +72,7 @@ def measure(
     seconds: dict[Setting, list[float]] = {s: [] for s in settings}
     gmacs = dict.fromkeys(settings, 0.0)
     numbers = experiment.numbers(limit)
-    full = min(experiment.args.batch_size, len(numbers))
+    full = min(experiment.batch_size, len(numbers))
     with torch.no_grad(), tqdm(total=len(numbers), disable=not sys.stderr.isatty(), leave=False) as bar:
         for _, images, targets in experiment.batches(limit):
             if not gmacs[dense]:
@@ -94,13 +88,18 @@ def measure(
             bar.update(len(images))
     return [
         {
-            "importance": s[0], "prune_layer": s[1], "keep_ratio": s[2], "images": len(numbers),
-            "acc1": 100 * hits[s] / len(numbers), "images_per_second": 1 / statistics.median(seconds[s]),
+            "importance": s[0],
+            "prune_layer": s[1],
+            "keep_ratio": s[2],
+            "images": len(numbers),
+            "acc1": 100 * hits[s] / len(numbers),
+            "images_per_second": 1 / statistics.median(seconds[s]),
             "speed_up": statistics.median(d / t for d, t in zip(seconds[dense], seconds[s], strict=True)),
-            "gmacs": gmacs[s], "ideal_speed_up": gmacs[dense] / gmacs[s],
+            "gmacs": gmacs[s],
+            "ideal_speed_up": gmacs[dense] / gmacs[s],
         }
         for s in settings
-    ]  # fmt: skip
+    ]
 
 
 def title_of(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:

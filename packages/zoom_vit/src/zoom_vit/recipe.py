@@ -65,7 +65,7 @@ def _presets(model: str, published: Mapping[str, Any]) -> Callable[[Mapping[str,
     return presets
 
 
-def _recipe(command: str, images: str, model: str, published: Mapping[str, Any]) -> Recipe:
+def _recipe(command: str, images: str, model: str, published: Mapping[str, Any], results_folder: str) -> Recipe:
     return Recipe(
         paper="ZoomViT study",
         description=f"Train the study's ViT. Default: {images} with the published recipe. With --dataset digits: a "
@@ -82,8 +82,11 @@ def _recipe(command: str, images: str, model: str, published: Mapping[str, Any])
         initialise=timm_weights.initialise,
         aliases={"data_dir": "data_path", "output_dir": "save_dir"},
         test_splits={"flowers102": "test"},
+        results_folder=results_folder,
     )
 
 
-CIFAR = _recipe("zoom-vit-cifar", "CIFAR-10", "tiny_patch8_32", CIFAR10)
-FLOWERS = _recipe("zoom-vit-flowers", "Flowers-102", "tiny_patch16_224", FLOWERS102)
+CIFAR_FOLDER = "experiments/cifar/vit_baseline"
+FLOWERS_FOLDER = "experiments/flowers/vit_baseline"
+CIFAR = _recipe("zoom-vit-cifar", "CIFAR-10", "tiny_patch8_32", CIFAR10, CIFAR_FOLDER)
+FLOWERS = _recipe("zoom-vit-flowers", "Flowers-102", "tiny_patch16_224", FLOWERS102, FLOWERS_FOLDER)

@@ -25,9 +25,13 @@ TINY: dict[str, Any] = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 def _create(name: str, pretrained: bool, fields: dict[str, Any]) -> ZoomViT:
     indices = fields.pop("out_indices", 3)
     model: ZoomViT = build_model_with_cfg(
-        ZoomViT, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": indices, "feature_cls": "getter"}, **fields,
-    )  # fmt: skip
+        ZoomViT,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+        **fields,
+    )
     return model
 
 

@@ -9,6 +9,7 @@ same images; low and high are the ends of 95% bootstrap intervals over the image
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zoom_vit  # noqa: F401 -- registers the models with timm
-from vit_core.flags import ArgumentParser, command
+from vit_core.flags import command, parse
 from zoom_vit.alignment import interval
-from zoom_vit.experiment import (
-    FLOWERS_FOLDER,
-    Experiment,
-    add_curve_flags,
-    add_experiment_flags,
-    begin,
-    curve_of,
-    write_rows,
-)
+from zoom_vit.experiment import CurveFlags, Experiment, begin, write_rows
 from zoom_vit.importance import importance_map
 from zoom_vit.recipe import FLOWERS
 from zoom_vit.zoom import crop_zoom, zoom_boxes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(CurveFlags):
+    """Accuracy of a second pass on the zoomed image."""
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="zoom-vit-zoom-curve", description="Accuracy of a second pass on the zoomed image.")
-    add_curve_flags(parser)
-    add_experiment_flags(parser, FLOWERS_FOLDER)
-    args = parser.parse_args(argv)
-    importances, keeps = curve_of(args)
+    args = parse(Flags, argv, "zoom-vit-zoom-curve")
+    importances, keeps = args.settings
     experiment = begin(FLOWERS, args)
     dense, rows = measure(experiment, importances, keeps, args.max_images)
     write_rows(experiment, "zoom_curve", rows, dense_acc1=dense)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
-from vit_core.flags import ArgumentParser, add_flags, build, command, flag, output_file
+from vit_core.flags import check_output, command, flag, parse
 
 _PAUSE = 0.5  # seconds before a turn, in which the previous turn's workers fill their queues
 Measure = Callable[[float], float]  # seconds to spend -> images/s
@@ -35,7 +35,7 @@ Measure = Callable[[float], float]  # seconds to spend -> images/s
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Benchmark settings."""
+    """Speed of the data loader compared with torchvision's ImageFolder in DataLoader worker processes."""
 
     data_path: str | None = flag(None, "folder with train/<class>/<image> and test/ or val/ (default: random images)")
     img_size: int = flag(224, "output image side in pixels")
@@ -44,9 +44,10 @@ class BenchConfig:
     seconds: float = flag(2.0, "duration of a turn in seconds")
     workers: int = flag(2, "worker processes of the baseline")
     device: str = flag("cpu", "device to copy the batches to")
-    json: str | None = flag(None, "JSON file to write the result to")
+    json: Path | None = flag(None, "JSON file to write the result to", metavar="FILE")
 
     def __post_init__(self) -> None:
+        check_output(self.json)
         for name in ("img_size", "batch_size", "rounds", "seconds", "workers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
@@ -146,10 +147,7 @@ class _Timer:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the results; with --json FILE, also write them."""
-    parser = ArgumentParser(prog="python -m vit_core.bench.loader", description=__doc__.split("\n")[0])
-    add_flags(parser, BenchConfig, "measurement")
-    config = build(BenchConfig, vars(parser.parse_args(argv)))
-    json_file = output_file(config.json) if config.json else None
+    config = parse(BenchConfig, argv, "python -m vit_core.bench.loader")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(config.data_path or temporary)
         if config.data_path is None:
@@ -158,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, speed in result["images_per_second"].items():
         print(f"{name:<12} {speed:10.0f} images/s  {speed / result['images_per_second']['baseline']:6.1f}x")
     print(f"{result['images']} images decoded in {result['decode_seconds']:.1f} s")
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    if config.json:
+        config.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -23,13 +23,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.commands.trained_model import AmpFlags
+from vit_core.flags import REQUIRED, check_output, command, flag, parse
+from vit_core.models.create import create_model, input_size, parse_model_kwargs
 from vit_core.papers import load_papers
-from vit_core.recipe import create_model, input_size, parse_model_kwargs
 from vit_core.training.distributed import pick_device, seed_everything
 from vit_core.training.evaluation import now
-from vit_core.training.precision import MODES, Precision, choose_precision
+from vit_core.training.precision import Precision, choose_precision
 from vit_core.training.run_folder import environment
 
 
@@ -139,8 +139,9 @@ def compare(
     precision = choose_precision(amp, device)
     models = [Contestant(name, dict(kwargs), batch_size, device, precision) for name, kwargs in specs]
     works: dict[str, list[Callable[[], None]]] = {
-        "inference_ms": [m.infer for m in models], "training_ms": [m.train for m in models]
-    }  # fmt: skip
+        "inference_ms": [m.infer for m in models],
+        "training_ms": [m.train for m in models],
+    }
     times: dict[str, list[list[float]]] = {}
     for what, pair in works.items():
         times[what] = [[1e3 * s / batch_size for s in round] for round in in_turn(pair, device, rounds)]
@@ -165,30 +166,34 @@ def compare(
     return figures, ratios
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairFlags(AmpFlags):
+    """Compare two models: time per image in inference and training, multiply-adds, parameters, peak memory."""
+
+    model: str = flag(REQUIRED, "timm name of the model, including the papers' models")
+    against: str = flag("vit_tiny_patch16_224", "model to compare with")
+    model_kwargs: tuple[str, ...] = flag((), "arguments of --model", metavar="NAME=VALUE")
+    against_kwargs: tuple[str, ...] = flag((), "arguments of --against", metavar="NAME=VALUE")
+    batch_size: int = flag(8, "batch size")
+    rounds: int = flag(7, "timed rounds per model")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if self.batch_size < 1 or self.rounds < 1:
+            raise ValueError("--batch-size and --rounds must be at least 1")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m vit_core.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="timm name of the model, including the papers' models")
-    parser.add_argument(
-        "--against", default="vit_tiny_patch16_224", help="model to compare with (default: %(default)s)"
-    )
-    parser.add_argument("--model-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --model")
-    parser.add_argument("--against-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of --against")
-    parser.add_argument("--batch-size", type=int, default=8, help="batch size (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per model (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument(
-        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this JSON file")
-    args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.rounds < 1:
-        raise UserError("--batch-size and --rounds must be at least 1")
+    args = parse(PairFlags, argv, "python -m vit_core.bench")
     load_papers()
     device = pick_device(args.device)
     specs = [
-        (args.model, parse_model_kwargs(args.model_kwargs)), (args.against, parse_model_kwargs(args.against_kwargs))
-    ]  # fmt: skip
+        (args.model, parse_model_kwargs(args.model_kwargs)),
+        (args.against, parse_model_kwargs(args.against_kwargs)),
+    ]
     (ours, theirs), ratios = compare(specs, args.batch_size, device, args.amp, args.rounds)
     print(
         f"{device}, batch {args.batch_size}, {torch.get_num_threads()} threads, AMP {args.amp}, "
@@ -197,10 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     width = max(28, *(len(f.model) + 2 for f in (ours, theirs)))
     print(f"{'':24}{ours.model:>{width}}{theirs.model:>{width}}{'ratio':>9}")
     rows = {
-        "inference, ms/image": ("inference_ms", ".2f"), "training, ms/image": ("training_ms", ".2f"),
-        "multiply-adds, 10⁹": ("gmacs", ".3f"), "parameters": ("parameters", ",d"),
+        "inference, ms/image": ("inference_ms", ".2f"),
+        "training, ms/image": ("training_ms", ".2f"),
+        "multiply-adds, 10⁹": ("gmacs", ".3f"),
+        "parameters": ("parameters", ",d"),
         "training memory, MiB": ("training_memory_mib", ",.0f"),
-    }  # fmt: skip
+    }
     for title, (name, form) in rows.items():
         values = "".join(f"{format(getattr(f, name), form):>{width}}" for f in (ours, theirs))
         print(f"{title:24}{values}{ratios[name]:>8.2f}×")

@@ -3,22 +3,25 @@
 The file is loaded as tensors and plain values only; no code in it is executed.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vit_core.commands.settings import settle
 from vit_core.data.datasets import Stats, statistics
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, output_file
-from vit_core.recipe import Recipe, input_size, settle
+from vit_core.flags import REQUIRED, check_output, flag, parse
+from vit_core.models.create import input_size
 from vit_core.training.checkpoint import read_safely, save_checkpoint
+
+if TYPE_CHECKING:
+    from vit_core.recipe import Recipe
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys under which trainers store the weights
 
@@ -28,31 +31,35 @@ class Converted:
     """A model with the original's weights, and the settings to store in its checkpoint."""
 
     model: nn.Module
-    recipe: Recipe
+    recipe: "Recipe"
     name: str  # one of the recipe's models
     arguments: Mapping[str, Any]  # model arguments, except num_classes and img_size
     dataset: str  # training dataset; its preset provides the remaining settings
     stats: Stats | None = None  # mean and std of the images, if different from the preset's
 
 
-# (weights, the file's "config" entry, flags) -> the model; ValueError for weights of another model
-Convert = Callable[[Mapping[str, Tensor], Mapping[str, Any], argparse.Namespace], Converted]
+@dataclass(frozen=True, kw_only=True)
+class ConvertFlags:
+    """The flags of every paper's convert command."""
 
-
-def parser(name: str, paper: str) -> ArgumentParser:
-    """A parser with the flags that all papers share."""
-    p = ArgumentParser(
-        prog=name, description=f"Convert a checkpoint of {paper}'s original code to this project's format."
+    checkpoint: str = flag(REQUIRED, "checkpoint to convert", aliases=("model_path",), metavar="FILE")
+    output: Path = flag(REQUIRED, "file to write", metavar="FILE")
+    class_names: str | None = flag(
+        None, "text file with one class name per line, in the order of the classifier", metavar="FILE"
     )
-    p.add_argument("--checkpoint", "--model-path", dest="checkpoint", required=True, help="checkpoint to convert")
-    p.add_argument("--output", type=output_file, required=True, help="file to write")
-    p.add_argument("--class-names", help="text file with one class name per line, in the order of the classifier")
-    return p
+
+    def __post_init__(self) -> None:
+        check_output(self.output)
 
 
-def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) -> int:
+Flags = TypeVar("Flags", bound=ConvertFlags)
+# (weights, the file's "config" entry, flags) -> the model; ValueError for weights of another model
+Convert = Callable[[Mapping[str, Tensor], Mapping[str, Any], Flags], Converted]
+
+
+def run(convert: Convert[Flags], flags: type[Flags], argv: Sequence[str] | None, prog: str) -> int:
     """Parse the flags, convert the checkpoint and write the result. Returns the exit code."""
-    args = parser.parse_args(argv)
+    args = parse(flags, argv, prog)
     weights, config = read_original(args.checkpoint)
     try:
         converted = convert(weights, config, args)
@@ -62,6 +69,11 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
     names = _class_names(args.class_names) if args.class_names else [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise UserError(f"--class-names {args.class_names}: has {len(names)} names; the model has {count} classes")
+    # The remaining settings are those of the published recipe for this model.
+    planned = settle(converted.recipe, {"model": converted.name, "dataset": converted.dataset}, None)
+    planned = dataclasses.replace(planned, model_kwargs=dict(converted.arguments))
+    stats = converted.stats or statistics(planned.data.dataset, planned.data.normalize)
+    settings = planned.settings(names, input_size(converted.model), stats)
     save_checkpoint(
         args.output,
         {
@@ -70,32 +82,13 @@ def run(convert: Convert, parser: ArgumentParser, argv: Sequence[str] | None) ->
             "optimizer_state_dict": {},
             "scaler_state_dict": {},
             "best_acc1": 0.0,
-            "config": _settings(converted, names),
+            "config": settings,
         },
     )
     recipe, parameters = converted.recipe, sum(p.numel() for p in converted.model.parameters())
     print(f"{recipe.paper}, {converted.name}, {parameters:,} parameters, {count} classes: {args.output}")
     print(f"evaluate with: uv run {recipe.command}-evaluate --checkpoint {args.output} --data-path DATA")
     return 0
-
-
-def _settings(converted: Converted, class_names: Sequence[str]) -> dict[str, Any]:
-    """The `config` of the checkpoint: the published recipe's settings for this model."""
-    run = settle(converted.recipe, {"model": converted.name, "dataset": converted.dataset}, None)
-    mean, std = converted.stats or statistics(run.data.dataset, run.data.normalize)
-    return {
-        "model": run.model,
-        "model_kwargs": dict(converted.arguments),
-        "num_classes": len(class_names),
-        "img_size": input_size(converted.model),
-        "class_names": list(class_names),
-        "mean": list(mean),
-        "std": list(std),
-        "start": run.start,
-        "data": dataclasses.asdict(run.data),
-        "train": dataclasses.asdict(run.train),
-        "augment": dataclasses.asdict(run.augment),
-    }
 
 
 def read_original(file: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

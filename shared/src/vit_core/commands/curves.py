@@ -3,10 +3,11 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, output_file
+from vit_core.flags import REQUIRED, check_output, flag, parse
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
@@ -23,21 +24,34 @@ def read_metrics(run: Path) -> list[dict[str, str]]:
     return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurveFlags:
+    """Plot the training curves of run folders."""
+
+    runs: tuple[Path, ...] = flag(REQUIRED, "run folders with a metrics.csv", positional=True)
+    labels: tuple[str, ...] = flag((), "labels of the runs in the legend (default: their models)")
+    output: Path = flag(Path("curves.png"), "image file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.output)
+        if self.labels and len(self.labels) != len(self.runs):
+            raise ValueError(f"--labels: got {len(self.labels)} labels for {len(self.runs)} runs")
+
+
 Reader = Callable[[Path], Sequence[dict[str, str]]]  # reads a run's log: rows as in metrics.csv, one per epoch
 
 
-def run(prog: str, argv: Sequence[str] | None = None, read: Reader = read_metrics, also: str = "") -> int:
+def run(
+    prog: str,
+    argv: Sequence[str] | None = None,
+    read: Reader = read_metrics,
+    flags: type[CurveFlags] = CurveFlags,
+) -> int:
     """Parse `argv`, plot, and print the picture's path. Returns the exit code.
 
-    read: for papers whose original code writes its own log format; `also` describes it in the help.
+    read: for papers whose original code writes its own log format; `flags` describes it in the help.
     """
-    parser = ArgumentParser(prog=prog, description="Plot the training curves of run folders.")
-    parser.add_argument("runs", nargs="+", type=Path, help=f"run folders with a metrics.csv{also}")
-    parser.add_argument("--labels", nargs="+", help="labels of the runs in the legend (default: their models)")
-    parser.add_argument("--output", type=output_file, default="curves.png", help="image file (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.labels and len(args.labels) != len(args.runs):
-        raise UserError(f"--labels: got {len(args.labels)} labels for {len(args.runs)} runs")
+    args = parse(flags, argv, prog)
     draw(args.runs, args.output, args.labels, read)
     print(f"curves: {args.output}")
     return 0

@@ -4,39 +4,55 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from vit_core.commands.trained_model import add_checkpoint_flag, add_data_flags, check_data_flags, load_trained
+from vit_core.commands.trained_model import AmpFlags, CheckpointFlags, ImageFlags, load_trained
 from vit_core.errors import UserError
 from vit_core.files import write_whole
-from vit_core.flags import ArgumentParser, output_file
-from vit_core.recipe import Recipe
+from vit_core.flags import check_output, flag, parse
 from vit_core.training import distributed
 from vit_core.training.evaluation import evaluate, format_result
 from vit_core.training.precision import choose_precision
 from vit_core.training.run_folder import environment
 
-
-def parser(recipe: Recipe, folder: str | None = None) -> ArgumentParser:
-    p = ArgumentParser(prog=f"{recipe.command}-evaluate", description=f"Evaluate a checkpoint of {recipe.paper}.")
-    add_checkpoint_flag(p)
-    p.add_argument("--model", choices=tuple(recipe.models), help="fail unless the checkpoint is of this model")
-    add_data_flags(p)
-    if folder is not None:
-        p.add_argument("--output-dir", default=folder, help="folder for results.txt and .json (default: %(default)s)")
-    p.add_argument("--json", metavar="FILE", type=output_file, help="also write the result to this JSON file")
-    return p
+if TYPE_CHECKING:
+    from vit_core.recipe import Recipe
 
 
-def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = None) -> int:
-    """Parse `argv`, evaluate, and print the result block; if `folder` is given, also write it to results.txt there.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(CheckpointFlags, ImageFlags, AmpFlags):
+    """The flags of the evaluate command; `of_recipe` adds those that depend on the paper."""
 
-    Returns the exit code.
-    """
-    args = parser(recipe, folder).parse_args(argv)
-    check_data_flags(args)
+    model: str | None = None
+    output_dir: str | None = None
+    json: Path | None = flag(None, "also write the result to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_output(self.json)
+
+
+def of_recipe(recipe: "Recipe") -> type[EvaluateFlags]:
+    """The flags of a paper's evaluate command."""
+    model = flag(None, "fail unless the checkpoint is of this model", choices=tuple(recipe.models))
+    place = flag(recipe.results_folder, "folder for results.txt and results.json", metavar="DIR")
+    return dataclasses.make_dataclass(
+        "EvaluateFlags",
+        [("model", str | None, model), ("output_dir", str | None, place)],
+        bases=(EvaluateFlags,),
+        namespace={"__doc__": f"Evaluate a checkpoint of {recipe.paper}."},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def run(recipe: "Recipe", argv: Sequence[str] | None = None) -> int:
+    """Parse `argv`, evaluate, and print the result block. Returns the exit code."""
+    args = parse(of_recipe(recipe), argv, f"{recipe.command}-evaluate")
     world = distributed.start(args.device)
     try:
         trained = load_trained(recipe, args.checkpoint, world.device, model=args.model, raw_weights=args.raw_weights)
@@ -58,13 +74,16 @@ def run(recipe: Recipe, argv: Sequence[str] | None = None, folder: str | None = 
         block = format_result(result, data.dataset, f"{recipe.paper}-{short}")
         print(block)
         record = dataclasses.asdict(result) | {
-            "dataset": data.dataset, "eval_split": dataset.eval_split, "model": name, "checkpoint": args.checkpoint,
+            "dataset": data.dataset,
+            "eval_split": dataset.eval_split,
+            "model": name,
+            "checkpoint": args.checkpoint,
             "environment": environment(),
-        }  # fmt: skip
+        }
         text = json.dumps(record, indent=2) + "\n"
         if args.json:
             write_whole(args.json, text)
-        if folder is not None:
+        if args.output_dir is not None:
             place = Path(args.output_dir)
             place.mkdir(parents=True, exist_ok=True)
             write_whole(place / "results.txt", block + "\n")

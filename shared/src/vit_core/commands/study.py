@@ -12,15 +12,18 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from vit_core.commands import train as train_command
+from vit_core.commands.images import check_classes, load_images
+from vit_core.commands.settings import Run, settle
 from vit_core.commands.trained_model import TrainedModel, load_trained
 from vit_core.data import AugmentConfig, BatchLoader, Dataset
 from vit_core.errors import UserError
 from vit_core.files import FolderLock, replacing, write_whole
-from vit_core.flags import ArgumentParser
-from vit_core.recipe import Recipe, Run, check_classes, load_images, settle
+from vit_core.flags import flag
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.config import DataConfig, TrainConfig
 from vit_core.training.distributed import World, pick_device
@@ -29,7 +32,11 @@ from vit_core.training.precision import choose_precision
 from vit_core.training.run_folder import git_commit
 from vit_core.training.trainer import Stopped
 
+if TYPE_CHECKING:
+    from vit_core.recipe import Recipe
+
 Measurement = dict[str, Any]
+_RECORD = TypeAdapter(dict[str, dict[str, Any]])  # study.json: row -> its settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +51,20 @@ class Subject:
     def loader(self, limit: int | None = None) -> BatchLoader:
         """The evaluation split with the training batch size; with `limit`, only that many images, evenly spaced."""
         return self.trained.loader(
-            self.dataset, self.world, batch_size=self.run.train.batch_size, num_workers=self.run.data.num_workers,
+            self.dataset,
+            self.world,
+            batch_size=self.run.train.batch_size,
+            num_workers=self.run.data.num_workers,
             limit=limit,
-        )  # fmt: skip
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags:
+    """The flags of every study; a script's own dataclass sets their defaults."""
+
+    seeds: tuple[int, ...] = flag((0,), "random seeds of each row")
+    output_dir: Path = flag(Path("./study"), "folder of the study", metavar="DIR")
 
 
 def nothing_more(subject: Subject) -> Measurement:
@@ -59,13 +77,13 @@ class Study:
     """Rows to train and measure with each seed.
 
     Args:
-        rows: label -> flags of its training, as `Recipe.parse` returns them.
+        rows: label -> flags of its training, as `settings.parse` returns them.
         measure: computes further columns of a row.
         measured_by: settings that `measure` depends on; all measurements in a folder must use the same.
         announce: called with row and seed before each is trained or measured.
     """
 
-    recipe: Recipe
+    recipe: "Recipe"
     rows: Mapping[str, Mapping[str, Any]]
     seeds: Sequence[int]
     folder: Path
@@ -146,11 +164,9 @@ class Study:
         """Check the rows against study.json, and add new ones. UserError if a row there has other settings."""
         file = self.folder / "study.json"
         try:
-            earlier = json.loads(file.read_text()) if file.is_file() else {}
-            if not all(isinstance(known, dict) for known in (earlier, *earlier.values())):
-                raise ValueError("no study")
-        except (ValueError, AttributeError) as e:
-            raise UserError(f"{file} is damaged ({e}); choose another --output-dir") from e
+            earlier = _RECORD.validate_json(file.read_bytes()) if file.is_file() else {}
+        except ValidationError as e:
+            raise UserError(f"{file} is damaged ({e.errors()[0]['msg']}); choose another --output-dir") from e
         for row in self.rows:
             settings = json.loads(json.dumps({**dataclasses.asdict(self.settled(row)), **self.measured_by}))
             for part in ("train", "data"):  # these do not define the row
@@ -209,9 +225,13 @@ class Study:
         model, run = subject.trained.model, subject.run
         result = evaluate(model, subject.loader(), choose_precision(run.train.amp, subject.world.device))
         row_of: Measurement = {
-            "row": row, "seed": seed, "epochs": run.train.epochs, "acc1": result.acc1, "acc5": result.acc5,
+            "row": row,
+            "seed": seed,
+            "epochs": run.train.epochs,
+            "acc1": result.acc1,
+            "acc5": result.acc5,
             "parameters": sum(p.numel() for p in model.parameters()),
-        }  # fmt: skip
+        }
         return row_of | self.measure(subject) | {"git_commit": git_commit()}
 
     def _read(self) -> list[Measurement]:
@@ -237,15 +257,6 @@ def write_measurements(folder: Path, measurements: Sequence[Measurement]) -> Non
         writer.writeheader()
         for m in measurements:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in m.items()})
-
-
-def add_study_flags(parser: ArgumentParser, seeds: Sequence[int], folder: str) -> None:
-    """Add the flags of every study; `seeds` and `folder` are the defaults."""
-    default = " ".join(map(str, seeds))
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=list(seeds), help=f"random seeds of each row (default: {default})"
-    )
-    parser.add_argument("--output-dir", default=folder, help="folder of the study (default: %(default)s)")
 
 
 def column(measurements: Sequence[Measurement], row: str, name: str) -> list[float]:

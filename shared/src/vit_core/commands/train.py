@@ -5,24 +5,17 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from vit_core.commands.images import check_classes, load_images
+from vit_core.commands.settings import Run, parse, run_settings, settle
 from vit_core.data import Augment, BatchLoader, EvalTransform
 from vit_core.errors import UserError
 from vit_core.files import second_name
 from vit_core.flags import build
-from vit_core.recipe import (
-    Recipe,
-    Run,
-    check_classes,
-    create_model,
-    input_size,
-    load_images,
-    run_settings,
-    settle,
-)
+from vit_core.models.create import create_model, input_size
 from vit_core.tasks.classification import Classification
 from vit_core.training import distributed
 from vit_core.training.checkpoint import load_checkpoint
@@ -31,14 +24,17 @@ from vit_core.training.run_folder import RunFolder
 from vit_core.training.state import check_resumable
 from vit_core.training.trainer import Stopped, Trainer
 
+if TYPE_CHECKING:
+    from vit_core.recipe import Recipe
 
-def run(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
+
+def run(recipe: "Recipe", argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, train, and print the next steps. Returns the exit code: 0, or 128 + signal after a signal."""
-    return run_given(recipe, recipe.parse(argv))[0]
+    return run_given(recipe, parse(recipe, argv))[0]
 
 
-def run_given(recipe: Recipe, given: Mapping[str, Any]) -> tuple[int, RunFolder | None]:
-    """As `run`, for the flags returned by `Recipe.parse`. Also returns the run's folder if training finished."""
+def run_given(recipe: "Recipe", given: Mapping[str, Any]) -> tuple[int, RunFolder | None]:
+    """As `run`, for the flags returned by `settings.parse`. Also returns the run's folder if training finished."""
     try:
         trainer = train(recipe, given)
     except Stopped as stopped:
@@ -57,12 +53,12 @@ def nothing_on_step(share: float) -> None:
     """Default of `on_step`: do nothing."""
 
 
-def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on_step) -> Trainer:
-    """Train with the flags returned by `Recipe.parse`; resumes if they contain `resume`.
+def train(recipe: "Recipe", given: Mapping[str, Any], on_step: OnStep = nothing_on_step) -> Trainer:
+    """Train with the flags returned by `settings.parse`; resumes if they contain `resume`.
 
     Raises Stopped on SIGTERM or Ctrl-C.
     """
-    output: OutputConfig = build(OutputConfig, given)
+    output = build(OutputConfig, given)
     source = Path(output.resume) if output.resume else None
     planned, checkpoint = _plan(recipe, given, source)
     world = distributed.start(planned.train.device)
@@ -99,7 +95,7 @@ def train(recipe: Recipe, given: Mapping[str, Any], on_step: OnStep = nothing_on
     return trainer
 
 
-def _plan(recipe: Recipe, given: Mapping[str, Any], source: Path | None) -> tuple[Run, dict[str, Any] | None]:
+def _plan(recipe: "Recipe", given: Mapping[str, Any], source: Path | None) -> tuple[Run, dict[str, Any] | None]:
     """The run's settings, and the checkpoint to resume from, if any."""
     if source is None:
         return settle(recipe, given, None), None
@@ -117,8 +113,7 @@ def _of_earlier_start(output: OutputConfig, world: distributed.World) -> Path | 
     found = RunFolder.latest_of_job(output.save_dir, job) if world.is_main else None
     if world.is_main and found is None:
         print("note: restarted by torchrun, but this job has no checkpoint yet")
-    source: Path | None = distributed.broadcast(found)
-    return source
+    return distributed.broadcast(found)
 
 
 def _check_alike(checkpoint: Mapping[str, Any] | None, source: Path | None) -> None:
@@ -130,7 +125,7 @@ def _check_alike(checkpoint: Mapping[str, Any] | None, source: Path | None) -> N
 
 
 def prepare(
-    recipe: Recipe,
+    recipe: "Recipe",
     planned: Run,
     world: distributed.World,
     output: OutputConfig,
@@ -150,9 +145,13 @@ def prepare(
     distributed.seed_everything(train.seed, world.rank)
     augment = Augment(planned.augment, img_size, dataset.mean, dataset.std)
     common: dict[str, Any] = {
-        "batch_size": train.batch_size, "seed": train.seed, "rank": world.rank, "world": world.size,
-        "device": world.device, "num_workers": planned.data.num_workers,
-    }  # fmt: skip
+        "batch_size": train.batch_size,
+        "seed": train.seed,
+        "rank": world.rank,
+        "world": world.size,
+        "device": world.device,
+        "num_workers": planned.data.num_workers,
+    }
     train_loader = BatchLoader(dataset.train, transform=augment, train=True, **common)
     plain = EvalTransform(img_size, dataset.mean, dataset.std, planned.augment.eval_crop_pct)
     val_loader = BatchLoader(dataset.val, transform=plain, train=False, **common)
@@ -173,7 +172,7 @@ def prepare(
             world,
             folder,
             task=Classification(train, dataset.num_classes, train_loader.batch_images, recipe.loss_function),
-            settings=planned.settings(dataset, img_size),
+            settings=planned.settings(dataset.class_names, img_size, (dataset.mean, dataset.std)),
             before_step=recipe.before_step,
             on_step=on_step,
             describe=recipe.describe,
@@ -182,7 +181,7 @@ def prepare(
             trainer.restore(checkpoint, source)
         with distributed.together():
             if world.is_main:
-                folder.write_config(trainer.settings | {"processes": world.size, "job": distributed.job()})
+                folder.write_config({**trainer.settings, "processes": world.size, "job": distributed.job()})
     except BaseException:
         folder.close()
         raise
@@ -193,7 +192,7 @@ def prepare(
     return trainer
 
 
-def _initialize(recipe: Recipe, planned: Run, model: nn.Module, world: distributed.World) -> None:
+def _initialize(recipe: "Recipe", planned: Run, model: nn.Module, world: distributed.World) -> None:
     """Initialize the weights of a new run; one process per machine downloads them, the others use its copy."""
     start = recipe.start_options(**planned.start)
     for is_turn in (world.local_rank == 0, world.local_rank != 0):
@@ -210,14 +209,17 @@ def _run_folder(
     checkpoint: dict[str, Any] | None,
 ) -> RunFolder:
     """A new folder, or the checkpoint's own if it is the latest there: a run never overwrites a later state."""
-    folder, has_best = None, True
+    chosen: tuple[RunFolder, bool] | None = None
     with distributed.together():
         if world.is_main:
-            folder, has_best = _choose_folder(planned, output, source, checkpoint)
-    path, log_dir, has_best = distributed.broadcast((folder and folder.path, folder and folder.log_dir, has_best))
+            chosen = _choose_folder(planned, output, source, checkpoint)
+    # The other ranks get the paths: the folder itself holds a lock and open files.
+    said = distributed.broadcast(chosen and (chosen[0].path, chosen[0].log_dir, chosen[1]))
+    assert said is not None
+    path, log_dir, has_best = said
     if checkpoint is not None and not has_best:
         checkpoint["progress"] |= {"best_acc1": 0.0, "best_epoch": 0}
-    return folder or RunFolder(path, log_dir)
+    return chosen[0] if chosen else RunFolder(path, log_dir)
 
 
 def _choose_folder(
@@ -304,7 +306,7 @@ def _say_what_runs(planned: Run, trainer: Trainer, class_names: Sequence[str], s
         print(f"resuming {source} after {p.epoch} epochs" + (f" and {p.batch} batches" if p.batch else ""))
 
 
-def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
+def _say_what_next(recipe: "Recipe", trainer: Trainer) -> None:
     p, run = trainer.progress, trainer.run
     best = run.checkpoint("best") if run.checkpoint("best").is_file() else run.checkpoint("last")
     if p.epoch < trainer.config.epochs:
@@ -316,7 +318,7 @@ def _say_what_next(recipe: Recipe, trainer: Trainer) -> None:
     print(f"view curves with: uv run tensorboard --logdir {shlex.quote(str(run.log_dir.parent))}")
 
 
-def _resume_command(recipe: Recipe, stopped: Stopped, output: OutputConfig) -> str:
+def _resume_command(recipe: "Recipe", stopped: Stopped, output: OutputConfig) -> str:
     log_dir = "" if output.log_dir == OutputConfig.log_dir else f" --log-dir {shlex.quote(output.log_dir)}"
     start = f"uv run {recipe.command}-train"
     if stopped.world.size > 1:  # with another number of processes the epoch would restart

@@ -3,19 +3,74 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from vit_core.commands.images import check_classes, load_images
+from vit_core.commands.settings import RunSettings, run_settings
 from vit_core.data import AugmentConfig, BatchLoader, Dataset, EvalTransform
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser
-from vit_core.recipe import Recipe, check_classes, create_model, load_images, run_settings
+from vit_core.flags import REQUIRED, flag
+from vit_core.models.create import create_model
 from vit_core.training.checkpoint import load_checkpoint, load_weights
 from vit_core.training.config import DataConfig
 from vit_core.training.distributed import World
 from vit_core.training.precision import MODES
+
+if TYPE_CHECKING:
+    from vit_core.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFlags:
+    """The flag of a script that loads one checkpoint."""
+
+    checkpoint: str = flag(
+        REQUIRED, "checkpoint written by training, such as best.pth", aliases=("model_path",), metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmpFlags:
+    """The flag of a script that can run in mixed precision."""
+
+    amp: str = flag("off", "mixed precision", choices=MODES, bare="auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingFlags:
+    """The flags of a script that loads trained models."""
+
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    raw_weights: bool = flag(False, "use the raw weights instead of their EMA, if the run kept one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(LoadingFlags):
+    """The flags of a script that runs trained models on a dataset."""
+
+    dataset: str | None = flag(None, "dataset to evaluate on (default: the training dataset)")
+    data_path: str | None = flag(
+        None, "folder of the dataset (default: that used in training)", aliases=("data_dir",), metavar="DIR"
+    )
+    download: bool = flag(False, "download the dataset if it is missing")
+    eval_split: str | None = flag(
+        None,
+        "split to evaluate on (default: the paper's test split if it has one, else the split used in training)",
+        choices=("val", "test"),
+    )
+    batch_size: int = flag(256, "batch size")
+    num_workers: int = flag(4, "data-loading processes")
+    skip_broken: bool = flag(
+        False,
+        "skip unreadable images (always on if training used it); to find them, every image is decoded once first",
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError("--batch-size must be at least 1 and --num-workers at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +78,7 @@ class TrainedModel:
     """A model in evaluation mode on its device, and the settings of its run."""
 
     model: nn.Module
-    settings: dict[str, Any]  # the checkpoint's `config`
+    settings: RunSettings  # the checkpoint's `config`
     source: Path
     epoch: int = 0  # epochs completed
     test_splits: Mapping[str, str] = field(default_factory=dict)  # the recipe's
@@ -38,21 +93,21 @@ class TrainedModel:
         crop_pct = AugmentConfig(**s["augment"]).eval_crop_pct
         return EvalTransform(s["img_size"], s["mean"], s["std"], crop_pct)
 
-    def dataset(self, args: Any, world: World) -> tuple[Dataset, DataConfig]:
-        """The dataset selected by the flags of `add_data_flags`; by default that of the run.
+    def dataset(self, flags: ImageFlags, world: World) -> tuple[Dataset, DataConfig]:
+        """The dataset that the flags select; by default that of the run.
 
         UserError for a different number of classes.
         """
         trained = self.settings["data"]
-        same = args.dataset in (None, trained["dataset"])
-        name = args.dataset or trained["dataset"]
+        same = flags.dataset in (None, trained["dataset"])
+        name = flags.dataset or trained["dataset"]
         config = DataConfig(
             dataset=name,
-            data_path=args.data_path or (trained["data_path"] if same else None),
-            download=args.download,
-            eval_split=args.eval_split or self.test_splits.get(name) or (trained.get("eval_split") if same else None),
-            num_workers=args.num_workers,
-            skip_broken=args.skip_broken or (same and trained.get("skip_broken", False)),
+            data_path=flags.data_path or (trained["data_path"] if same else None),
+            download=flags.download,
+            eval_split=flags.eval_split or self.test_splits.get(name) or (trained.get("eval_split") if same else None),
+            num_workers=flags.num_workers,
+            skip_broken=flags.skip_broken or (same and trained.get("skip_broken", False)),
         )
         dataset = load_images(config, self.settings["img_size"], world)
         note = check_classes(self.settings, self.source, dataset, config.dataset)
@@ -77,54 +132,8 @@ class TrainedModel:
         )
 
 
-def add_checkpoint_flag(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", "--model-path", dest="checkpoint", required=True,
-        help="checkpoint written by training, such as best.pth",
-    )  # fmt: skip
-
-
-def add_data_flags(parser: ArgumentParser, *, amp: bool = True) -> None:
-    """Add the flags of an evaluation script: dataset, batch size, device and, with `amp`, mixed precision."""
-    parser.add_argument("--dataset", help="dataset to evaluate on (default: the training dataset)")
-    parser.add_argument("--data-path", "--data-dir", help="folder of the dataset (default: that used in training)")
-    parser.add_argument("--download", action="store_true", help="download the dataset if it is missing")
-    parser.add_argument(
-        "--eval-split",
-        choices=("val", "test"),
-        help="split to evaluate on (default: the paper's test split if it has one, else the split used in training)",
-    )
-    parser.add_argument("--batch-size", type=int, default=256, help="batch size (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading processes (default: %(default)s)")
-    parser.add_argument(
-        "--skip-broken",
-        action="store_true",
-        help="skip unreadable images (always on if training used it); to find them, every image is decoded once first",
-    )
-    add_loading_flags(parser)
-    if not amp:
-        return
-    parser.add_argument(
-        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
-    )
-    parser.add_argument("--no-amp", dest="amp", action="store_const", const="off", help="float32, the default")
-
-
-def add_loading_flags(parser: ArgumentParser) -> None:
-    """Add the flags of a script that loads a model: device, and EMA or raw weights."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument(
-        "--raw-weights", action="store_true", help="use the raw weights instead of their EMA, if the run kept one"
-    )
-
-
-def check_data_flags(args: Any) -> None:
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError("--batch-size must be at least 1 and --num-workers at least 0")
-
-
 def load_trained(
-    recipe: Recipe, path: str | Path, device: torch.device, *, model: str | None = None, raw_weights: bool = False
+    recipe: "Recipe", path: str | Path, device: torch.device, *, model: str | None = None, raw_weights: bool = False
 ) -> TrainedModel:
     """Load the model of a checkpoint written by one of the recipe's runs; the EMA weights if the run kept them.
 
@@ -140,6 +149,9 @@ def load_trained(
     ema = None if raw_weights else checkpoint.get("ema_state_dict")
     load_weights(built, ema or checkpoint["model_state_dict"], path)
     return TrainedModel(
-        model=built.to(device).eval(), settings=settings, source=Path(path), epoch=int(checkpoint["epoch"]),
+        model=built.to(device).eval(),
+        settings=settings,
+        source=Path(path),
+        epoch=int(checkpoint["epoch"]),
         test_splits=recipe.test_splits,
-    )  # fmt: skip
+    )

@@ -136,9 +136,14 @@ def load_dataset(
         raise UserError(f"{name} has no labeled {eval_split!r} split; choose from {', '.join(splits)}")
     split = eval_split or splits[0]
     request = Request(
-        name=name, path=path, download=download, img_size=img_size, cache=cache, eval_split=split,
+        name=name,
+        path=path,
+        download=download,
+        img_size=img_size,
+        cache=cache,
+        eval_split=split,
         skip_broken=skip_broken,
-    )  # fmt: skip
+    )
     loaded = load(request)
     return Dataset(
         name=name,
@@ -162,9 +167,12 @@ def statistics(name: str, normalize: str) -> Stats:
     if normalize not in NORMALIZATIONS:
         raise UserError(f"unknown normalization {normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
     return {
-        "dataset": _REGISTRY[name][2], "imagenet": IMAGENET_STATS, "half": HALF_STATS, "none": NO_STATS,
+        "dataset": _REGISTRY[name][2],
+        "imagenet": IMAGENET_STATS,
+        "half": HALF_STATS,
+        "none": NO_STATS,
         "cifar10_image_std": CIFAR10_IMAGE_STATS,
-    }[normalize]  # fmt: skip
+    }[normalize]
 
 
 class Loaded(NamedTuple):

@@ -103,8 +103,11 @@ def capture_attention(
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(entering(name)).remove)
             stack.callback(module.register_forward_hook(leaving(name), always_call=True).remove)
-        stack.enter_context(_Onlooker(lambda: bool(running) and wanted(running[-1]), keep_graph,
-                                      lambda weights: record(running[-1], weights)))  # fmt: skip
+        stack.enter_context(
+            _Onlooker(
+                lambda: bool(running) and wanted(running[-1]), keep_graph, lambda weights: record(running[-1], weights)
+            )
+        )
         yield captured
 
 

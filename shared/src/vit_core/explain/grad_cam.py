@@ -52,7 +52,7 @@ def grad_cam(
     leaf: Tensor | None = None  # A of the layer's last call
     logits: Tensor | None = None
 
-    def keep(module: nn.Module, args: Any, output: Any) -> Any:
+    def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         nonlocal leaf
         first, *rest = output if isinstance(output, tuple) else (output,)
         entry = first.detach().requires_grad_()

@@ -5,9 +5,14 @@ from pathlib import Path
 
 
 def draw_heads(
-    values: Sequence[Sequence[float]], path: Path, *, label: str, title: str, limits: tuple[float, float],
+    values: Sequence[Sequence[float]],
+    path: Path,
+    *,
+    label: str,
+    title: str,
+    limits: tuple[float, float],
     digits: int = 1,
-) -> None:  # fmt: skip
+) -> None:
     """Draw a heat map: columns are heads, rows are blocks, first block on top. label: name of the values."""
     from matplotlib.figure import Figure
 

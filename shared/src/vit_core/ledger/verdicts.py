@@ -44,9 +44,7 @@ from vit_core.training.run_folder import environment
 HOLDS, HOLDS_IF, UNDECIDED, FAILS, CONTRADICTED = "holds", "holds if", "undecided", "fails", "contradicted"
 AGREES, DISAGREES, OPEN = "scaled: agrees", "scaled: disagrees", "scaled: undecided"
 NOT_RUN, CANNOT_RUN, ERROR = "not run", "cannot be run", "error"
-VERDICTS = (
-    HOLDS, HOLDS_IF, UNDECIDED, FAILS, CONTRADICTED, AGREES, DISAGREES, OPEN, NOT_RUN, CANNOT_RUN, ERROR
-)  # fmt: skip
+VERDICTS = (HOLDS, HOLDS_IF, UNDECIDED, FAILS, CONTRADICTED, AGREES, DISAGREES, OPEN, NOT_RUN, CANNOT_RUN, ERROR)
 SEED = 0  # of every instant check
 
 
@@ -118,9 +116,15 @@ def run_of_now() -> Run:
     """The provenance of measurements made by this process."""
     where = environment()
     return Run(
-        name="now", what="measured by this run", by="ours", meets=(), command="reproduce claims",
-        commit=where["git_commit"] or "no checkout", date=f"{datetime.date.today()}", machine=where["machine"],
-    )  # fmt: skip
+        name="now",
+        what="measured by this run",
+        by="ours",
+        meets=(),
+        command="reproduce claims",
+        commit=where["git_commit"] or "no checkout",
+        date=f"{datetime.date.today()}",
+        machine=where["machine"],
+    )
 
 
 def _judge(claim: Claim, checks: Checks, now: Run, reached: Measured | None) -> Verdict:

@@ -12,9 +12,15 @@ from vit_core.training.checkpoint import mismatches
 
 # torchvision's encoder-layer keys -> timm's block keys; mlp.linear_1 and mlp.linear_2 are from older versions.
 _LAYER = {
-    "ln_1": "norm1", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "ln_2": "norm2",
-    "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "mlp.linear_1": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
-}  # fmt: skip
+    "ln_1": "norm1",
+    "self_attention.in_proj_": "attn.qkv.",
+    "self_attention.out_proj": "attn.proj",
+    "ln_2": "norm2",
+    "mlp.0": "mlp.fc1",
+    "mlp.3": "mlp.fc2",
+    "mlp.linear_1": "mlp.fc1",
+    "mlp.linear_2": "mlp.fc2",
+}
 
 
 def timm_name(key: str) -> str:
@@ -41,21 +47,28 @@ def vit_arguments(state_dict: Mapping[str, Tensor], paper: str) -> dict[str, Any
         raise not_of(paper, wrong)
     dim, _, patch_size, _ = state_dict["patch_embed.proj.weight"].shape
     return {
-        "img_size": math.isqrt(state_dict["pos_embed"].shape[1] - 1) * patch_size, "patch_size": patch_size,
-        "embed_dim": dim, "depth": len({m[1] for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))}),
-        "num_heads": max(dim // 64, 1), "mlp_ratio": len(state_dict["blocks.0.mlp.fc1.weight"]) / dim,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict, "num_classes": len(state_dict["head.weight"]),
-    }  # fmt: skip
+        "img_size": math.isqrt(state_dict["pos_embed"].shape[1] - 1) * patch_size,
+        "patch_size": patch_size,
+        "embed_dim": dim,
+        "depth": len({m[1] for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))}),
+        "num_heads": max(dim // 64, 1),
+        "mlp_ratio": len(state_dict["blocks.0.mlp.fc1.weight"]) / dim,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
+        "num_classes": len(state_dict["head.weight"]),
+    }
 
 
 def sizes_of(vit: VisionTransformer) -> dict[str, Any]:
     """Arguments of timm's `create_model`, besides image size and classes, for a ViT of the same size."""
     block: Any = vit.blocks[0]
     return {
-        "patch_size": vit.patch_embed.patch_size[0], "embed_dim": vit.embed_dim, "depth": len(vit.blocks),
-        "num_heads": block.attn.num_heads, "qkv_bias": block.attn.qkv.bias is not None,
+        "patch_size": vit.patch_embed.patch_size[0],
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": block.attn.num_heads,
+        "qkv_bias": block.attn.qkv.bias is not None,
         "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
-    }  # fmt: skip
+    }
 
 
 def load_original(model: nn.Module, state_dict: Mapping[str, Tensor], paper: str) -> None:

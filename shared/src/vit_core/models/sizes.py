@@ -26,7 +26,15 @@ def spread_pos_embed(model: nn.Module, std: float = MICRO_POS_EMBED_STD) -> None
 def unpublished_cfg(img_size: int, *, fixed_input_size: bool = True) -> dict[str, Any]:
     """timm default_cfg of a ViT without published weights, for 100 classes."""
     return {
-        "input_size": (3, img_size, img_size), "fixed_input_size": fixed_input_size, "num_classes": 100,
-        "pool_size": None, "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD, "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
-    }  # fmt: skip
+        "input_size": (3, img_size, img_size),
+        "fixed_input_size": fixed_input_size,
+        "num_classes": 100,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "mit",
+    }

@@ -19,8 +19,15 @@ from vit_core.flags import flag
 from vit_core.training.checkpoint import load_checkpoint, mismatches
 
 BACKBONE = "vit_base_patch16_224"
-TAGS = ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in21k", "augreg_in1k", "orig_in21k_ft_in1k", "dino",
-        "mae")  # fmt: skip
+TAGS = (
+    "augreg2_in21k_ft_in1k",
+    "augreg_in21k_ft_in1k",
+    "augreg_in21k",
+    "augreg_in1k",
+    "orig_in21k_ft_in1k",
+    "dino",
+    "mae",
+)
 OWN_HEAD = r"(head|head_dist|fc_norm)\."
 
 

@@ -9,13 +9,32 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vit_core.bench.pair import compare
+from vit_core.commands.trained_model import AmpFlags
+from vit_core.flags import check_output, flag
 from vit_core.papers import Benchmark, Paper
 from vit_core.training.run_folder import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags(AmpFlags):
+    """Time every paper's models against their baselines, and check the targets."""
+
+    paper: tuple[str, ...] = flag((), "only this paper; repeat for several papers", metavar="NAME", repeat=True)
+    rounds: int = flag(7, "timed rounds per model")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
+        if self.rounds < 1:
+            raise ValueError("--rounds must be at least 1")
 
 
 def bench(
@@ -40,9 +59,13 @@ def bench(
     if judged:
         say(f"\n{sum(met)} of {len(met)} targets met")
     return {
-        "device": str(device), "amp": amp, "rounds": rounds, "rows": rows, "figures": figures,
+        "device": str(device),
+        "amp": amp,
+        "rounds": rounds,
+        "rows": rows,
+        "figures": figures,
         "environment": environment(),
-    }  # fmt: skip
+    }
 
 
 def _further(paper: Paper, device: torch.device, rounds: int, judged: bool) -> list[dict[str, Any]]:
@@ -64,9 +87,11 @@ def _measure(benchmark: Benchmark, device: torch.device, amp: str, rounds: int, 
         if target is not None:
             targets[what] = {"target": target, "met": ratios[what] <= target if judged else None}
     return {
-        "batch_size": benchmark.batch_size, "figures": [dataclasses.asdict(f) for f in (ours, theirs)],
-        "ratios": {k: v if math.isfinite(v) else None for k, v in ratios.items()}, "targets": targets,
-    }  # fmt: skip
+        "batch_size": benchmark.batch_size,
+        "figures": [dataclasses.asdict(f) for f in (ours, theirs)],
+        "ratios": {k: v if math.isfinite(v) else None for k, v in ratios.items()},
+        "targets": targets,
+    }
 
 
 def _shown(row: Mapping[str, Any]) -> str:
@@ -79,9 +104,14 @@ def _shown(row: Mapping[str, Any]) -> str:
 
     memory = f"{ours['training_memory_mib']:,.0f} / {theirs['training_memory_mib']:,.0f} MiB"
     return _line(
-        f"{ours['model']} ({row['batch_size']})", theirs["model"], ratio("inference_ms"), ratio("training_ms"),
-        f"{row['ratios']['gmacs']:.2f}×", f"{row['ratios']['parameters']:.2f}×", memory,
-    )  # fmt: skip
+        f"{ours['model']} ({row['batch_size']})",
+        theirs["model"],
+        ratio("inference_ms"),
+        ratio("training_ms"),
+        f"{row['ratios']['gmacs']:.2f}×",
+        f"{row['ratios']['parameters']:.2f}×",
+        memory,
+    )
 
 
 def _line(*cells: str) -> str:

@@ -11,20 +11,107 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_core.errors import UserError
-from vit_core.flags import ArgumentParser, command, output_file
+from vit_core.flags import check_output, command, flag, parse
 
 if TYPE_CHECKING:  # importing torch takes seconds: report invalid flags before that
     from vit_core.ledger.claims import Claim
     from vit_core.ledger.verdicts import Verdict
     from vit_core.papers import Paper
+    from vit_core.reproduce.run import Reproduction
+    from vit_core.reproduce.steps import Options
 
 PLACE = "runs/reproduce"
-SUMMARY = "Train, evaluate and explain every installed paper, and compare its claims with the measurements."
 Loaded = tuple[dict[str, "Paper"], dict[str, Exception]]
+
+
+# ── flags ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFlags:
+    """The flag of the commands that can be restricted to some papers."""
+
+    paper: tuple[str, ...] = flag((), "only this paper; repeat for several papers", metavar="NAME", repeat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFlags:
+    """The flags of the commands that can use another dataset."""
+
+    dataset: str | None = flag(None, "train every model on this dataset instead, such as cifar10 or imagefolder")
+    data_path: str | None = flag(
+        None,
+        "folder of the dataset; without --dataset, with --preset paper: used in place of data/",
+        metavar="DIR",
+    )
+    download: bool = flag(False, "download missing datasets (default with --preset paper)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(PaperFlags, DatasetFlags):
+    """Train, evaluate and explain every installed paper, and compare its claims with the measurements.
+
+    Commands for single steps (each has --help): list, train, evaluate, claims, bench, report.
+    """
+
+    preset: str = flag(
+        "micro",
+        "micro: small models on the built-in digits; paper: each paper's own recipe",
+        choices=("micro", "paper"),
+    )
+    epochs: int | None = flag(None, "epochs of every training (default: those of its recipe)")
+    seeds: tuple[int, ...] = flag((42,), "random seeds of every training")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    output_dir: str = flag(PLACE, "folder in which the run folder is created", metavar="DIR")
+    resume: str | None = flag(None, "resume this run folder; alone: the latest", bare="", metavar="RUN")
+    yes: bool = flag(False, "--preset paper: start without confirmation")
+    plan: bool = flag(False, "only print the time and disk space needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RunFlags):
+    """Train the papers' models; then evaluate them with `reproduce evaluate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags(PaperFlags):
+    """Write the page of a run again; first run missing evaluations, analyses and claims."""
+
+    run: Path | None = flag(None, "run folder (default: the latest)", positional=True, metavar="RUN")
+    device: str | None = flag(None, "auto, cpu, cuda, cuda:N or mps (default: that of the run)")
+    output_dir: str = flag(PLACE, "folder that contains the runs", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(ReportFlags, DatasetFlags):
+    """Evaluate the models that a run trained; with --dataset, on another dataset."""
+
+    dataset: str | None = flag(
+        None, "another dataset with the same classes; results are printed and saved in the run folder"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    """List the installed papers, their models and claims."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsFlags(PaperFlags):
+    """Check the claims: measure the instant ones now, and print all verdicts."""
+
+    verdict: tuple[str, ...] = flag(
+        (), "show only claims with this verdict (holds, fails, …); may be repeated", metavar="WORD", repeat=True
+    )
+    json: Path | None = flag(None, "write all verdicts to this JSON file", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check_output(self.json)
 
 
 @command
@@ -41,14 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str], only: str | None) -> int:
     """Run all steps, or only `train`."""
-    parser = _parser(
-        only, SUMMARY if only is None else "Train the papers' models; then evaluate them with `reproduce evaluate`."
-    )
-    _add_run_flags(parser)
-    args = parser.parse_args(words)
+    args = parse(RunFlags, words, "reproduce") if only is None else parse(TrainFlags, words, f"reproduce {only}")
     place = Path(args.output_dir)
     if args.resume is not None:
-        return _resume(parser, args, place, only)
+        return _resume(args, place, only)
     options = _options(args)
     papers, broken = _papers(args.paper)
     _check(papers, options)
@@ -63,17 +146,17 @@ def _run(words: Sequence[str], only: str | None) -> int:
     return _carry_out(begin(place, options, papers, broken, asked, [only, *words] if only else words))
 
 
-def _resume(parser: ArgumentParser, args: Any, place: Path, only: str | None) -> int:
+def _resume(args: "RunFlags", place: Path, only: str | None) -> int:
     """Resume an earlier run with its options; only the device may change."""
     for name in ("paper", "preset", "dataset", "data_path", "download", "epochs", "seeds"):
-        if getattr(args, name) != parser.get_default(name):
+        if getattr(args, name) != getattr(RunFlags, name):
             raise UserError(
                 f"--{name.replace('_', '-')} cannot be combined with --resume, which uses the earlier run's options"
             )
     from vit_core.reproduce.run import latest, reopen
 
     run = reopen(Path(args.resume) if args.resume else latest(place), *load_papers())
-    if args.device != parser.get_default("device"):
+    if args.device != RunFlags.device:
         run.options = dataclasses.replace(run.options, device=args.device)
     if only is not None:
         run.asked = (only,)
@@ -82,10 +165,7 @@ def _resume(parser: ArgumentParser, args: Any, place: Path, only: str | None) ->
 
 def _evaluate(words: Sequence[str]) -> int:
     """Evaluate the models of a run, on its own dataset or on another."""
-    parser = _parser("evaluate", "Evaluate the models that a run trained; with --dataset, on another dataset.")
-    _add_later_flags(parser)
-    _add_image_flags(parser, "another dataset with the same classes; results are printed and saved in the run folder")
-    args = parser.parse_args(words)
+    args = parse(EvaluateFlags, words, "reproduce evaluate")
     if args.dataset is None and (args.data_path is not None or args.download):
         raise UserError("--data-path and --download require --dataset")
     run = _earlier(args)
@@ -100,28 +180,26 @@ def _evaluate(words: Sequence[str]) -> int:
 
 def _report(words: Sequence[str]) -> int:
     """Write the page of a run again, after running its missing evaluation, analysis and claims."""
-    parser = _parser("report", "Write the page of a run again; first run missing evaluations, analyses and claims.")
-    _add_later_flags(parser)
-    run = _earlier(parser.parse_args(words))
+    run = _earlier(parse(ReportFlags, words, "reproduce report"))
     run.asked = ("evaluate", "analyse", "claims")
     return _carry_out(run)
 
 
-def _earlier(args: Any) -> Any:
-    """The run selected by the flags of `_add_later_flags`."""
+def _earlier(args: "ReportFlags") -> "Reproduction":
+    """The run that the flags select."""
     from vit_core.reproduce.run import latest, reopen
 
     run = reopen(args.run or latest(Path(args.output_dir)), *load_papers())
-    unknown = set(args.paper or ()) - run.papers.keys()
+    unknown = set(args.paper) - run.papers.keys()
     if unknown:
         raise UserError(f"--paper {min(unknown)}: the papers of this run are {', '.join(run.papers)}")
-    run.only = args.paper
+    run.only = args.paper or None
     if args.device is not None:
         run.options = dataclasses.replace(run.options, device=args.device)
     return run
 
 
-def _carry_out(run: Any) -> int:
+def _carry_out(run: "Reproduction") -> int:
     from vit_core.reproduce.run import Interrupted
 
     page = run.folder / "index.html"
@@ -134,7 +212,7 @@ def _carry_out(run: Any) -> int:
 
     before = signal.signal(signal.SIGTERM, stop)  # trainings install their own handler, which finishes the step
     try:
-        code: int = run.run(sys.stderr)
+        code = run.run(sys.stderr)
     except Interrupted as stopped:
         print(f"interrupted; resume with: reproduce --resume {run.folder}\nresults so far: {page}")
         return stopped.code
@@ -148,7 +226,7 @@ def _carry_out(run: Any) -> int:
     return code
 
 
-def _check(papers: Mapping[str, "Paper"], options: Any) -> None:
+def _check(papers: Mapping[str, "Paper"], options: "Options") -> None:
     """Report errors that would stop every paper before starting: invalid flags, missing images."""
     from vit_core.data import load_dataset
     from vit_core.reproduce.steps import studies
@@ -163,7 +241,7 @@ def _check(papers: Mapping[str, "Paper"], options: Any) -> None:
         load_dataset(options.dataset, data_path=options.data_path, img_size=32, cache="disk")
 
 
-def _agreed(papers: Mapping[str, "Paper"], options: Any, place: Path, *, yes: bool) -> bool:
+def _agreed(papers: Mapping[str, "Paper"], options: "Options", place: Path, *, yes: bool) -> bool:
     """Print what the papers' recipes need; on a terminal, ask for confirmation."""
     from vit_core.reproduce.plan import announce, needs
     from vit_core.training.distributed import pick_device
@@ -179,10 +257,10 @@ def _agreed(papers: Mapping[str, "Paper"], options: Any, place: Path, *, yes: bo
 
 def _list(words: Sequence[str]) -> int:
     """List the installed papers, their models and claims."""
-    _parser("list", "List the installed papers.").parse_args(words)
+    parse(ListFlags, words, "reproduce list")
     from vit_core.ledger.claims import COSTS, load_claims
 
-    papers, broken = _papers(None)
+    papers, broken = _papers(())
     for name, paper in papers.items():
         models = dict.fromkeys(m for t in (*paper.micro, *paper.published) for m in t.recipe.models.values())
         print(f"{name}\n    {paper.title}\n    models: {', '.join(models)}")
@@ -203,19 +281,13 @@ def _list(words: Sequence[str]) -> int:
 
 def _claims(words: Sequence[str]) -> int:
     """Measure the instant claims and print all verdicts."""
-    parser = _parser("claims", "Check the claims: measure the instant ones now, and print all verdicts.")
-    _add_paper_flag(parser)
-    parser.add_argument(
-        "--verdict", action="append", metavar="WORD", help="show only claims with this verdict (holds, fails, …)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write all verdicts to this JSON file")
-    args = parser.parse_args(words)
+    args = parse(ClaimsFlags, words, "reproduce claims")
     from vit_core.ledger.verdicts import VERDICTS, count
     from vit_core.reproduce.run import write_json
     from vit_core.reproduce.steps import as_record, verdicts_of
     from vit_core.training.run_folder import environment
 
-    unknown = set(args.verdict or ()) - set(VERDICTS)
+    unknown = set(args.verdict) - set(VERDICTS)
     if unknown:
         raise UserError(f"--verdict {min(unknown)}: choose from {', '.join(VERDICTS)}")
     papers, broken = _papers(args.paper)
@@ -264,20 +336,9 @@ def _found(verdict: "Verdict") -> str:
 
 def _bench(words: Sequence[str]) -> int:
     """Time every model and its baseline."""
-    from vit_core.training.precision import MODES
+    from vit_core.reproduce.bench import BenchFlags, bench
 
-    parser = _parser("bench", "Time every paper's models against their baselines, and check the targets.")
-    _add_paper_flag(parser)
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per model (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument(
-        "--amp", nargs="?", const="auto", default="off", choices=MODES, help="mixed precision (default: off)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="also write the results to this JSON file")
-    args = parser.parse_args(words)
-    if args.rounds < 1:
-        raise UserError("--rounds must be at least 1")
-    from vit_core.reproduce.bench import bench
+    args = parse(BenchFlags, words, "reproduce bench")
     from vit_core.reproduce.run import write_json
     from vit_core.training.distributed import pick_device
 
@@ -289,64 +350,16 @@ def _bench(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "list": _list, "train": lambda words: _run(words, "train"), "evaluate": _evaluate, "claims": _claims,
-    "bench": _bench, "report": _report,
-}  # fmt: skip
+    "list": _list,
+    "train": lambda words: _run(words, "train"),
+    "evaluate": _evaluate,
+    "claims": _claims,
+    "bench": _bench,
+    "report": _report,
+}
 
 
-# ── flags ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _parser(name: str | None, description: str) -> ArgumentParser:
-    more = None if name else f"Commands for single steps (each has --help): {', '.join(COMMANDS)}."
-    return ArgumentParser(prog=f"reproduce {name}" if name else "reproduce", description=description, epilog=more)
-
-
-def _add_paper_flag(parser: ArgumentParser) -> None:
-    parser.add_argument("--paper", action="append", metavar="NAME", help="only this paper; repeat for several papers")
-
-
-def _add_image_flags(parser: ArgumentParser, what: str) -> None:
-    parser.add_argument("--dataset", help=what)
-    parser.add_argument(
-        "--data-path", help="folder of the dataset; without --dataset, with --preset paper: used in place of data/"
-    )
-    parser.add_argument(
-        "--download", action="store_true", help="download missing datasets (default with --preset paper)"
-    )
-
-
-def _add_later_flags(parser: ArgumentParser) -> None:
-    """Add the flags of a command that continues a run."""
-    parser.add_argument("run", nargs="?", type=Path, help="run folder (default: the latest)")
-    _add_paper_flag(parser)
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default: that of the run)")
-    parser.add_argument("--output-dir", default=PLACE, help="folder that contains the runs (default: %(default)s)")
-
-
-def _add_run_flags(parser: ArgumentParser) -> None:
-    _add_paper_flag(parser)
-    parser.add_argument(
-        "--preset", choices=("micro", "paper"), default="micro",
-        help="micro: small models on the built-in digits; paper: each paper's own recipe (default: %(default)s)",
-    )  # fmt: skip
-    _add_image_flags(parser, "train every model on this dataset instead, such as cifar10 or imagefolder")
-    parser.add_argument("--epochs", type=int, help="epochs of every training (default: those of its recipe)")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[42], help="random seeds of every training (default: 42)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument(
-        "--output-dir", default=PLACE, help="folder in which the run folder is created (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="resume this run folder (default: the latest)"
-    )
-    parser.add_argument("--yes", action="store_true", help="--preset paper: start without confirmation")
-    parser.add_argument("--plan", action="store_true", help="only print the time and disk space needed")
-
-
-def _options(args: Any) -> Any:
+def _options(args: "RunFlags") -> "Options":
     from vit_core.reproduce.steps import Options
 
     if args.epochs is not None and args.epochs < 1:
@@ -358,10 +371,14 @@ def _options(args: Any) -> Any:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("reproduce runs in a single process: start it without torchrun")
     return Options(
-        preset=args.preset, dataset=args.dataset, data_path=args.data_path and str(Path(args.data_path).resolve()),
-        download=args.download or (args.preset == "paper" and args.dataset is None), epochs=args.epochs,
-        seeds=tuple(args.seeds), device=args.device,
-    )  # fmt: skip
+        preset=args.preset,
+        dataset=args.dataset,
+        data_path=args.data_path and str(Path(args.data_path).resolve()),
+        download=args.download or (args.preset == "paper" and args.dataset is None),
+        epochs=args.epochs,
+        seeds=args.seeds,
+        device=args.device,
+    )
 
 
 def load_papers() -> Loaded:
@@ -371,12 +388,12 @@ def load_papers() -> Loaded:
     return papers.load_papers()
 
 
-def _papers(names: Sequence[str] | None) -> Loaded:
-    """The installed papers, or those in `names`. UserError for a name that is not installed."""
+def _papers(names: Sequence[str]) -> Loaded:
+    """The installed papers; only those in `names`, if there are any. UserError for one that is not installed."""
     papers, broken = load_papers()
     if not papers and not broken:
         raise UserError("no papers are installed: run `uv sync` to install all of them")
-    if names is None:
+    if not names:
         return papers, broken
     names = [name.replace("-", "_") for name in names]  # accept distribution names, too
     for name in names:

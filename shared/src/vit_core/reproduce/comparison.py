@@ -21,9 +21,21 @@ from vit_core.training.precision import choose_precision
 IMAGES = 40  # for the explanations
 BATCH, ROUNDS = 64, 5  # for the timing
 HEADS = (
-    "paper", "row", "dataset", "epochs", "top-1, %", "parameters", "multiply-adds, 10⁶", "images/s",
-    "deletion − random", "±", "insertion − random", "±", "FAP, %", "±",
-)  # fmt: skip
+    "paper",
+    "row",
+    "dataset",
+    "epochs",
+    "top-1, %",
+    "parameters",
+    "multiply-adds, 10⁶",
+    "images/s",
+    "deletion − random",
+    "±",
+    "insertion − random",
+    "±",
+    "FAP, %",
+    "±",
+)
 CAPTION = (
     "Each row was trained with its own paper's recipe and number of epochs, so accuracies of different papers are not "
     "comparable: several papers' rows include plain ViTs of the same size, and their accuracies differ because of "
@@ -55,9 +67,7 @@ def compare(
     for number, ((paper, label, subject), speed) in enumerate(zip(chosen, speeds, strict=True)):
         report(number / len(chosen), label)
         rows.append([paper.title.partition(":")[0], label, *_figures(subject, speed, paper)])
-    return {
-        "caption": CAPTION.format(batch=BATCH, rounds=ROUNDS, images=IMAGES), "heads": list(HEADS), "rows": rows
-    }  # fmt: skip
+    return {"caption": CAPTION.format(batch=BATCH, rounds=ROUNDS, images=IMAGES), "heads": list(HEADS), "rows": rows}
 
 
 def _images_per_second(subjects: list[Subject]) -> list[float]:
@@ -75,24 +85,22 @@ def _infer(model: nn.Module, images: Tensor) -> None:
         model(images)
 
 
-def _figures(subject: Subject, speed: float, paper: Paper) -> list[Any]:
+def _figures(subject: Subject, speed: float, paper: Paper) -> list[str | float]:
     model, run = subject.trained.model, subject.run
     result = evaluate(model, subject.loader(), choose_precision(run.train.amp, subject.world.device))
     image = next(iter(subject.loader(1).epoch()))[0]
     with torch.no_grad():
         macs = multiply_adds(lambda: model(image)) / 1e6
     explanations = _beyond_random(subject)
-    fap: list[Any] = ["—", "—"]
+    fap: list[str | float] = ["—", "—"]
     if paper.attention_map is not None:
         focus = measure_focus(model, subject.loader(IMAGES), paper.attention_map)
         fap = [focus.fap, focus.standard_error]
     parameters = sum(p.numel() for p in model.parameters())
-    return [
-        subject.dataset.name, run.train.epochs, result.acc1, parameters, macs, speed, *explanations, *fap
-    ]  # fmt: skip
+    return [subject.dataset.name, run.train.epochs, result.acc1, parameters, macs, speed, *explanations, *fap]
 
 
-def _beyond_random(subject: Subject) -> list[Any]:
+def _beyond_random(subject: Subject) -> list[str | float]:
     """Deletion area of Grad-CAM minus that of random maps, its standard error, and the same for insertion, in points.
 
     All are "—" if Grad-CAM is empty.
@@ -108,9 +116,9 @@ def _beyond_random(subject: Subject) -> list[Any]:
         ours, random = (
             deletion_insertion(model, images, m, targets, steps=8, generator=generator) for m in (maps, noise)
         )
-        areas.append(torch.stack([
-            ours.deletion_area - random.deletion_area, ours.insertion_area - random.insertion_area
-        ]))  # fmt: skip
+        areas.append(
+            torch.stack([ours.deletion_area - random.deletion_area, ours.insertion_area - random.insertion_area])
+        )
     points = 100 * torch.cat(areas, 1)
     means, errors = points.mean(1), points.std(1) / points.shape[1] ** 0.5
     return torch.stack([means, errors], 1).flatten().tolist()

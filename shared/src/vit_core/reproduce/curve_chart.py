@@ -36,8 +36,17 @@ def curve_chart(rows: Sequence[Mapping[str, Any]], value: str = "val_acc1") -> d
         high = [(x(e), y(max(values))) for e, values in sorted(epochs.items())]
         final = statistics.fmean(epochs[max(epochs)])
         band = _points([*low, *reversed(high)]) if low != high else ""
-        lines.append({"number": number, "label": label, "points": _points(means), "dots": means, "band": band,
-                      "final": final, "epochs": max(epochs)})  # fmt: skip
+        lines.append(
+            {
+                "number": number,
+                "label": label,
+                "points": _points(means),
+                "dots": means,
+                "band": band,
+                "final": final,
+                "epochs": max(epochs),
+            }
+        )
     return {
         "x_ticks": [(x(t), f"{t:g}") for t in x_ticks],
         "y_ticks": [(y(t), f"{t:g}") for t in y_ticks],

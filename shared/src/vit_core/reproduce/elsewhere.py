@@ -1,10 +1,9 @@
 """`reproduce evaluate --dataset`: evaluate the models of a run on another dataset with the same classes."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
-from vit_core.commands.trained_model import load_trained
+from vit_core.commands.trained_model import ImageFlags, load_trained
 from vit_core.errors import UserError
 from vit_core.reproduce.run import Reproduction, write_json
 from vit_core.reproduce.steps import studies
@@ -19,9 +18,7 @@ def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, downl
 
     UserError if a model is not trained, or if the dataset has a different number of classes.
     """
-    wanted = SimpleNamespace(
-        dataset=dataset, data_path=data_path, download=download, eval_split=None, num_workers=4, skip_broken=False
-    )
+    wanted = ImageFlags(dataset=dataset, data_path=data_path, download=download)
     world = World(0, 1, pick_device(run.options.device))
     rows: list[dict[str, Any]] = []
     for name, paper in run.papers.items():
@@ -40,8 +37,9 @@ def evaluate_on(run: Reproduction, dataset: str, data_path: str | None, *, downl
                 rows.append({"paper": name, "row": row, "seed": seed, **dataclasses.asdict(result)})
                 print(
                     f"{name}, {row}, seed {seed}: top-1 {result.acc1:.2f}%, top-5 {result.acc5:.2f}%, loss "
-                    f"{result.loss:.4f} on {result.num_images:,} images of {dataset}", flush=True,
-                )  # fmt: skip
+                    f"{result.loss:.4f} on {result.num_images:,} images of {dataset}",
+                    flush=True,
+                )
     file = run.folder / f"evaluation_{dataset}.json"
     write_json(file, {"dataset": dataset, "data_path": data_path, "rows": rows, "environment": environment()})
     print(f"results written to {file}")

@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MINUS, THIN, DASH = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{EM DASH}"
 SIGNS = {"about": "", "at least": "≥", "at most": "≤", "above": ">", "below": "<", "between": ""}
@@ -12,11 +12,18 @@ SYMBOLS = ("%", "M", "s", "ms", "min", "h", "kB", "MB", "GB")  # units written d
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def number(value: Any, decimals: int | None = None) -> str:
+def numbers_of(value: object) -> list[float]:
+    """The number, or the numbers of a list; [] if it is or contains anything else."""
+    several = value if isinstance(value, list | tuple) else [value]
+    numbers = [one for one in several if is_number(one)]
+    return numbers if len(numbers) == len(several) else []
+
+
+def number(value: object, decimals: int | None = None) -> str:
     """13054564 -> "13,054,564"; 0.012345 -> "0.0123"; 2.1e-7 -> "2.1×10⁻⁷"; True -> "yes"; None -> "—"; text unchanged.
 
     Without `decimals`, a float is shown with three significant digits, or two decimals if it is at least 1.
@@ -47,19 +54,21 @@ def _decimals(value: float) -> int:
     return len(f"{value:.{most}f}".rstrip("0").partition(".")[2])
 
 
-def columns(rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+def columns(rows: Sequence[Sequence[object]]) -> list[list[str]]:
     """The cells of a table as text; numbers of one column have the same number of decimals, so that they align."""
     shown = []
     for cells in itertools.zip_longest(*rows):
-        aligned = [
-            isinstance(c, float) and (not c or abs(c) >= 0.001) for c in cells
-        ]  # tiny ones need their own digits
-        decimals = min(4, max((_decimals(c) for c, yes in zip(cells, aligned, strict=True) if yes), default=0))
-        shown.append([number(c, decimals if yes else None) for c, yes in zip(cells, aligned, strict=True)])
+        decimals = min(4, max((_decimals(c) for c in cells if _aligns(c)), default=0))
+        shown.append([number(c, decimals if _aligns(c) else None) for c in cells])
     return [list(row) for row in zip(*shown, strict=True)]
 
 
-def is_number_column(rows: Sequence[Sequence[Any]], place: int) -> bool:
+def _aligns(value: object) -> TypeGuard[float]:
+    """Whether a number has the decimals of its column; tiny ones need digits of their own."""
+    return isinstance(value, float) and (not value or abs(value) >= 0.001)
+
+
+def is_number_column(rows: Sequence[Sequence[object]], place: int) -> bool:
     return any(is_number(row[place]) for row in rows if place < len(row))
 
 
@@ -98,23 +107,23 @@ def claimed(claim: Mapping[str, Any]) -> str:
     return f"{sign} {_with_unit(as_written(value), claim['unit'])}".strip()
 
 
-def as_written(value: Any) -> str:
+def as_written(value: object) -> str:
     if isinstance(value, float) and math.isfinite(value) and 1e-4 <= abs(value) < 1e15:
         return f"{value:,}".replace("-", MINUS)
     return number(value)
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A cell of a table of claims: a number, or mean and standard deviation over several seeds."""
-    several = isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
-    return mean_and_spread(value) if several else number(value)
+    several = numbers_of(value) if isinstance(value, list | tuple) else []
+    return mean_and_spread(several) if several else number(value)
 
 
-def measured(value: Any, claim: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+def measured(value: object, claim: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
     """A measured value, or the mean of several, with at least as many decimals as the claim. found: the measurement."""
     given = as_written(claim["claimed"]).partition(".")[2] if is_number(claim["claimed"]) else ""
-    numbers = [value] if is_number(value) else value
-    if isinstance(numbers, str | bool) or not numbers or not all(map(is_number, numbers)):
+    numbers = numbers_of(value)
+    if not numbers:
         return number(value)
     mean = statistics.fmean(numbers)
     if len(numbers) > 1 and not isinstance((found or {}).get("seed"), list | tuple):  # for example one per block
@@ -155,12 +164,12 @@ def _split_unit(unit: str) -> tuple[str, str]:
     return (THIN + symbol, words) if symbol in SYMBOLS else ("", unit)
 
 
-def sort_value(value: Any) -> str:
+def sort_value(value: object) -> str:
     """The sort key of a cell: its number, or the mean of a list; "" to sort by its text."""
     if isinstance(value, bool):
         return str(int(value))
-    numbers = [value] if is_number(value) else value
-    if isinstance(numbers, str) or not numbers or not all(map(is_number, numbers)):
+    numbers = numbers_of(value)
+    if not numbers:
         return ""
     mean = statistics.fmean(numbers)
     return repr(mean) if math.isfinite(mean) else ""

@@ -66,8 +66,18 @@ TERMS = {
     "observe how the network's prediction changes.",
 }
 ORDER = (  # initial order of the claims: the most surprising first
-    ERROR, CONTRADICTED, FAILS, DISAGREES, UNDECIDED, HOLDS_IF, HOLDS, AGREES, OPEN, NOT_RUN, CANNOT_RUN
-)  # fmt: skip
+    ERROR,
+    CONTRADICTED,
+    FAILS,
+    DISAGREES,
+    UNDECIDED,
+    HOLDS_IF,
+    HOLDS,
+    AGREES,
+    OPEN,
+    NOT_RUN,
+    CANNOT_RUN,
+)
 WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 2.0  # pictures with at least this aspect ratio get the full width of the page
@@ -125,14 +135,21 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _paper(paper: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     analysis = paper["analysis"] or {"findings": [], "pictures": [], "tables": []}
     trainings = [
-        {**t, "chart": curve_chart(t["rows"]), "best": _best(t["rows"]), "differences": _differences(t["rows"]),
-         "several_seeds": any(len(row["seeds"]) > 1 for row in t["rows"])} for t in paper["trainings"]
-    ]  # fmt: skip
+        {
+            **t,
+            "chart": curve_chart(t["rows"]),
+            "best": _best(t["rows"]),
+            "differences": _differences(t["rows"]),
+            "several_seeds": any(len(row["seeds"]) > 1 for row in t["rows"]),
+        }
+        for t in paper["trainings"]
+    ]
     claims = sorted(paper["claims"], key=lambda c: ORDER.index(c["verdict"]))
     problems = [
         f"the step “{s['name']}” failed: {s['error'] or 'no reason was recorded'}"
-        for s in paper["steps"] if s["state"] == "failed"
-    ]  # fmt: skip
+        for s in paper["steps"]
+        if s["state"] == "failed"
+    ]
     pending = [s["name"] for s in paper["steps"] if s["state"] == "pending"]
     return {
         **paper,
@@ -173,8 +190,9 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The row with the highest top-1, averaged over its seeds."""
     means = [
         {"label": row["label"], "acc1": statistics.fmean(known)}
-        for row in rows if (known := [s["acc1"] for s in row["seeds"] if s["acc1"] is not None])
-    ]  # fmt: skip
+        for row in rows
+        if (known := [s["acc1"] for s in row["seeds"] if s["acc1"] is not None])
+    ]
     return max(means, key=lambda m: m["acc1"], default=None)
 
 

@@ -9,11 +9,11 @@ from typing import TextIO
 import torch
 
 from vit_core.bench.pair import Contestant
+from vit_core.commands.settings import Run
 from vit_core.commands.study import Study
 from vit_core.data import load_dataset
 from vit_core.errors import UserError
 from vit_core.papers import Paper, Training
-from vit_core.recipe import Run
 from vit_core.reproduce.progress import clock
 from vit_core.reproduce.steps import Options, studies
 from vit_core.training.distributed import pick_device
@@ -67,9 +67,14 @@ def _need(
     images, more = _images(training, study, options)
     run = study.settled(next(iter(study.rows)))
     return Need(
-        paper=paper.title.partition(":")[0], training=training.name, runs=len(study.rows) * len(options.seeds),
-        epochs=run.train.epochs, seconds=seconds, disk_gb=disk + more, images=images,
-    )  # fmt: skip
+        paper=paper.title.partition(":")[0],
+        training=training.name,
+        runs=len(study.rows) * len(options.seeds),
+        epochs=run.train.epochs,
+        seconds=seconds,
+        disk_gb=disk + more,
+        images=images,
+    )
 
 
 def time_step(

@@ -22,7 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from vit_core.errors import UserError
 from vit_core.files import FolderLock, write_whole
@@ -38,6 +41,18 @@ FORMAT = 1
 TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
 SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # expected duration of a step
 COMPARISON = "comparison"  # in the display and the log, in place of a step's name
+
+
+class RunRecord(TypedDict):
+    """run.json."""
+
+    command: str
+    started: str
+    seconds: float
+    papers: list[str]
+    asked: list[str]
+    options: Options
+    environment: dict[str, Any]
 
 
 class Interrupted(BaseException):
@@ -59,7 +74,7 @@ class Reproduction:
     asked: Sequence[str] = STEPS
     only: Sequence[str] | None = None  # restrict the run to these papers
 
-    def run(self, stream: Any) -> int:
+    def run(self, stream: TextIO) -> int:
         """Run all missing steps. Returns the exit code: 0, or 1 if a step or a paper failed.
 
         Raises Interrupted, after saving all results so far, for Ctrl-C and SIGTERM; UserError if another process uses
@@ -86,7 +101,7 @@ class Reproduction:
         return int(failed or bool(self.broken))
 
     def _carry_out(
-        self, plan: Sequence[tuple[str, str, Part]], display: Display, log: Any, written: Callable[[], None]
+        self, plan: Sequence[tuple[str, str, Part]], display: Display, log: TextIO, written: Callable[[], None]
     ) -> bool:
         """Run every step that is not done yet. Returns whether any failed."""
         failed = False
@@ -194,7 +209,7 @@ class Reproduction:
         write_json(self._file(name), record)
 
     @contextmanager
-    def _log(self) -> Iterator[Any]:
+    def _log(self) -> Iterator[TextIO]:
         """Redirect output and logging of the steps to log.txt, so that they do not disturb the display."""
         root = logging.getLogger()
         handlers = root.handlers[:]
@@ -229,12 +244,16 @@ class Reproduction:
             papers.append({"name": name, **about, "model": paper.model, "steps": states, **record})
         compared = (self._load("", "comparison") or {}).get("comparison")
         return {
-            "format": FORMAT, **{k: run[k] for k in ("command", "started", "seconds", "environment")},
-            "preset": self.options.preset, "options": dataclasses.asdict(self.options),
-            "finished": run.get("finished"), "state": run.get("state", "running"),
-            "broken": {name: f"{type(e).__name__}: {e}" for name, e in self.broken.items()}, "papers": papers,
+            "format": FORMAT,
+            **{k: run[k] for k in ("command", "started", "seconds", "environment")},
+            "preset": self.options.preset,
+            "options": dataclasses.asdict(self.options),
+            "finished": run.get("finished"),
+            "state": run.get("state", "running"),
+            "broken": {name: f"{type(e).__name__}: {e}" for name, e in self.broken.items()},
+            "papers": papers,
             "comparison": compared,
-        }  # fmt: skip
+        }
 
     def _write_results(self, seconds: float, state: str) -> None:
         """state: running, interrupted or finished. A run is finished when no requested step is pending."""
@@ -251,9 +270,13 @@ class Reproduction:
 
 
 def begin(
-    place: Path, options: Options, papers: Mapping[str, Paper], broken: Mapping[str, Exception], asked: Sequence[str],
+    place: Path,
+    options: Options,
+    papers: Mapping[str, Paper],
+    broken: Mapping[str, Exception],
+    asked: Sequence[str],
     words: Sequence[str] = (),
-) -> Reproduction:  # fmt: skip
+) -> Reproduction:
     """Create a run folder under `place`; words: the command line. UserError if no free name is left."""
     stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}"
     for number in range(1, 1000):
@@ -263,10 +286,15 @@ def begin(
         except FileExistsError:
             continue
         record = {
-            "format": FORMAT, "command": shlex.join(["uv", "run", "reproduce", *words]),
-            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}", "seconds": 0.0, "papers": [*papers, *broken],
-            "asked": list(asked), "options": dataclasses.asdict(options), "environment": environment(),
-        }  # fmt: skip
+            "format": FORMAT,
+            "command": shlex.join(["uv", "run", "reproduce", *words]),
+            "started": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
+            "seconds": 0.0,
+            "papers": [*papers, *broken],
+            "asked": list(asked),
+            "options": dataclasses.asdict(options),
+            "environment": environment(),
+        }
         write_json(folder / "run.json", record)
         return Reproduction(folder, options, papers, broken, asked)
     raise UserError(f"too many runs in {place}")
@@ -274,20 +302,20 @@ def begin(
 
 def reopen(folder: Path, papers: Mapping[str, Paper], broken: Mapping[str, Exception]) -> Reproduction:
     """Open an earlier run. UserError if `folder` is not a run folder, or one of its papers is not installed."""
-    record = read_json(folder / "run.json")
     try:
-        options = Options(**{**record["options"], "seeds": tuple(record["options"]["seeds"])})
-        names, asked = list(record["papers"]), list(record["asked"])
-        record["seconds"] + 0.0, record["command"], record["started"], record["environment"]
-    except (KeyError, TypeError) as e:
+        record = TypeAdapter(RunRecord).validate_python(read_json(folder / "run.json"))
+    except ValidationError as e:
+        where = ".".join(map(str, e.errors()[0]["loc"]))
         raise UserError(
-            f"{folder / 'run.json'} was not written by this version of `reproduce`: missing or invalid entry ({e})"
+            f"{folder / 'run.json'} was not written by this version of `reproduce`: missing or invalid entry ({where})"
         ) from e
+    names = record["papers"]
     gone = [name for name in names if name not in papers and name not in broken]
     if gone:
         raise UserError(f"{folder} contains a run of {', '.join(names)}, but {gone[0]} is not installed")
     chosen = {name: papers[name] for name in names if name in papers}
-    return Reproduction(folder, options, chosen, {n: e for n, e in broken.items() if n in names}, asked)
+    failed = {name: error for name, error in broken.items() if name in names}
+    return Reproduction(folder, record["options"], chosen, failed, record["asked"])
 
 
 def latest(place: Path) -> Path:
@@ -316,7 +344,7 @@ def write_json(file: Path, record: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     if isinstance(value, Mapping):
@@ -338,12 +366,15 @@ def write_claims(results: Mapping[str, Any], file: Path) -> None:
         for claim in paper["claims"]:
             measured = claim["measured"] or {}
             row = {
-                **measured, **claim, "paper": paper["name"], "measured": measured.get("value"),
+                **measured,
+                **claim,
+                "paper": paper["name"],
+                "measured": measured.get("value"),
                 "setting": (claim["setting"] or {}).get("what"),
                 "other_readings": "; ".join(f"{when}: {value}" for when, value in claim["under"]),
                 "near": "; ".join(f"{near['what']}: {near['value']}" for near in claim["near"]),
                 "evidence": "; ".join(f"{e['where']}: {e['says']}" for e in claim["evidence"]),
-            }  # fmt: skip
+            }
             tables = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, Mapping)}
             writer.writerow(row | tables)
     write_whole(file, text.getvalue())

@@ -11,6 +11,7 @@ from typing import Any
 from vit_core.commands.curves import read_metrics
 from vit_core.commands.study import Study
 from vit_core.errors import UserError
+from vit_core.flags import spelled
 from vit_core.ledger.claims import Claim, Measured, Outcome, Run, Value, cells, load_claims
 from vit_core.ledger.verdicts import Cell, Found, Trained, Verdict, judge
 from vit_core.papers import Paper, Training
@@ -33,14 +34,17 @@ class Options:
     device: str = "auto"
 
     def over(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A training's flags, as returned by `Recipe.parse`, overridden by those of the command line."""
+        """A training's flags, as returned by `settings.parse`, overridden by those of the command line."""
         path, own = self.data_path, given.get("data_path")
         if self.dataset is None and own is not None:  # the training's own dataset: a given path replaces data/
             path = str(Path(path) / Path(own).name) if path else own
         chosen = {
-            "dataset": self.dataset, "data_path": path, "epochs": self.epochs, "download": self.download or None,
+            "dataset": self.dataset,
+            "data_path": path,
+            "epochs": self.epochs,
+            "download": self.download or None,
             "device": self.device,
-        }  # fmt: skip
+        }
         rest = {k: v for k, v in given.items() if k != "data_path"}
         return rest | {k: v for k, v in chosen.items() if v is not None}
 
@@ -111,10 +115,15 @@ def evaluate(paper: Paper, options: Options, folder: Path, report: Report) -> di
         for label in study.rows:
             seeds = [_seed(study, m) for m in measured if m["row"] == label]
             first = next(m for m in measured if m["row"] == label)
-            rows.append({
-                "label": label, "model": study.settled(label).model, "parameters": int(first["parameters"]),
-                "command": as_command(training.recipe, study.rows[label], options.seeds), "seeds": seeds,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "label": label,
+                    "model": study.settled(label).model,
+                    "parameters": int(first["parameters"]),
+                    "command": as_command(training.recipe, study.rows[label], options.seeds),
+                    "seeds": seeds,
+                }
+            )
         run = study.settled(next(iter(study.rows)))
         trainings.append({"name": training.name, "dataset": run.data.dataset, "rows": rows})
     if problems and not trainings:
@@ -249,11 +258,11 @@ def as_command(recipe: Recipe, given: Mapping[str, Any], seeds: Sequence[int]) -
     """The command that trains one row, with the first seed."""
     words = ["uv", "run", f"{recipe.command}-train"]
     for name, value in {**given, "seed": seeds[0]}.items():
-        flag = "--" + name.replace("_", "-")
+        flag = spelled(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list | tuple):
-            words += [flag, *map(str, value)]
+        elif isinstance(value, Mapping):  # --model-kwargs
+            words += [flag, *(f"{key}={json.dumps(one)}" for key, one in value.items())]
         elif (name, value) != ("device", "auto"):
             words += [flag, str(value)]
     return shlex.join(words)
@@ -264,5 +273,8 @@ def _pairs(paper: Paper, options: Options, folder: Path, report: Report) -> list
 
 
 RUN: Mapping[str, Callable[[Paper, Options, Path, Report], dict[str, Any]]] = {
-    "train": train, "evaluate": evaluate, "analyse": analyse, "claims": claims
-}  # fmt: skip
+    "train": train,
+    "evaluate": evaluate,
+    "analyse": analyse,
+    "claims": claims,
+}

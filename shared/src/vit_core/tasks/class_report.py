@@ -22,9 +22,11 @@ def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> di
     logits, targets = logits.cpu(), targets.cpu()
     hits1, hits5 = count_hits(logits, targets).tolist()
     y: dict[str, Any] = {
-        "y_true": targets.numpy(), "y_pred": logits.argmax(1).numpy(), "labels": list(range(len(class_names))),
+        "y_true": targets.numpy(),
+        "y_pred": logits.argmax(1).numpy(),
+        "labels": list(range(len(class_names))),
         "zero_division": 0,
-    }  # fmt: skip
+    }
     columns = precision_recall_fscore_support(**y)
     precision, recall, f1 = (100.0 * float(column.mean()) for column in columns[:3])
     by_class = [
@@ -67,8 +69,15 @@ def confusion_picture(logits: Tensor, targets: Tensor, class_names: Sequence[str
             for j in range(C):
                 if counts[i, j]:
                     value = float(share[i, j])
-                    ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8,
-                            color="white" if value > 50 else "black")  # fmt: skip
+                    ax.text(
+                        j,
+                        i,
+                        f"{value:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if value > 50 else "black",
+                    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -94,9 +94,18 @@ class TrainConfig:
 
 
 _COUNTS = (
-    "epochs", "batch_size", "grad_accum", "eval_freq", "print_freq", "warmup_epochs", "warmup_steps", "save_freq",
-    "save_steps", "plateau_patience", "early_stopping",
-)  # fmt: skip
+    "epochs",
+    "batch_size",
+    "grad_accum",
+    "eval_freq",
+    "print_freq",
+    "warmup_epochs",
+    "warmup_steps",
+    "save_freq",
+    "save_steps",
+    "plateau_patience",
+    "early_stopping",
+)
 MOST_WORKERS = 512
 LARGEST_IMAGE = 4096  # pixels per side
 

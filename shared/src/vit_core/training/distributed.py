@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from vit_core.errors import UserError
 from vit_core.training.host_memory import keep_freed_memory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def broadcast(value: Any) -> Any:
+def broadcast(value: T) -> T:
     """The main process's value, on every rank. It must be picklable; only this run's own processes send it."""
     if not dist.is_initialized():
         return value
@@ -136,11 +138,11 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """The values of all ranks, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 

@@ -90,17 +90,21 @@ def now(device: torch.device) -> float:
 def format_result(result: EvalResult, dataset: str, model: str) -> str:
     """The result block, in the format of QAViT's original evaluate.py."""
     double, single = "=" * 80, "─" * 80
-    return "\n".join([
-        double, "EVALUATION RESULTS", double,
-        f"Dataset:              {dataset.upper()}",
-        f"Model:                {model.upper()}",
-        f"Total Samples:        {result.num_images:,}",
-        single,
-        f"Loss:                 {result.loss:.4f}",
-        f"Top-1 Accuracy:       {result.acc1:.2f}%",
-        f"Top-5 Accuracy:       {result.acc5:.2f}%",
-        single,
-        f"Avg Inference Time:   {result.ms_per_batch:.2f} ms/batch",
-        f"Throughput:           {result.images_per_second:.1f} images/sec",
-        double,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            double,
+            "EVALUATION RESULTS",
+            double,
+            f"Dataset:              {dataset.upper()}",
+            f"Model:                {model.upper()}",
+            f"Total Samples:        {result.num_images:,}",
+            single,
+            f"Loss:                 {result.loss:.4f}",
+            f"Top-1 Accuracy:       {result.acc1:.2f}%",
+            f"Top-5 Accuracy:       {result.acc5:.2f}%",
+            single,
+            f"Avg Inference Time:   {result.ms_per_batch:.2f} ms/batch",
+            f"Throughput:           {result.images_per_second:.1f} images/sec",
+            double,
+        ]
+    )

@@ -10,7 +10,7 @@ import shutil
 import subprocess  # only to ask git for the commit
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,9 @@ class RunFolder:
         """Write last.pth, and make the names in `also` (best, epoch_N) refer to the same file."""
         save_checkpoint(self.checkpoint("last"), checkpoint, [self.checkpoint(name) for name in also])
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json: the settings and the environment."""
-        write_whole(self.path / "config.json", json.dumps(config | {"environment": environment()}, indent=2) + "\n")
+        write_whole(self.path / "config.json", json.dumps({**config, "environment": environment()}, indent=2) + "\n")
 
     def keep_metrics_until(self, epoch: int, source: Path | None = None) -> None:
         """Drop the metrics.csv rows after `epoch`, which a resumed run writes again; or copy those of `source`."""

@@ -6,6 +6,7 @@ accuracy) is saved here.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class TrainingState:
     sums: Tensor
     progress: Progress = field(default_factory=Progress)
 
-    def checkpoint(self, settings: dict[str, Any], epoch_plan: dict[str, int]) -> dict[str, Any]:
+    def checkpoint(self, settings: Mapping[str, Any], epoch_plan: dict[str, int]) -> dict[str, Any]:
         """Contents of last.pth. To be called on all ranks: each has its own random generators and sums.
 
         settings: the run's settings, stored under `config`. epoch_plan: batches and steps per epoch of this run.

@@ -8,7 +8,7 @@ see `training.state`.
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Trainer:
         run: RunFolder,
         *,
         task: Task,
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
         before_step: Callable[[nn.Module, float], None] = lambda model, progress: None,
         on_step: Callable[[float], None] = lambda progress: None,
         describe: Callable[[nn.Module], str] = lambda model: "",
