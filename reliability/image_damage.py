@@ -35,41 +35,41 @@ READ, NAMED = "read", "named"
 def valid_files(side: int = 24) -> dict[str, tuple[str, bytes]]:
     """Kind -> (ending, the bytes of a whole file): the formats, and within them the ways to store pixels."""
     y, x = np.mgrid[:side, :side]
-    colours = Image.fromarray(np.stack([x * 10, y * 10, (x + y) * 5], 2).astype(np.uint8))
-    grey = colours.convert("L")
-    palette = colours.quantize(16)
+    colors = Image.fromarray(np.stack([x * 10, y * 10, (x + y) * 5], 2).astype(np.uint8))
+    gray = colors.convert("L")
+    palette = colors.quantize(16)
     deep = Image.fromarray((x * y * 100).astype(np.uint16))
-    bits = grey.convert("1")
-    clear = colours.convert("RGBA")
-    frames = {"save_all": True, "append_images": [colours.rotate(90), colours.rotate(180)], "duration": 50}
+    bits = gray.convert("1")
+    clear = colors.convert("RGBA")
+    frames = {"save_all": True, "append_images": [colors.rotate(90), colors.rotate(180)], "duration": 50}
     recipes: dict[str, tuple[str, Image.Image, str, dict[str, object]]] = {
-        "JPEG": ("jpg", colours, "JPEG", {}),
-        "JPEG progressive, with EXIF": ("jpg", colours, "JPEG", {"progressive": True, "exif": Image.Exif().tobytes()}),
-        "JPEG grey": ("jpeg", grey, "JPEG", {}),
-        "JPEG CMYK": ("jpg", colours.convert("CMYK"), "JPEG", {}),
-        "JPEG several pictures": ("jpg", colours, "MPO", frames),
-        "PNG": ("png", colours, "PNG", {}),
+        "JPEG": ("jpg", colors, "JPEG", {}),
+        "JPEG progressive, with EXIF": ("jpg", colors, "JPEG", {"progressive": True, "exif": Image.Exif().tobytes()}),
+        "JPEG gray": ("jpeg", gray, "JPEG", {}),
+        "JPEG CMYK": ("jpg", colors.convert("CMYK"), "JPEG", {}),
+        "JPEG several pictures": ("jpg", colors, "MPO", frames),
+        "PNG": ("png", colors, "PNG", {}),
         "PNG palette, transparent": ("png", palette, "PNG", {"transparency": 3}),
-        "PNG grey and alpha": ("png", clear.convert("LA"), "PNG", {}),
+        "PNG gray and alpha": ("png", clear.convert("LA"), "PNG", {}),
         "PNG 16 bits": ("png", deep, "PNG", {}),
-        "PNG animated": ("png", colours, "PNG", frames),
-        "BMP": ("bmp", colours, "BMP", {}),
+        "PNG animated": ("png", colors, "PNG", frames),
+        "BMP": ("bmp", colors, "BMP", {}),
         "BMP palette": ("bmp", palette, "BMP", {}),
-        "PPM": ("ppm", colours, "PPM", {}),
-        "PGM": ("pgm", grey, "PPM", {}),
+        "PPM": ("ppm", colors, "PPM", {}),
+        "PGM": ("pgm", gray, "PPM", {}),
         "PGM 16 bits": ("pgm", deep, "PPM", {}),
-        "WebP": ("webp", colours, "WEBP", {}),
+        "WebP": ("webp", colors, "WEBP", {}),
         "WebP lossless": ("webp", clear, "WEBP", {"lossless": True}),
-        "WebP animated": ("webp", colours, "WEBP", frames),
-        "TIFF": ("tif", colours, "TIFF", {}),
-        "TIFF LZW": ("tiff", colours, "TIFF", {"compression": "tiff_lzw"}),
+        "WebP animated": ("webp", colors, "WEBP", frames),
+        "TIFF": ("tif", colors, "TIFF", {}),
+        "TIFF LZW": ("tiff", colors, "TIFF", {"compression": "tiff_lzw"}),
         "TIFF deflate, palette": ("tif", palette, "TIFF", {"compression": "tiff_adobe_deflate"}),
-        "TIFF JPEG": ("tif", colours, "TIFF", {"compression": "jpeg"}),
+        "TIFF JPEG": ("tif", colors, "TIFF", {"compression": "jpeg"}),
         "TIFF fax": ("tif", bits, "TIFF", {"compression": "group4"}),
         "TIFF 16 bits": ("tif", deep, "TIFF", {"compression": "packbits"}),
-        "TIFF Lab": ("tif", Image.fromarray(np.asarray(colours), "RGB").convert("YCbCr"), "TIFF", {}),
+        "TIFF Lab": ("tif", Image.fromarray(np.asarray(colors), "RGB").convert("YCbCr"), "TIFF", {}),
         "GIF": ("gif", palette, "GIF", {}),
-        "GIF animated": ("gif", colours, "GIF", frames),
+        "GIF animated": ("gif", colors, "GIF", frames),
     }
     files = {}
     for kind, (ending, image, image_format, options) in recipes.items():

@@ -5,7 +5,7 @@
 
 The training keeps an EMA, mixes images, accumulates gradients and runs under bf16 autocast. A third of the kills wait
 until a checkpoint is being written; the others come at any instant. Compared are last.pth and best.pth, every bit of
-them (weights, optimiser, EMA, generators, best accuracy: see `vit_core.training.checkpoint.digest`), the rows of
+them (weights, optimizer, EMA, generators, best accuracy: see `vit_core.training.checkpoint.digest`), the rows of
 metrics.csv but for their clock times, TensorBoard's curves, and that no temporary file is left. Exit code 1 where
 anything differs.
 """

@@ -230,14 +230,14 @@ def test_pixel_entropy():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 48, 32, generator=generator)[:, :1].expand(-1, 3, -1, -1).clone()
     images[:, :, :16, :16] = 0.3  # a flat patch
-    images[:, :, 16:32, 16:] = (torch.arange(16) % 2).float()  # two grey levels
+    images[:, :, 16:32, 16:] = (torch.arange(16) % 2).float()  # two gray levels
     entropy = pixel_entropy(images, (16, 16)).view(2, 3, 2)
     assert torch.equal(entropy[:, 0, 0], torch.zeros(2))
     assert_close(entropy[:, 1, 1], torch.full((2,), math.log(2) / math.log(32)))
     assert (entropy[:, 2] > 0.97).all(), "noise"
     assert ((entropy >= 0) & (entropy <= 1)).all()
     mean, std = 0.4, 0.2  # one of each for all channels
-    assert_close(pixel_entropy((images - mean) / std, (16, 16)).view(2, 3, 2), entropy), "normalised images, too"
+    assert_close(pixel_entropy((images - mean) / std, (16, 16)).view(2, 3, 2), entropy), "normalized images, too"
     assert torch.equal(pixel_entropy(torch.ones(1, 3, 32, 32), (16, 16)), torch.zeros(1, 4))
     assert pixel_entropy(torch.rand(1, 3, 4, 4), (4, 4)).item() > 0.8, "16 pixels cannot fill 32 bins"
 

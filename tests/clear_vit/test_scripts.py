@@ -280,7 +280,7 @@ def test_analyze_images_of_a_folder_and_what_it_refuses(trained, tmp_path, capsy
     assert "must be at least 1" in capsys.readouterr().err
 
 
-def test_the_part_of_the_convolution_that_joins_no_neighbours():
+def test_the_part_of_the_convolution_that_joins_no_neighbors():
     """By hand on a grid of 2 × 3: the sequence is class, then two rows of three."""
     S = torch.randn(1, 2, 7, 7)
     kernel = torch.randn(2, 3, 3)
@@ -291,7 +291,7 @@ def test_the_part_of_the_convolution_that_joins_no_neighbours():
     for i, j, a, b in itertools.product(range(7), range(7), (-1, 0, 1), (-1, 0, 1)):
         if not (0 <= i + a < 7 and 0 <= j + b < 7):
             continue
-        neighbours = all(o == 0 or row_of[t] == row_of[t + o] is not None for t, o in ((i, a), (j, b)))
-        if not neighbours:
+        neighbors = all(o == 0 or row_of[t] == row_of[t + o] is not None for t, o in ((i, a), (j, b)))
+        if not neighbors:
             expected[0, :, i, j] += kernel[:, 1 + a, 1 + b] * S[0, :, i + a, j + b]
     assert_close(wrapped, expected)

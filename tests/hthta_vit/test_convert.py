@@ -11,7 +11,7 @@ from hthta_vit import hthta_vit_micro
 from hthta_vit.convert import head_from_original, model_from_original
 from hthta_vit.convert_checkpoint import main as convert
 from hthta_vit.evaluate import main as evaluate
-from hthta_vit.recipe import OWN, RECIPE, initialise
+from hthta_vit.recipe import OWN, RECIPE, initialize
 from vit_core.commands.trained_model import load_trained
 from vit_core.errors import UserError
 from vit_core.models import timm_weights
@@ -150,7 +150,7 @@ def test_a_timm_file_fills_the_backbone_and_nothing_else(tmp_path):
     vit, model = timm_vit(num_classes=7), hthta_vit_micro(num_classes=10)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    initialise(model, StartOptions(weights=str(tmp_path / "vit.safetensors")))
+    initialize(model, StartOptions(weights=str(tmp_path / "vit.safetensors")))
     for k, v in model.state_dict().items():
         expected = before[k] if k.startswith(("guided.", "head.")) else vit.state_dict()[k]
         assert torch.equal(v, expected), k
@@ -167,17 +167,17 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file(timm_vit(depth=3).state_dict(), path)
     with pytest.raises(UserError, match=r"does not fit the backbone: .*missing blocks.3.norm1.weight; .*and \d+ more"):
-        initialise(model, StartOptions(weights=str(path)))
+        initialize(model, StartOptions(weights=str(path)))
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"does not fit the backbone"):
-        initialise(model, StartOptions(weights=str(path)))
+        initialize(model, StartOptions(weights=str(path)))
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"cannot be read as a safetensors file"):
-        initialise(model, StartOptions(weights=str(path)))
+        initialize(model, StartOptions(weights=str(path)))
     with pytest.raises(UserError, match=r"no such file"):
-        initialise(model, StartOptions(weights=str(tmp_path / "none")))
+        initialize(model, StartOptions(weights=str(tmp_path / "none")))
     with pytest.raises(UserError, match=r"there are no pretrained weights for this model size; use --weights"):
-        initialise(model, StartOptions(pretrained=True))
+        initialize(model, StartOptions(pretrained=True))
 
 
 def test_without_a_network_the_message_says_what_to_do(monkeypatch):
@@ -188,7 +188,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
     with torch.device("meta"):
         model = timm.create_model("hthta_vit_base_patch16_224")
     with pytest.raises(UserError, match=r"no route to host\); use --weights FILE.safetensors, or --no-pretrained"):
-        initialise(model, StartOptions(pretrained=True))
+        initialize(model, StartOptions(pretrained=True))
 
 
 def test_a_checkpoint_of_the_original_is_converted_and_read(tmp_path, capsys):

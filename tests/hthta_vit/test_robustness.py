@@ -10,7 +10,7 @@ from vit_core.data.sources import MemorySource
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def normalised(pixels):
+def normalized(pixels):
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -19,11 +19,11 @@ def pixels_of(images):
 
 
 def test_noise_has_its_sigma_in_pixel_values_and_stays_in_range():
-    grey = torch.full((64, 3, 16, 16), 0.5)
-    noisy = pixels_of(gaussian_noise(0.05, MEAN, STD)(normalised(grey), torch.Generator().manual_seed(0)))
-    assert (noisy - grey).std().item() == pytest.approx(0.05, rel=0.02)
-    assert (noisy - grey).mean((0, 2, 3)).abs().max().item() < 2e-3
-    white = pixels_of(gaussian_noise(0.5, MEAN, STD)(normalised(torch.ones(8, 3, 16, 16)), torch.Generator()))
+    gray = torch.full((64, 3, 16, 16), 0.5)
+    noisy = pixels_of(gaussian_noise(0.05, MEAN, STD)(normalized(gray), torch.Generator().manual_seed(0)))
+    assert (noisy - gray).std().item() == pytest.approx(0.05, rel=0.02)
+    assert (noisy - gray).mean((0, 2, 3)).abs().max().item() < 2e-3
+    white = pixels_of(gaussian_noise(0.5, MEAN, STD)(normalized(torch.ones(8, 3, 16, 16)), torch.Generator()))
     assert white.max().item() <= 1 + 1e-5
     assert white.min().item() >= -1e-5
 

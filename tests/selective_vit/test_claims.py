@@ -165,7 +165,7 @@ def test_documents_that_agree_contradict_nothing(monkeypatch):
         ("selective-pdf-formula", 0.01, "contradicted"),
     ],
 )
-def test_another_artefact_turns_the_verdict(claim, value, expected):
+def test_another_artifact_turns_the_verdict(claim, value, expected):
     changed = [dataclasses.replace(e, value=value) for e in CLAIMS[claim].evidence if e.value is not None]
     (found,) = judge([dataclasses.replace(CLAIMS[claim], evidence=changed)], checks.CHECKS)
     assert (found.verdict, found.error) == (expected, "")

@@ -61,7 +61,7 @@ def test_chunks_are_the_formula_in_value_and_gradient(shape, tau, mode, empty, m
 
 
 @pytest.mark.parametrize(("mode", "empty"), FORMS)
-def test_dropout_acts_on_the_normalised_weights(mode, empty, monkeypatch):
+def test_dropout_acts_on_the_normalized_weights(mode, empty, monkeypatch):
     """The mask of the chunks, applied by hand to the weights; forward and backward draw the same one."""
     q, k, v = (t.requires_grad_() for t in qkv(dtype=torch.float64))
     masks = []

@@ -27,7 +27,7 @@ from selective_vit.convert import attention_from_original, model_from_original
 from selective_vit.model import SelectedWeights, describe_thresholds, sparse_loss
 from vit_core.explain import SparsityTracker, capture_attention
 from vit_core.training.config import TrainConfig
-from vit_core.training.optimisation import build_optimizer
+from vit_core.training.optimization import build_optimizer
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 

@@ -17,7 +17,7 @@ from selective_vit.findings import first_step
 from selective_vit.model import make_selective
 from selective_vit.plot_logs import main as plot_logs
 from selective_vit.plot_logs import read as read_log
-from selective_vit.recipe import RECIPE, initialise, presets
+from selective_vit.recipe import RECIPE, initialize, presets
 from selective_vit.train import main as train
 from vit_core.commands.curves import read_metrics
 from vit_core.commands.settings import parse, settle
@@ -176,7 +176,7 @@ def test_weights_from_a_dense_run_kept_or_lost_in_attention(runs, tmp_path):
         for lost in (False, True):
             kwargs = {"depth": 2, "learned_threshold": "head", "reinit_attention": lost}
             model = create_model("selective_vit_micro", kwargs, 10, None)
-            initialise(model, StartOptions(weights=str(file)))
+            initialize(model, StartOptions(weights=str(file)))
             same = {k for k, v in model.state_dict().items() if k in theirs and torch.equal(v, theirs[k])}
             assert {k for k in theirs if k not in same and not k.startswith("head.")} == {
                 k for k in theirs if lost and ".attn." in k
@@ -385,7 +385,7 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
     _, dense, selective = runs
     both = ["--checkpoint", str(dense / "best.pth"), str(selective / "best.pth"), "--device", "cpu"]
     assert judge.main([*both, "--max-images", "30", "--steps", "4", "--output-dir", str(tmp_path)]) == 0
-    table = rows(tmp_path / "judgement.csv")
+    table = rows(tmp_path / "judgment.csv")
     names = [(m, k) for m in ("dense_vit_micro", "selective_vit_micro") for k in ("Grad-CAM", "rollout", "random")]
     assert [(r["model"], r["method"]) for r in table] == names
     assert {r["images"] for r in table} == {"30"}
@@ -393,9 +393,9 @@ def test_judge_compares_with_random_maps(runs, tmp_path, capsys):
     epochs = [str(selective / f"{name}.pth") for name in ("epoch_1", "epoch_2", "last")]
     argv = ["--device", "cpu", "--max-images", "4", "--output-dir", str(tmp_path), "--checkpoint"]
     assert judge.main([*argv, *epochs, "--steps", "2"]) == 0
-    assert len({r["model"] for r in rows(tmp_path / "judgement.csv")}) == 3
+    assert len({r["model"] for r in rows(tmp_path / "judgment.csv")}) == 3
     assert judge.main([*argv, *epochs[:2], "--steps", "2", "--labels", "early", "late"]) == 0
-    assert {r["model"] for r in rows(tmp_path / "judgement.csv")} == {"early", "late"}
+    assert {r["model"] for r in rows(tmp_path / "judgment.csv")} == {"early", "late"}
     for wrong, message in (
         ([*epochs, "--labels", "a"], "1 names for 3 checkpoints"),
         ([*epochs, epochs[0]], "give distinct --labels"),
@@ -431,7 +431,7 @@ def test_initial_values_are_the_notebooks(tmp_path):
     for _ in range(5):
         kwargs = {"depth": 1, "reinit_attention": True}
         model = create_model("selective_vit_base_patch16_224", kwargs, 10, None)
-        initialise(model, StartOptions(weights=str(tmp_path / "vit.safetensors")))
+        initialize(model, StartOptions(weights=str(tmp_path / "vit.safetensors")))
         for name, value in model.state_dict().items():
             group = next((g for g in FRESH if name.endswith(g)), None)
             if group is None:
@@ -445,7 +445,7 @@ def test_initial_values_are_the_notebooks(tmp_path):
         assert float(values.abs().max()) <= bound
         assert float(values.abs().max()) > (0.85 if few else 0.995) * bound, group
     dense = create_model("vit_base_patch16_224", {"depth": 1}, 10, None)
-    initialise(dense, StartOptions(weights=str(tmp_path / "vit.safetensors")))
+    initialize(dense, StartOptions(weights=str(tmp_path / "vit.safetensors")))
     assert 0 < float(dense.state_dict()["head.bias"].abs().max()) < 0.0361, "the plain model's head is new as well"
 
 

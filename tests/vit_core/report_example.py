@@ -88,11 +88,11 @@ def paper(
         "idea": "An ordinary Vision Transformer lets every patch of the image attend to every other one, which is slow "
         "and blurs what is local. This paper gives each block several cheaper attentions side by side and learns how "
         "to weigh them. A small bank of tokens carries what is global from block to block.",
-        "source": "Seed repository “example”, 2025, README and two scripts; MIT licence.",
+        "source": "Seed repository “example”, 2025, README and two scripts; MIT license.",
         "citation": f"@misc{{{name}2025,\n  title  = {{{title}}},\n  author = {{Doe, Jane}},\n  year   = 2025,\n}}\n",
         "steps": [
             {"name": step, "state": "done", "seconds": seconds, "error": None}
-            for step, seconds in (("train", 142.13), ("evaluate", 3.2), ("analyse", 9.9), ("claims", 21.0))
+            for step, seconds in (("train", 142.13), ("evaluate", 3.2), ("analyze", 9.9), ("claims", 21.0))
         ],
         "trainings": [
             {

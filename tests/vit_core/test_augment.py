@@ -75,8 +75,8 @@ def test_padded_crops_are_uniform(by: str) -> None:
     place = torch.arange(1, 33, dtype=torch.uint8)
     image = torch.stack([place[:, None].expand(32, 32), place.expand(32, 32), torch.full((32, 32), 9)])
     found = _seen(AugmentConfig(crop="pad", hflip=0), image, by, 1800)
-    for channel, centre in ((0, found[:, 0, 16, 16]), (1, found[:, 1, 16, 16])):
-        counts = (centre.long() - 17 + 4).bincount()
+    for channel, center in ((0, found[:, 0, 16, 16]), (1, found[:, 1, 16, 16])):
+        counts = (center.long() - 17 + 4).bincount()
         assert len(counts) == 9  # offsets -4 … 4
         assert counts.min() > 130, channel
     black = found[found[:, 0, 16, 16] == 17 + 4][0]  # four rows of the border came in
@@ -114,7 +114,7 @@ def test_the_transforms_are_torchvisions_with_the_settings_given() -> None:
     assert jitter.hue == (-0.1, 0.1)
 
 
-def test_erased_rectangles_are_torchvisions_and_the_mean_colour() -> None:
+def test_erased_rectangles_are_torchvisions_and_the_mean_color() -> None:
     count = 3000
     x = torch.full((count, 3, 64, 64), 7.0)
     ours = Augment(AugmentConfig(hflip=0, erasing=0.25), 64, MEAN, STD)._erase(x, _rand(count))
@@ -172,12 +172,12 @@ def test_a_share_of_the_draws_gives_the_same_images_bit_for_bit(size: int) -> No
     assert torch.equal(torch.cat(parts), made(slice(0, 21)))
 
 
-def test_eval_transform_is_resize_and_centre_crop() -> None:
+def test_eval_transform_is_resize_and_center_crop() -> None:
     images = torch.randint(256, (3, 3, 60, 40), generator=_generator(), dtype=torch.uint8)
-    whole, centre = EvalTransform(56, MEAN, STD), EvalTransform(56, MEAN, STD, 0.875)
+    whole, center = EvalTransform(56, MEAN, STD), EvalTransform(56, MEAN, STD, 0.875)
     for transform, steps in (
         (whole, [T.Resize((56, 56))]),
-        (centre, [T.Resize(64), T.CenterCrop(56)]),
+        (center, [T.Resize(64), T.CenterCrop(56)]),
     ):
         expected = T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
         for image, ours in zip(images, transform(images), strict=True):
@@ -190,7 +190,7 @@ def test_eval_transform_is_resize_and_centre_crop() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"crop": "centre"}, "crop must be one of"),
+        ({"crop": "center"}, "crop must be one of"),
         ({"hflip": 1.5}, "hflip must be between 0 and 1"),
         ({"erasing": float("nan")}, "erasing must be between"),
         ({"crop_scale_min": 0.9, "crop_scale_max": 0.5}, "crop_scale_min must be between 0 and 0.5"),

@@ -93,7 +93,7 @@ def test_the_fixed_rule_draws_no_direction() -> None:
     assert len(both) == 2
 
 
-def test_cutout_is_a_grey_square_cut_at_the_border() -> None:
+def test_cutout_is_a_gray_square_cut_at_the_border() -> None:
     torch.manual_seed(0)
     seen = torch.stack([operation(torch.zeros(3, 224, 224, dtype=torch.uint8), "Cutout", 0.3) for _ in range(200)])
     assert set(seen.unique().tolist()) == {0, 128}
@@ -102,9 +102,9 @@ def test_cutout_is_a_grey_square_cut_at_the_border() -> None:
     assert torch.equal(sides.prod(1), hole.sum((1, 2)))
     assert int(sides.max()) == 24  # 80 · 0.3 pixels
     assert int(sides.min()) >= 12
-    centres = hole.any(2).int().argmax(1)
-    assert centres.min() == 0
-    assert centres.max() > 195
+    centers = hole.any(2).int().argmax(1)
+    assert centers.min() == 0
+    assert centers.max() > 195
 
 
 def test_operations_are_drawn_evenly_and_one_after_the_other() -> None:

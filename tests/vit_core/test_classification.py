@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_core.tasks.class_report import confusion_picture, summarise
+from vit_core.tasks.class_report import confusion_picture, summarize
 
 # Class 0: two of three right, the third taken for 1. Class 1: both right. Class 2 has no image.
 TARGETS = torch.tensor([0, 0, 0, 1, 1])
@@ -14,7 +14,7 @@ LOGITS = 9.0 * torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 1]), 3)
 
 
 def test_summary_by_hand():
-    s = summarise(LOGITS, TARGETS, ["ant", "bee", "cat"])
+    s = summarize(LOGITS, TARGETS, ["ant", "bee", "cat"])
     assert s["acc1"] == pytest.approx(80.0)
     assert s["acc5"] == pytest.approx(100.0)
     assert s["precision"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
@@ -33,7 +33,7 @@ def test_confusion_picture_has_a_row_for_each_true_class(tmp_path):
     )
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     dark = np.argwhere((pixels == [8, 48, 107]).all(-1))  # the end of matplotlib's Blues
-    matrix = dark[dark[:, 1] < 0.8 * pixels.shape[1]]  # without the colour bar
+    matrix = dark[dark[:, 1] < 0.8 * pixels.shape[1]]  # without the color bar
     row, column = matrix.mean(0) / pixels.shape[:2]
     assert row < 0.35
     assert column > 0.5

@@ -17,8 +17,8 @@ from vit_core.errors import UserError
 
 def _image(path: Path, size: tuple[int, int] = (16, 16), shade: int = 100, mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    colour = {"RGB": (shade, shade // 2, 30), "CMYK": (shade, 20, 30, 40)}.get(mode, shade)
-    Image.new(mode, size, colour).save(path)
+    color = {"RGB": (shade, shade // 2, 30), "CMYK": (shade, 20, 30, 40)}.get(mode, shade)
+    Image.new(mode, size, color).save(path)
     return path
 
 

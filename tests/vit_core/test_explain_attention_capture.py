@@ -41,7 +41,7 @@ def hooks(model):
 
 
 def by_hand(block, x):
-    """Softmax weights of timm's attention in `block` for its normalised input."""
+    """Softmax weights of timm's attention in `block` for its normalized input."""
     B, N, _ = x.shape
     attn = block.attn
     q, k, _ = attn.qkv(x).view(B, N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from vit_core.explain import (
     class_token_attention,
     default_layer,
-    denormalise,
+    denormalize,
     figure_of_maps,
     grad_cam,
     measure_focus,
@@ -76,9 +76,9 @@ def test_a_bright_patch_is_hottest_in_the_maps_and_in_the_overlay(row, column):
     assert summary.fap == 100.0
 
 
-def test_the_middle_of_a_patch_has_the_colour_of_its_cell():
+def test_the_middle_of_a_patch_has_the_color_of_its_cell():
     heat = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
-    shown = overlay(torch.zeros(3, 9 * 3, 9 * 5), heat, alpha=1.0)  # nine pixels a cell: one is its centre
+    shown = overlay(torch.zeros(3, 9 * 3, 9 * 5), heat, alpha=1.0)  # nine pixels a cell: one is its center
     from matplotlib import colormaps
 
     scaled = (heat - heat.min()) / (heat.max() - heat.min())
@@ -93,16 +93,16 @@ def test_overlay_of_bytes_and_floats_and_without_heat():
     assert torch.equal(a, b)
     assert a.isfinite().all()
     assert_close(overlay(image, heat, alpha=0.0), image / 255)
-    with pytest.raises(ValueError, match="denormalise"):
+    with pytest.raises(ValueError, match="denormalize"):
         overlay(image.float(), heat)
     with pytest.raises(ValueError, match="an image"):
         overlay(image[:1], heat)
 
 
-def test_denormalise_undoes_the_normalisation():
+def test_denormalize_undoes_the_normalization():
     image, mean, std = planted(0, 0), [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
     normal = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    assert_close(denormalise(normal[None], mean, std)[0], image)
+    assert_close(denormalize(normal[None], mean, std)[0], image)
 
 
 @pytest.mark.parametrize("shared_scale", [True, False])

@@ -89,13 +89,13 @@ def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled_and_not_clipped_to_white(tmp_path: Path, ending: str) -> None:
+def test_16_bit_gray_is_scaled_and_not_clipped_to_white(tmp_path: Path, ending: str) -> None:
     deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
     pixels = _pixels(_save(tmp_path / f"x.{ending}", deep))
     assert np.array_equal(pixels, np.stack([RAMP] * 3, 2))
 
 
-def test_16_bit_grey_of_the_other_byte_order_and_with_white_as_zero(tmp_path: Path) -> None:
+def test_16_bit_gray_of_the_other_byte_order_and_with_white_as_zero(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     for order, photometric, expected in ((">", 1, RAMP), ("<", 1, RAMP), ("<", 0, 255 - RAMP)):
         pixels = (RAMP.astype(np.uint16) * 257).astype(order + "u2").tobytes()
@@ -103,7 +103,7 @@ def test_16_bit_grey_of_the_other_byte_order_and_with_white_as_zero(tmp_path: Pa
         assert np.array_equal(_pixels(path)[..., 0], expected)
 
 
-def test_12_bit_grey(tmp_path: Path) -> None:
+def test_12_bit_gray(tmp_path: Path) -> None:
     values = np.arange(256) * 16 + 3
     packed = np.stack([values[::2] >> 4, (values[::2] & 15) << 4 | values[1::2] >> 8, values[1::2] & 255], 1)
     path = tmp_path / "x.tif"
@@ -128,18 +128,18 @@ def test_a_tiff_that_is_higher_than_its_pixels_is_not_filled_with_black(tmp_path
         open_image(str(tmp_path / "x.tif"))
 
 
-def test_16_bit_colours_keep_their_upper_half(tmp_path: Path) -> None:
+def test_16_bit_colors_keep_their_upper_half(tmp_path: Path) -> None:
     deep = np.stack([RAMP.astype(">u2") * 257] * 3, 2).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
-    (tmp_path / "x.png").write_bytes(_png(256, 3, bits=16, colour=2, data=zlib.compress(rows)))
+    (tmp_path / "x.png").write_bytes(_png(256, 3, bits=16, color=2, data=zlib.compress(rows)))
     assert np.array_equal(_pixels(tmp_path / "x.png"), np.stack([RAMP] * 3, 2))
 
 
-def _png(width: int, height: int, *, bits: int, colour: int, data: bytes) -> bytes:
+def _png(width: int, height: int, *, bits: int, color: int, data: bytes) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -152,28 +152,28 @@ def test_numbers_without_a_known_white_are_refused(tmp_path: Path, kind: type) -
 
 
 def test_inks_luminance_and_black_and_white(tmp_path: Path) -> None:
-    colours = Image.new("RGB", (8, 8), (200, 60, 30))
+    colors = Image.new("RGB", (8, 8), (200, 60, 30))
     for ending, mode in (("jpg", "CMYK"), ("tif", "CMYK"), ("tif", "YCbCr"), ("tif", "RGBX")):
-        pixels = _pixels(_save(tmp_path / f"x.{ending}", colours.convert(mode)))
+        pixels = _pixels(_save(tmp_path / f"x.{ending}", colors.convert(mode)))
         assert np.abs(pixels.astype(int) - (200, 60, 30)).max() <= 6, mode
     assert set(_pixels(_save(tmp_path / "x.png", Image.fromarray(RAMP).convert("1"))).ravel()) == {0, 255}
 
 
 def test_lab(tmp_path: Path) -> None:
-    grey = Image.merge("LAB", [Image.new("L", (8, 8), v) for v in (255, 128, 128)])
-    assert _pixels(_save(tmp_path / "x.tif", grey)).min() > 250
+    gray = Image.merge("LAB", [Image.new("L", (8, 8), v) for v in (255, 128, 128)])
+    assert _pixels(_save(tmp_path / "x.tif", gray)).min() > 250
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_alpha_is_dropped_and_the_colour_under_it_shows(tmp_path: Path, mode: str) -> None:
-    colour = (102, 102, 102)
-    image = Image.new("RGB", (8, 8), colour).convert(mode)
+def test_alpha_is_dropped_and_the_color_under_it_shows(tmp_path: Path, mode: str) -> None:
+    color = (102, 102, 102)
+    image = Image.new("RGB", (8, 8), color).convert(mode)
     image.putalpha(0)
     path = _save(tmp_path / ("x.tif" if mode == "PA" else "x.png"), image)
-    assert (_pixels(path) == colour).all()
+    assert (_pixels(path) == color).all()
 
 
-def test_transparent_palette_colours_show(tmp_path: Path) -> None:
+def test_transparent_palette_colors_show(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     for transparency in (1, bytes([255, 0])):
@@ -233,7 +233,7 @@ def test_large_images_are_read_without_a_word(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.png", _png(2**31 - 1, 2**31 - 1, bits=8, colour=2, data=b"")),
+        ("x.png", _png(2**31 - 1, 2**31 - 1, bits=8, color=2, data=b"")),
         ("x.bmp", b"BM" + struct.pack("<IIIIiiHHIIIIII", 60, 0, 54, 40, 2**31 - 1, 2**30, 1, 24, *[0] * 6)),
         ("x.pgm", b"P5 999999999 999999999 255\n"),
         ("x.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\x08\0;"),

@@ -175,21 +175,21 @@ def test_what_this_run_trained_replaces_what_is_recorded():
     assert (verdict.verdict, verdict.found[0].measured.seed) == ("fails", [3, 4, 5])
 
 
-# ── the original's own artefacts ──────────────────────────────────────────────────────────────────────────────────
+# ── the original's own artifacts ──────────────────────────────────────────────────────────────────────────────────
 
 
 def evidence(value=None, **fields):
     return Evidence(where="Table III", says="It says so.", value=value, **fields)
 
 
-def test_an_artefact_that_disagrees_contradicts_whatever_was_measured():
+def test_an_artifact_that_disagrees_contradicts_whatever_was_measured():
     agreeing = measured([53.1, 53.2, 53.3], seed=[0, 1, 2])
     verdict = verdict_of(result(tolerance=1.0, evidence=[evidence(50.0)], measured=[agreeing]))
     assert (verdict.verdict, verdict.reason, verdict.cells[0].found) == ("contradicted", "Table III", 50.0)
     assert verdict.found[0].measured == agreeing, "and what was measured is shown"
 
 
-def test_an_artefact_that_agrees_is_no_second_source_for_a_result():
+def test_an_artifact_that_agrees_is_no_second_source_for_a_result():
     assert verdict_of(result(evidence=[evidence(53.2)])).verdict == "not run"
 
 
@@ -201,7 +201,7 @@ def test_what_the_code_does_decides_about_the_code(kind):
     assert verdict_of(claim(**given, evidence=[evidence(300), evidence(200)])).verdict == "contradicted"
 
 
-def test_artefacts_may_be_computed_and_speak_of_a_part_of_a_table():
+def test_artifacts_may_be_computed_and_speak_of_a_part_of_a_table():
     table = {"ours": {"acc": 98.7, "FAP": 76.5}, "ViT": {"acc": 97.1, "FAP": 51.3}}
     computed = Evidence(where="Fig. 2", says="The mean of its recalls.", check="mean")
     verdict = verdict_of(result(claimed=table, evidence=[computed]), mean={"ours": {"acc": 96.8}})
@@ -209,7 +209,7 @@ def test_artefacts_may_be_computed_and_speak_of_a_part_of_a_table():
     assert [(c.row, c.column) for c in verdict.cells] == [("ours", "acc")]
 
 
-def test_all_artefacts_that_disagree_are_named():
+def test_all_artifacts_that_disagree_are_named():
     second = Evidence(where="Fig. 5", says="And it.", value=49.0)
     verdict = verdict_of(result(tolerance=1.0, evidence=[evidence(50.0), evidence(53.2), second]))
     assert (verdict.reason, [c.found for c in verdict.cells]) == ("Table III; Fig. 5", [50.0, 49.0])

@@ -74,7 +74,7 @@ def test_every_image_once_an_epoch_in_an_order_of_the_epochs_own() -> None:
     assert orders[0] != list(range(40))
 
 
-def test_batches_are_normalised_float32_and_labels_int64() -> None:
+def test_batches_are_normalized_float32_and_labels_int64() -> None:
     images, labels = next(_train(_source(40), batch_size=8).epoch())
     assert images.shape == (8, 3, 24, 24)
     assert images.dtype == torch.float32

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from vit_core.training.config import TrainConfig
-from vit_core.training.optimisation import Schedule, build_optimizer
+from vit_core.training.optimization import Schedule, build_optimizer
 
 
 def schedule(steps_per_epoch=10, **values):

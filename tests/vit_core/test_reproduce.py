@@ -43,7 +43,7 @@ groups:
 """
 
 
-def analyse(subjects, measurements, folder):
+def analyze(subjects, measurements, folder):
     figure = Figure(figsize=(1, 1))
     figure.savefig(folder / "p.png")
     accuracy = max(float(m["acc1"]) for m in measurements)
@@ -83,7 +83,7 @@ def papers(tmp_path, monkeypatch):
                 disk_gb=0.3,
             )
         ],
-        analyse=analyse,
+        analyze=analyze,
         checks={"one": lambda: 1, "two": lambda: 2},
     )
     installed = Installed({"toy": toy, "zoo": dataclasses.replace(toy, title="Zoo: another")})
@@ -122,7 +122,7 @@ def test_everything_is_done_and_written(papers, tmp_path, capsys):
     folder = only_run(tmp_path)
     results = results_of(folder)
     assert states(results) == {
-        name: dict.fromkeys(("train", "evaluate", "analyse", "claims"), "done") for name in ("toy", "zoo")
+        name: dict.fromkeys(("train", "evaluate", "analyze", "claims"), "done") for name in ("toy", "zoo")
     }
     assert results["finished"]
     toy = results["papers"][0]
@@ -166,11 +166,11 @@ def test_one_paper_that_fails_does_not_stop_the_others(papers, tmp_path, capsys)
     def fail(*_):
         raise ValueError("nothing to see")
 
-    papers.replace("toy", analyse=fail)
+    papers.replace("toy", analyze=fail)
     papers.broken["odd"] = ImportError("no module")
     assert command.main([]) == 1
     results = results_of(only_run(tmp_path))
-    assert states(results)["toy"] == {"train": "done", "evaluate": "done", "analyse": "failed", "claims": "done"}
+    assert states(results)["toy"] == {"train": "done", "evaluate": "done", "analyze": "failed", "claims": "done"}
     assert set(states(results)["zoo"].values()) == {"done"}
     assert results["papers"][0]["steps"][2]["error"] == "ValueError: nothing to see"
     assert results["broken"] == {"odd": "ImportError: no module"}
@@ -180,7 +180,7 @@ def test_one_paper_that_fails_does_not_stop_the_others(papers, tmp_path, capsys)
     assert command.main(["--resume"]) == 1, "nothing is mended yet"
     assert "odd" in results_of(only_run(tmp_path))["broken"]
     capsys.readouterr()
-    papers.replace("toy", analyse=analyse)  # mended: --resume does what failed, and that alone
+    papers.replace("toy", analyze=analyze)  # mended: --resume does what failed, and that alone
     papers.found["odd"] = papers.found["zoo"]
     papers.broken.clear()
     assert command.main(["--resume"]) == 0
@@ -243,7 +243,7 @@ def test_damaged_steps_and_checkpoints_are_done_again(papers, tmp_path):
     assert command.main(["--paper", "toy"]) == 0
     folder = only_run(tmp_path)
     (folder / "toy" / "claims.json").write_text("")
-    (folder / "toy" / "analyse.json").write_text("{}")
+    (folder / "toy" / "analyze.json").write_text("{}")
     next(folder.glob("toy/digits/runs/first_seed42/*/last.pth")).write_bytes(b"PK")
     assert command.main(["--resume"]) == 1, "the analysis meets the damaged checkpoint"
     damaged = next(folder.glob("toy/digits/runs/first_seed42/*/last.pth"))
@@ -256,21 +256,21 @@ def test_a_step_that_exits_is_a_failure_and_no_interruption(papers, tmp_path):
     def leave(*_):
         raise SystemExit("usage")
 
-    papers.replace("toy", analyse=leave)
+    papers.replace("toy", analyze=leave)
     assert command.main([]) == 1
     results = results_of(only_run(tmp_path))
-    assert states(results)["toy"]["analyse"] == "failed"
+    assert states(results)["toy"]["analyze"] == "failed"
     assert set(states(results)["zoo"].values()) == {"done"}
 
 
 def test_sigterm_outside_a_training_ends_in_a_line_that_says_how_to_go_on(papers, tmp_path, capsys):
-    papers.replace("toy", analyse=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    papers.replace("toy", analyze=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert command.main(["--paper", "toy"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert "resume with: reproduce --resume" in capsys.readouterr().out
     assert results_of(only_run(tmp_path))["state"] == "interrupted"
-    papers.replace("toy", analyse=analyse)
+    papers.replace("toy", analyze=analyze)
     assert command.main(["--resume", "--device", "cpu"]) == 0
     assert results_of(only_run(tmp_path))["state"] == "finished"
 

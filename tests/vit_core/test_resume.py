@@ -239,7 +239,7 @@ def test_metrics_that_are_none(tmp_path, capsys, content):
     assert metrics(run)[-1]["epoch"] == "2"
 
 
-def test_optimiser_flags_given_anew_hold_for_the_resumed_run(tmp_path):
+def test_optimizer_flags_given_anew_hold_for_the_resumed_run(tmp_path):
     assert toy_paper.train(str(tmp_path), "--epochs", "1", "--weight-decay", "0.05") == 0
     run = only_run(tmp_path)
     argv = ["--resume", str(run / "last.pth"), "--epochs", "2", "--weight-decay", "0.2", "--beta2", "0.95"]

@@ -9,15 +9,15 @@ from torch.testing import assert_close
 
 from zoom_vit import IMPORTANCES, importance_map
 from zoom_vit.alignment import (
-    Judgement,
+    Judgment,
     groups,
     interval,
     judge,
     noise_entropy,
-    normalised_entropy,
+    normalized_entropy,
     p_value,
     ranked,
-    summarise,
+    summarize,
     verdict,
 )
 from zoom_vit.importance import see
@@ -25,8 +25,8 @@ from zoom_vit.importance import see
 from .test_model import images, vit
 
 
-def judgement(**fields):
-    return Judgement(**{"importance": "cls_attention", "keep_ratio": 0.25, "prune_layer": 1, **fields})
+def judgment(**fields):
+    return Judgment(**{"importance": "cls_attention", "keep_ratio": 0.25, "prune_layer": 1, **fields})
 
 
 def test_entropy_of_known_maps():
@@ -36,13 +36,13 @@ def test_entropy_of_known_maps():
     half[:2] = 1.0
     maps = torch.stack([torch.full((4, 4), 3.0), single, half, 100 + half, 1e-30 * single])
     expected = [1.0, 0.0, math.log(8) / math.log(16), math.log(8) / math.log(16), 0.0]
-    assert normalised_entropy(maps).tolist() == pytest.approx(expected)
+    assert normalized_entropy(maps).tolist() == pytest.approx(expected)
 
 
 def test_noise_entropy_is_that_of_noise():
     for side, tolerance in ((8, 0.005), (14, 0.002)):
         noise = torch.rand(4000, side, side, generator=torch.Generator().manual_seed(0))
-        assert float(normalised_entropy(noise).mean()) == pytest.approx(noise_entropy(side * side), abs=tolerance)
+        assert float(normalized_entropy(noise).mean()) == pytest.approx(noise_entropy(side * side), abs=tolerance)
 
 
 @pytest.mark.parametrize("judged_by", ["pixels", "tokens"])
@@ -51,7 +51,7 @@ def test_noise_entropy_is_that_of_noise():
 def test_groups_are_what_they_are_said_to_be(judged_by, judged_at):
     """Image by image, written out."""
     model, x, targets = vit(), images(12), torch.arange(12) % 5
-    by = judgement(judged_by=judged_by, judged_at=judged_at)
+    by = judgment(judged_by=judged_by, judged_at=judged_at)
     columns = judge(model, x, targets, by)
     maps = importance_map(model, x, "cls_attention")
     if judged_at == "pruned":
@@ -68,7 +68,7 @@ def test_groups_are_what_they_are_said_to_be(judged_by, judged_at):
                 logits = model(torch.where(shown, x[i], mean)[None])
             kept.append(float(logits.softmax(1)[0, targets[i]]))
         assert bool(columns["aligned"][i]) == (kept[0] > kept[1])
-    assert_close(columns["entropy"], normalised_entropy(maps))
+    assert_close(columns["entropy"], normalized_entropy(maps))
     assert 0 < columns["aligned"].sum() < 12
     dense = model(x).softmax(1)
     assert_close(columns["dense_confidence"], 100 * dense.amax(1))
@@ -101,15 +101,15 @@ def test_groups_follow_the_threshold():
 
 def test_the_seed_is_the_controls():
     model, x, targets = vit(), images(12), torch.arange(12) % 5
-    first, other = (judge(model, x, targets, judgement(seed=s)) for s in (0, 1))
+    first, other = (judge(model, x, targets, judgment(seed=s)) for s in (0, 1))
     assert not torch.equal(first["random_confidence"], other["random_confidence"])
     assert torch.equal(first["pruned_confidence"], other["pruned_confidence"])
 
 
 @pytest.mark.parametrize("fields", [{"keep_ratio": 0.6}, {"keep_ratio": 0.0}, {"judged_by": "x"}, {"judged_at": "x"}])
-def test_judgements_that_cannot_be(fields):
+def test_judgments_that_cannot_be(fields):
     with pytest.raises(ValueError, match=r"keep_ratio|judged"):
-        judgement(**fields)
+        judgment(**fields)
 
 
 def table(n, group, lucky, dense, pruned, random):
@@ -125,7 +125,7 @@ def table(n, group, lucky, dense, pruned, random):
 def test_a_summary_of_known_columns():
     # good: +2, inverted: −1, diffuse: 0 on average; random pruning costs 3 everywhere
     columns = table(600, [0, 1, 2, 0, 1, 2], [True, False], [50] * 6, [52, 49, 55, 52, 49, 45], [47] * 6)
-    rows = {row["group"]: row for row in summarise(columns, 0.8)}
+    rows = {row["group"]: row for row in summarize(columns, 0.8)}
     assert rows["good"]["images"] == 200
     assert rows["good"]["share"] == pytest.approx(100 / 3)
     assert rows["good"]["pruned_confidence"] == [2.0, 2.0, 2.0]
@@ -153,7 +153,7 @@ def test_a_summary_of_known_columns():
     ],
 )
 def test_the_verdict_is_computed(pruned, random, expected):
-    rows = summarise(table(300, [0, 1, 2], [True, False], [50], pruned, random), 0.8)
+    rows = summarize(table(300, [0, 1, 2], [True, False], [50], pruned, random), 0.8)
     assert expected in verdict(rows, "correct")
 
 
@@ -162,7 +162,7 @@ def test_a_wide_interval_of_another_group_is_no_proof():
     columns = table(3000, [0] * 59 + [1], [True, False], [50], [50.2], [50])
     inverted = np.flatnonzero(groups(columns, 0.8) == 1)
     columns["pruned_correct"][inverted] = 51 + 12 * np.resize([1, -1], len(inverted))
-    line = verdict(summarise(columns, 0.8), "correct")
+    line = verdict(summarize(columns, 0.8), "correct")
     assert "inverted: undecided" in line
     assert "inconclusive (no larger gain than the inverted group)" in line
 
@@ -173,7 +173,7 @@ def test_a_gain_among_three_groups_is_corrected():
     change[:24], change[24 : 10 + 24] = 5, -5
     columns = table(3000, [0, 1, 2], [True, False], [50], [50], [50])
     columns["pruned_correct"][groups(columns, 0.8) == 0] += change
-    rows = {row["group"]: row for row in summarise(columns, 0.8)}
+    rows = {row["group"]: row for row in summarize(columns, 0.8)}
     assert rows["good"]["pruned_correct"][1] > 0, "its own interval leaves zero out"
     assert 1 / 60 < rows["good"]["p_correct"] < 0.05
     assert "good: undecided" in verdict(list(rows.values()), "correct")
@@ -186,12 +186,12 @@ def test_p_values():
 
 
 def test_groups_of_few_images_decide_nothing():
-    rows = summarise(table(50, [1], [True], [50], [51], [49]), 0.8)
+    rows = summarize(table(50, [1], [True], [50], [51], [49]), 0.8)
     assert rows[0] == {"group": "good", "images": 0, "share": 0.0}
     assert verdict(rows, "correct").startswith("accuracy: good: too few images, inverted: gain")
-    alone = summarise(table(200, [0], [True, False], [50], [51], [49]), 0.8)
+    alone = summarize(table(200, [0], [True, False], [50], [51], [49]), 0.8)
     assert "inconclusive" in verdict(alone, "correct"), "there is nothing to compare with"
-    single = summarise(table(1, [0], [True], [50], [51], [49]), 0.8)
+    single = summarize(table(1, [0], [True], [50], [51], [49]), 0.8)
     assert "good: too few images" in verdict(single, "correct")
 
 

@@ -18,7 +18,7 @@ from vit_core.commands.settings import settle
 from vit_core.data import EvalTransform
 from vit_core.data.augment import Augment
 from zoom_vit import examples
-from zoom_vit.alignment import Judgement
+from zoom_vit.alignment import Judgment
 from zoom_vit.importance import importance_map, see
 from zoom_vit.recipe import CIFAR, FLOWERS
 from zoom_vit.zoom import attenuate_background, crop_zoom, zoom_mask
@@ -163,7 +163,7 @@ def test_masks_backgrounds_and_crops_are_the_originals():
 
 
 class Shown:
-    """An experiment with a random model, whose pictures are normalised by a half."""
+    """An experiment with a random model, whose pictures are normalized by a half."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -181,7 +181,7 @@ def test_the_studys_pictures_are_drawn(monkeypatch):
         examples, "_draw", lambda panels, path, title, box=None: drawn.update({path.name: (panels, box)})
     )
     shown, image = Shown(), torch.rand(1, 3, 32, 32) * 2 - 1
-    by = Judgement(importance="token_norm", keep_ratio=0.3, prune_layer=2)
+    by = Judgment(importance="token_norm", keep_ratio=0.3, prune_layer=2)
     example = examples.Example(0, image, 1, 0, 0.5)
     said = examples.draw_attenuation(shown, example, by, Path("background"))
     assert said.keys() == {"whole", "background × 0.3"}
@@ -192,8 +192,8 @@ def test_the_studys_pictures_are_drawn(monkeypatch):
         assert_close(panels[0][1], shown.picture(image[0]))
         covered = panels[1][1] - 0.6 * panels[0][1]  # 0.4 of the mask's color: red where it is kept, else blue
         assert_close(covered.argmax(0) == 0, mask[0, 0].bool())
-    grey = torch.full_like(image[0], 0.5)
-    expected = torch.where(mask[0].bool(), shown.picture(image[0]), torch.lerp(grey, shown.picture(image[0]), 0.3))
+    gray = torch.full_like(image[0], 0.5)
+    expected = torch.where(mask[0].bool(), shown.picture(image[0]), torch.lerp(gray, shown.picture(image[0]), 0.3))
     assert_close(drawn["background"][0][2][1], expected)
     assert_close(drawn["crop"][0][2][1], shown.picture(crop_zoom(image, heat, 0.3)[0]))
     top, left, height, width = drawn["crop"][1]

@@ -99,7 +99,7 @@ def test_random_values_are_uniform_and_unrelated():
 
 
 def planted(count, seed):
-    """Noise with one patch of 8 × 8 whose colour is the class: images, classes, and where the patch is."""
+    """Noise with one patch of 8 × 8 whose color is the class: images, classes, and where the patch is."""
     g = torch.Generator().manual_seed(seed)
     pictures = 0.3 * torch.randn(count, 3, 32, 32, generator=g)
     classes = torch.randint(3, (count,), generator=g)
@@ -107,13 +107,13 @@ def planted(count, seed):
     regions = torch.zeros(count, 4, 4, dtype=torch.bool)
     regions[torch.arange(count), rows, columns] = True
     regions = regions.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colour = F.one_hot(classes, 3).float()[:, :, None, None] * 2
-    return torch.where(regions[:, None], colour, pictures), classes, regions
+    color = F.one_hot(classes, 3).float()[:, :, None, None] * 2
+    return torch.where(regions[:, None], color, pictures), classes, regions
 
 
 @pytest.fixture(scope="module")
 def detector():
-    """A ViT that tells the colour of the patch, wherever it is."""
+    """A ViT that tells the color of the patch, wherever it is."""
     torch.manual_seed(0)
     model = ZoomViT(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -69,7 +69,7 @@ def test_presets_are_the_studys():
     assert settled(CIFAR, "--model", "micro").data.dataset == "cifar10"
 
 
-def test_normalisation_is_the_runs(run):
+def test_normalization_is_the_runs(run):
     folder, _ = run
     config = json.loads(next(folder.glob("c/*/config.json")).read_text())
     assert config["mean"] == config["std"] == [0.5, 0.5, 0.5]
@@ -78,7 +78,7 @@ def test_normalisation_is_the_runs(run):
 def test_pretrained_weights_of_another_size_are_refused():
     model = create_model("zoom_vit_micro", {}, 10, None)
     with pytest.raises(UserError, match="no pretrained weights for this model size"):
-        CIFAR.initialise(model, StartOptions(pretrained=True))
+        CIFAR.initialize(model, StartOptions(pretrained=True))
 
 
 def test_pretrained_weights_are_those_of_the_tiny_vit(monkeypatch):
@@ -88,7 +88,7 @@ def test_pretrained_weights_are_those_of_the_tiny_vit(monkeypatch):
     theirs = create_model("vit_tiny_patch16_224", {}, 7, None)
     monkeypatch.setattr(timm_weights, "download", lambda *a: asked.append(a) or theirs.state_dict())
     model = create_model("zoom_vit_tiny_patch16_224", {}, 102, None)
-    FLOWERS.initialise(model, StartOptions(pretrained=True))
+    FLOWERS.initialize(model, StartOptions(pretrained=True))
     assert asked == [("vit_tiny_patch16_224.augreg_in21k_ft_in1k",)]
     assert torch.equal(model.blocks[5].mlp.fc1.weight, theirs.blocks[5].mlp.fc1.weight)
     assert model.head.out_features == 102
@@ -272,11 +272,11 @@ def test_interval_of_a_median():
 @pytest.mark.slow
 def test_benchmarks(tmp_path, capsys):
     for split in ("train", "test"):
-        for name, colour in (("a", 10), ("b", 200)):
+        for name, color in (("a", 10), ("b", 200)):
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
             for i in range(96):
-                Image.new("RGB", (32, 32), (colour, i, 0)).save(folder / f"{i}.jpg")
+                Image.new("RGB", (32, 32), (color, i, 0)).save(folder / f"{i}.jpg")
     flags = ["--data-path", str(tmp_path), "--steps", "2", "--rounds", "1", "--json", str(tmp_path / "r.json")]
     assert bench_recipe.main(flags) == 0
     record = json.loads((tmp_path / "r.json").read_text())["rows"]
@@ -288,4 +288,4 @@ def test_benchmarks(tmp_path, capsys):
     theirs, pruned = json.loads((tmp_path / "p.json").read_text())["rows"]
     assert theirs["ideal"] == 1
     assert pruned["ideal"] == pytest.approx(1.556, abs=0.01)
-    assert pruned["share"] == pytest.approx(pruned["realised"] / pruned["ideal"])
+    assert pruned["share"] == pytest.approx(pruned["realized"] / pruned["ideal"])

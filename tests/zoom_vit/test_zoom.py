@@ -54,9 +54,9 @@ def test_the_box_contains_every_kept_patch():
 
 
 def test_the_smallest_crop_is_64_at_224():
-    centre = torch.zeros(1, 14, 14)
-    centre[0, 7, 7] = 1
-    assert zoom_boxes(centre, 0.001, (224, 224)).tolist() == [[88, 88, 64, 64]]
+    center = torch.zeros(1, 14, 14)
+    center[0, 7, 7] = 1
+    assert zoom_boxes(center, 0.001, (224, 224)).tolist() == [[88, 88, 64, 64]]
     corner = torch.zeros(1, 14, 14)
     corner[0, 0, 13] = 1
     assert zoom_boxes(corner, 0.001, (224, 224)).tolist() == [[0, 184, 40, 40]], "as far as the image reaches"

@@ -39,7 +39,7 @@ class Training:
 
 
 class Picture(NamedTuple):
-    file: str  # PNG in the folder passed to `analyse`
+    file: str  # PNG in the folder passed to `analyze`
     title: str
     caption: str  # what is shown, and what to look for
 
@@ -95,7 +95,7 @@ class Paper:
     micro: Sequence[Training]  # on the built-in digits dataset, in about a minute
     published: Sequence[Training]  # the paper's own recipes on its own datasets
     # (rows of the first training -> model of the first seed, all its measurements, a folder for pictures)
-    analyse: Callable[[Mapping[str, "Subject"], Sequence["Measurement"], Path], Analysis]
+    analyze: Callable[[Mapping[str, "Subject"], Sequence["Measurement"], Path], Analysis]
     checks: Mapping[str, Callable[[], "Value"]]  # name in an instant claim's `check` -> function
     benchmarks: Sequence[Benchmark] = ()
     further_benchmarks: Callable[["torch.device", int], Sequence[Figure]] | None = None  # (device, rounds)

@@ -19,7 +19,7 @@ class NoOptions:
 
 
 def start_as_built(model: nn.Module, start: Any) -> None:
-    """Default of `Recipe.initialise`: keep the model's random initialization."""
+    """Default of `Recipe.initialize`: keep the model's random initialization."""
 
 
 def nothing_to_do(model: nn.Module, progress: float) -> None:
@@ -43,7 +43,7 @@ class Recipe:
     presets: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # given flags -> values, including `model` and `dataset`
     options: type = NoOptions  # dataclass of flags that go to timm.create_model where they are not None
     start_options: type = NoOptions  # dataclass of flags about where a new run's weights come from
-    initialise: Callable[[nn.Module, Any], None] = start_as_built  # (new model, start_options); not called on resume
+    initialize: Callable[[nn.Module, Any], None] = start_as_built  # (new model, start_options); not called on resume
     preset_names: tuple[str, ...] = ("published",)
     loss_function: LossFunction = classification_loss
     before_step: Callable[[nn.Module, float], None] = nothing_to_do  # (model, fraction of training done, 0 to 1)

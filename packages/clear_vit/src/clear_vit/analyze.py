@@ -30,7 +30,7 @@ from clear_vit.rope import Grid
 from vit_core.commands.trained_model import CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
-from vit_core.explain import AttentionStatistics, denormalise, draw_heads, figure_of_maps
+from vit_core.explain import AttentionStatistics, denormalize, draw_heads, figure_of_maps
 from vit_core.flags import command, flag, parse
 from vit_core.training.distributed import World, pick_device
 
@@ -213,7 +213,7 @@ def _draw_entropy(folder: Path, trained: TrainedModel, image: Tensor, number: in
     maps = {"pixels": pixels_of(model, image)[0].view(grid)}
     for block in dict.fromkeys((0, len(tokens) - 1)):
         maps[f"tokens, block {block}"] = token_entropy(tokens[block][0, 1:]).view(grid)
-    picture = denormalise(image[0], trained.settings["mean"], trained.settings["std"])
+    picture = denormalize(image[0], trained.settings["mean"], trained.settings["std"])
     name = f"patch_entropy_{number}.png"
     shown = {title: heat.cpu() for title, heat in maps.items()}
     figure_of_maps(picture, shown, folder / name, title="patch entropy (1: maximum)")

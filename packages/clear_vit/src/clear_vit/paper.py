@@ -18,7 +18,7 @@ BASELINE, BEST = "baseline", "rope_mixed_ape"
 VARIANTS = tuple(CLAIMED)
 
 
-def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+def analyze(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Accuracy of the variants next to the claimed order, and the attention distance that each of them learned."""
     rows: list[list[Any]] = []
     distances = {}
@@ -133,7 +133,7 @@ PAPER = Paper(
             where="ImageNet-100 from Kaggle, unpacked to data/imagenet100",
         )
     ],
-    analyse=analyse,
+    analyze=analyze,
     checks=CHECKS,
     benchmarks=[
         *(_bench(v, 1.05, 1.05) for v in (BASELINE, "pos_dropout", "rope", BEST)),

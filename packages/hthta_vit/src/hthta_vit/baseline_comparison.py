@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--models: not a timm model: {', '.join(unknown)}; timm.list_models() in Python lists all names"
         )
     rows = {name: {**flags_for(source, shared), "model": name} for name, source in names.items()}
-    compared = dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialise=initialise)
+    compared = dataclasses.replace(RECIPE, models={**RECIPE.models, **names}, initialize=initialize)
     run_study(args, rows, maps_of, CLAIMED, "One recipe", name="comparison", recipe=compared)
     return 0
 
@@ -81,10 +81,10 @@ def flags_for(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k not in ours}
 
 
-def initialise(model: nn.Module, start: StartOptions) -> None:
+def initialize(model: nn.Module, start: StartOptions) -> None:
     """Load timm's weights into a plain model, the backbone's into HTHTA-ViT++. UserError if they are unavailable."""
     if isinstance(model, HTHTAViT):
-        recipe.initialise(model, start)
+        recipe.initialize(model, start)
     elif start.weights is not None:
         raise UserError(
             "--weights is the backbone of HTHTA-ViT++ and does not fit the other --models; run them without --weights"

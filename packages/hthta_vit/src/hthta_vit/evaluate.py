@@ -23,7 +23,7 @@ from hthta_vit.robustness import disturbances, disturbed
 from vit_core.commands.trained_model import AmpFlags, CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.explain import measure_focus
 from vit_core.flags import command, flag, parse
-from vit_core.tasks.class_report import confusion_picture, summarise
+from vit_core.tasks.class_report import confusion_picture, summarize
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.precision import Precision, choose_precision
 from vit_core.training.run_folder import environment
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logits, targets = predict(loader.epoch(), "evaluate")
     names = dataset.class_names
-    summary = summarise(logits, targets, names)
+    summary = summarize(logits, targets, names)
     record: dict[str, Any] = {
         "model": trained.settings["model"],
         "checkpoint": args.checkpoint,
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["robustness"] = {"none": summary["acc1"]}
         lines.append(f"{'corruption':<28} accuracy (change)")
         for name, disturb in disturbances(dataset.mean, dataset.std).items():
-            acc1 = summarise(*predict(disturbed(loader, disturb), name), names)["acc1"]
+            acc1 = summarize(*predict(disturbed(loader, disturb), name), names)["acc1"]
             record["robustness"][name] = acc1
             lines.append(f"{name:<28} {acc1:6.2f}%  ({acc1 - summary['acc1']:+.2f})")
     text = "\n".join(lines)

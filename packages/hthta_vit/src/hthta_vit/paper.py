@@ -18,7 +18,7 @@ PICTURES = 2
 FAP_IMAGES = 200
 
 
-def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+def analyze(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """The map of each pooling head, the correlation between heads, and FAP with its controls."""
     rows: list[list[str | float]] = []
     findings, pictures = [], []
@@ -62,8 +62,8 @@ def _agreement(subject: Subject) -> float | str:
         alpha = subject.trained.model(images, return_attention=True)[1]  # (B, heads, N)
         if alpha is None:
             return "—"
-        centred = alpha - alpha.mean(2, keepdim=True)
-        unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-12)
+        centered = alpha - alpha.mean(2, keepdim=True)
+        unit = centered / centered.norm(dim=2, keepdim=True).clamp_min(1e-12)
         correlations = unit @ unit.transpose(1, 2)  # (B, heads, heads)
         H = alpha.shape[1]
         total += float(((correlations.sum((1, 2)) - H) / (H * (H - 1))).sum())
@@ -130,7 +130,7 @@ PAPER = Paper(
             where="Intel Image Classification from Kaggle, unpacked to data/intel",
         ),
     ],
-    analyse=analyse,
+    analyze=analyze,
     checks=CHECKS,
     benchmarks=[
         Benchmark(

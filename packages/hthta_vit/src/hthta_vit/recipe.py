@@ -32,9 +32,9 @@ class ModelOptions:
 OWN = rf"guided\.|{OWN_HEAD}"  # not in a ViT's weights file: the paper's modules and the classifier
 
 
-def initialise(model: nn.Module, start: StartOptions) -> None:
+def initialize(model: nn.Module, start: StartOptions) -> None:
     """Load the backbone's weights into a new model. UserError if they are unavailable or do not fit."""
-    timm_weights.initialise(model, start, OWN)
+    timm_weights.initialize(model, start, OWN)
 
 
 def presets(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ RECIPE = Recipe(
     presets=presets,
     options=ModelOptions,
     start_options=StartOptions,
-    initialise=initialise,
+    initialize=initialize,
     aliases={"data_dir": "data_path", "output_dir": "save_dir", "learning_rate": "lr"},
     translate_config=flags_of,
     configs=Path(__file__).parent / "configs",

@@ -19,7 +19,7 @@ from vit_core.commands.trained_model import CheckpointFlags, LoadingFlags, Train
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
 from vit_core.errors import UserError
-from vit_core.explain import denormalise, figure_of_maps, focused_attention, grad_cam, top_places
+from vit_core.explain import denormalize, figure_of_maps, focused_attention, grad_cam, top_places
 from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import pick_device
 
@@ -75,7 +75,7 @@ def draw(trained: TrainedModel, images: Tensor, path: Path, name: str, target: s
         both = (top_places(mean[None])[0] + top_places(cam[None])[0]) / 2
         maps[f"top 15%: 1 = both, ½ = one of them (FAP {fap:.0f}%)"] = both
     says = f"{trained.class_names[predicted]} ({100 * float(probabilities[predicted]):.1f}%)"
-    picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
+    picture = denormalize(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
     figure_of_maps(picture, maps, path, title=f"{name}: {says}")
     return says + (f", FAP {fap:.1f}%" if fap == fap else ", Grad-CAM is zero everywhere")
 

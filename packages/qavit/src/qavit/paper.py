@@ -19,7 +19,7 @@ from vit_core.training.precision import choose_precision
 BRANCHES = ("windows (SWA)", "dilated scales (MSDA)", "channel groups (CGA)", "bank (cross-attention)")
 
 
-def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+def analyze(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Analyze the branch weights, how much each branch contributes, and the bank's contents."""
     subject = next(iter(subjects.values()))
     model = subject.trained.model
@@ -194,7 +194,7 @@ PAPER = Paper(
             compared=["tiny", "small"],
         )
     ],
-    analyse=analyse,
+    analyze=analyze,
     checks=CHECKS,
     benchmarks=[
         Benchmark(model="qavit_tiny", against="vit_tiny_patch16_224", inference=2.5, training=6.0),

@@ -21,7 +21,7 @@ from vit_core.commands.trained_model import LoadingFlags, TrainedModel, load_tra
 from vit_core.data.folder import find_images
 from vit_core.data.images import read_pixels
 from vit_core.errors import UserError
-from vit_core.explain import attention_rollout, default_layer, denormalise, figure_of_maps, grad_cam
+from vit_core.explain import attention_rollout, default_layer, denormalize, figure_of_maps, grad_cam
 from vit_core.explain.grad_cam import EmptyMapError
 from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import pick_device
@@ -92,7 +92,7 @@ def draw(
         name = f"{trained.source.parent.name}/{trained.source.stem}" if len(models) > 2 else trained.settings["model"]
         says.append(f"{name}: {trained.class_names[best]} ({100 * float(probabilities[best]):.1f}%)")
         if row == 0:
-            picture = denormalise(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
+            picture = denormalize(images[0].cpu(), trained.settings["mean"], trained.settings["std"])
         else:
             panels.append((says[-1], None))  # the image once more, at the start of the row
         panels += maps_of(trained.model, images, explained, captum_raw=captum_raw).items()

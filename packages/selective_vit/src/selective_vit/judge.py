@@ -3,7 +3,7 @@
     uv run selective-vit-judge --checkpoint DENSE.pth SELECTIVE.pth --max-images 500
 
 All models and methods get the same images and explain the true class. Random maps are the control: a map that is not
-better than random is not informative. Writes judgement.csv, table.md and curves.png.
+better than random is not informative. Writes judgment.csv, table.md and curves.png.
 """
 
 import csv
@@ -44,7 +44,7 @@ class Flags(ImageFlags):
     max_images: int = flag(500, "images of the evaluation split")
     steps: int = flag(16, "steps per curve")
     baseline: str = flag("mean", "replacement for removed patches", choices=BASELINES)
-    output_dir: Path = flag(Path("./judgement"), "folder for the results", metavar="DIR")
+    output_dir: Path = flag(Path("./judgment"), "folder for the results", metavar="DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row_of(model, method, c) for (model, method), c in curves.items()]
-    with (folder / "judgement.csv").open("w", newline="") as f:
+    with (folder / "judgment.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
     text = table(rows)
     (folder / "table.md").write_text(text)
     draw(curves, folder / "curves.png")
-    print(f"{text}\nwrote judgement.csv, table.md and curves.png to {folder}")
+    print(f"{text}\nwrote judgment.csv, table.md and curves.png to {folder}")
     return 0
 
 

@@ -225,7 +225,7 @@ def make_selective(
             attn.attn_drop = SelectedWeights(drop, form, selection, attn.num_heads)
             attn.fused_attn = False  # the code path in which timm calls attn_drop
         block.attn.to(device=next(vit.parameters()).device).train(block.training)
-        block.attn.reinitialised = reinit_attention
+        block.attn.reinitialized = reinit_attention
         if reinit_attention:
             for linear in (m for m in block.attn.modules() if isinstance(m, nn.Linear)):
                 linear.reset_parameters()

@@ -11,7 +11,7 @@ from selective_vit.explain import draw
 from selective_vit.model import thresholds
 from selective_vit.recipe import NOTEBOOK_MODEL, PAIRS, RECIPE
 from vit_core.commands.study import Measurement, Subject
-from vit_core.explain import class_token_attention, denormalise, draw_heads, measure_sparsity
+from vit_core.explain import class_token_attention, denormalize, draw_heads, measure_sparsity
 from vit_core.papers import Analysis, Benchmark, Figure, Paper, Picture, Table, Training
 
 IMAGES = 200
@@ -19,7 +19,7 @@ THRESHOLD = 0.01  # the paper's
 LABELS = ("dense ViT", "SelectiveViT")
 
 
-def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+def analyze(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Sparsity by block of both models, active tokens per head, and their explanations side by side."""
     trackers = {}
     for label, subject in subjects.items():
@@ -44,7 +44,7 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
     chosen = [subjects[label] for label in LABELS]
     image = next(iter(chosen[0].loader(1).epoch()))[0][0]
     settings = chosen[0].trained.settings
-    pixels = (255 * denormalise(image, settings["mean"], settings["std"])).round().byte().cpu()
+    pixels = (255 * denormalize(image, settings["mean"], settings["std"])).round().byte().cpu()
     says = draw([s.trained for s in chosen], pixels, folder / "side_by_side.png", "one test image")
     return Analysis(
         findings=[
@@ -139,7 +139,7 @@ PAPER = Paper(
             disk_gb=0.36,
         )
     ],
-    analyse=analyse,
+    analyze=analyze,
     checks=CHECKS,
     benchmarks=[_bench(1.02, 1.02), _bench(1.02, 1.02, threshold=0.004)],
     further_benchmarks=layer_speed,

@@ -49,15 +49,15 @@ class ModelOptions:
     )
 
 
-def initialise(model: nn.Module, start: StartOptions) -> None:
+def initialize(model: nn.Module, start: StartOptions) -> None:
     """Load timm's weights into a new model, and a new head with torch's default initialization, as in the notebook.
 
     Raises UserError for weights that cannot be loaded or do not fit.
     """
     own = rf"{OWN_HEAD}|.*\.threshold\."
-    if any(getattr(m, "reinitialised", False) for m in model.modules()):
+    if any(getattr(m, "reinitialized", False) for m in model.modules()):
         own += r"|.*\.attn\."
-    timm_weights.initialise(model, start, own)
+    timm_weights.initialize(model, start, own)
     head = model.get_submodule("head")
     if isinstance(head, nn.Linear) and (start.pretrained or start.weights):
         head.reset_parameters()
@@ -129,7 +129,7 @@ RECIPE = Recipe(
     presets=presets,
     options=ModelOptions,
     start_options=StartOptions,
-    initialise=initialise,
+    initialize=initialize,
     loss_function=sparse_loss,
     before_step=grow_threshold,
     describe=describe_thresholds,

@@ -38,7 +38,7 @@ Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Judgment:
     """How images are judged and pruned."""
 
     importance: str
@@ -60,7 +60,7 @@ class Judgement:
             )
 
 
-def normalised_entropy(maps: Tensor) -> Tensor:
+def normalized_entropy(maps: Tensor) -> Tensor:
     """Entropy (B,) of maps (B, H, W) minus their minimum, in [0, 1]: 1 for a constant map, 0 for a single patch.
 
     The minimum is subtracted since norms are far from zero everywhere; otherwise all their maps would be near 1.
@@ -78,7 +78,7 @@ def noise_entropy(patches: int) -> float:
 
 
 @torch.no_grad()
-def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dict[str, Tensor]:
+def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgment) -> dict[str, Tensor]:
     """Measurements of each image as columns (B,); the model must be in evaluation mode.
 
     `entropy` of its map; `aligned`: the top patches give the true class more probability than the bottom ones; `lucky`:
@@ -94,7 +94,7 @@ def judge(model: ZoomViT, images: Tensor, targets: Tensor, by: Judgement) -> dic
     top = ranks.argsort(1, descending=True)[:, : pruned.num_kept]
     shared = (top[:, :, None] == pruned.kept[:, None, :]).any(2).float().mean(1)
     return {
-        "entropy": normalised_entropy(maps),
+        "entropy": normalized_entropy(maps),
         "aligned": _kept(model, images, targets, ranks, by) > _kept(model, images, targets, -ranks, by),
         "lucky": _kept(model, images, targets, noise_ranks, by) > _kept(model, images, targets, -noise_ranks, by),
         "overlap": 100 * shared,
@@ -112,7 +112,7 @@ def ranked(maps: Tensor, noise: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, ranks).float()
 
 
-def _kept(model: ZoomViT, images: Tensor, targets: Tensor, ranks: Tensor, by: Judgement) -> Tensor:
+def _kept(model: ZoomViT, images: Tensor, targets: Tensor, ranks: Tensor, by: Judgment) -> Tensor:
     """Probability (B,) of the true class when only the k patches with the highest ranks are kept."""
     if by.judged_by == "tokens":
         logits = model.forward_pruned(images, by.keep_ratio, by.prune_layer, ranks).logits
@@ -142,7 +142,7 @@ def groups(columns: Columns, threshold: float) -> np.ndarray:
     return np.where(columns["entropy"] > threshold, 2, np.where(columns["aligned"], 0, 1))
 
 
-def summarise(columns: Columns, threshold: float, resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def summarize(columns: Columns, threshold: float, resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """One row per group, one for all images, and two for the placebo, with the changes caused by pruning.
 
     columns: of `judge`, over n images. A change is a mean difference from the dense model, in percentage points, with

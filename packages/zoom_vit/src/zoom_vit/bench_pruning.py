@@ -2,7 +2,7 @@
 
     uv run python -m zoom_vit.bench_pruning
 
-The ideal speed-up is the ratio of the counted multiply-adds; the measured one (`realised`) is the median over the
+The ideal speed-up is the ratio of the counted multiply-adds; the measured one (`realized`) is the median over the
 rounds of dense time divided by pruned time, with a 95% bootstrap interval over the rounds.
 """
 
@@ -87,7 +87,7 @@ def measure(
         if i == 0:
             continue
         ratios = np.array([r[0] / r[i] for r in seconds])
-        realised, ideal = float(np.median(ratios)), cost[0] / cost[i]
+        realized, ideal = float(np.median(ratios)), cost[0] / cost[i]
         low, high = median_interval(ratios)
         ms = 1e3 * statistics.median(r[i] for r in seconds) / batch_size
         rows.append(
@@ -96,16 +96,16 @@ def measure(
                 "model": name,
                 "ms_per_image": ms,
                 "gmacs": cost[i] / 1e9,
-                "realised": realised,
-                "realised_low": low,
-                "realised_high": high,
+                "realized": realized,
+                "realized_low": low,
+                "realized_high": high,
                 "ideal": ideal,
-                "share": realised / ideal,
+                "share": realized / ideal,
             }
         )
         print(
-            f"  {name:22} {ms:6.2f} ms/image, speed-up {realised:.3f}× ({low:.3f} … {high:.3f}), ideal {ideal:.3f}×, "
-            f"ratio {realised / ideal:.3f}"
+            f"  {name:22} {ms:6.2f} ms/image, speed-up {realized:.3f}× ({low:.3f} … {high:.3f}), ideal {ideal:.3f}×, "
+            f"ratio {realized / ideal:.3f}"
         )
     return rows
 

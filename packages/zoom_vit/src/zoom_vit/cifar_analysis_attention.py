@@ -19,7 +19,7 @@ import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
 from vit_core.explain import chance_level, top_places
 from vit_core.flags import command, flag, parse
-from zoom_vit.alignment import noise_entropy, normalised_entropy
+from zoom_vit.alignment import noise_entropy, normalized_entropy
 from zoom_vit.examples import draw_importance
 from zoom_vit.experiment import KEEP, Experiment, ExperimentFlags, begin, check_count, check_shares
 from zoom_vit.importance import IMPORTANCES, importance_map
@@ -71,7 +71,7 @@ def measure(experiment: Experiment, share: float, limit: int) -> dict[str, Any]:
     count = places = 0
     for _, images, _ in experiment.batches(limit):
         maps = [importance_map(experiment.model, images, name) for name in names]
-        entropy += torch.stack([normalised_entropy(m).sum().cpu() for m in maps])
+        entropy += torch.stack([normalized_entropy(m).sum().cpu() for m in maps])
         top = torch.stack([top_places(m, share).flatten(1) for m in maps]).double()  # (importances, B, N)
         chosen = top.sum(2)[0].mean()
         common += (torch.einsum("ibn,jbn->ij", top, top) / chosen).cpu()

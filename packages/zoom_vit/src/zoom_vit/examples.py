@@ -18,13 +18,13 @@ from vit_core.explain import figure_of_maps, overlay
 from vit_core.explain.figure_text import figure_text
 from vit_core.flags import flag
 from vit_core.recipe import Recipe
-from zoom_vit.alignment import GROUPS, Judgement, groups, judge
+from zoom_vit.alignment import GROUPS, Judgment, groups, judge
 from zoom_vit.experiment import (
     Experiment,
-    JudgementFlags,
+    JudgmentFlags,
     begin,
     check_count,
-    judgement,
+    judgment,
     threshold_of,
 )
 from zoom_vit.importance import IMPORTANCES, importance_map
@@ -44,7 +44,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleFlags(JudgementFlags):
+class ExampleFlags(JudgmentFlags):
     """The flags of the scripts that draw examples."""
 
     per_group: int = flag(4, "pictures per group")
@@ -57,10 +57,10 @@ class ExampleFlags(JudgementFlags):
         check_count("--max-images", self.max_images)
 
 
-def begin_examples(recipe: Recipe, args: ExampleFlags) -> tuple[Experiment, Judgement, list[Example]]:
+def begin_examples(recipe: Recipe, args: ExampleFlags) -> tuple[Experiment, Judgment, list[Example]]:
     """Load the model and data that the flags name, select the images, and print the size of each group."""
     experiment = begin(recipe, args)
-    by, threshold = judgement(args, experiment.model), threshold_of(args, experiment.model)
+    by, threshold = judgment(args, experiment.model), threshold_of(args, experiment.model)
     found: list[Example] = []
     counts = [0] * len(GROUPS)
     if not args.indices:
@@ -112,7 +112,7 @@ def draw_importance(experiment: Experiment, image: Tensor, target: int, path: Pa
     return {"the model says": experiment.says(logits)}
 
 
-def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
+def draw_attenuation(experiment: Experiment, example: Example, by: Judgment, path: Path) -> dict[str, str]:
     """Draw the image, the mask on top of it, and the image with its background attenuated.
 
     As in the study, this applies to the normalized image: the background fades to the mean color, gray.
@@ -130,7 +130,7 @@ def draw_attenuation(experiment: Experiment, example: Example, by: Judgement, pa
     return {"whole": experiment.says(seen[0]), "background × 0.3": experiment.says(seen[1])}
 
 
-def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Path) -> dict[str, str]:
+def draw_crop(experiment: Experiment, example: Example, by: Judgment, path: Path) -> dict[str, str]:
     """Draw the image, the mask with the box around its patches, and the crop."""
     maps = _map(experiment, example, by)
     mask, crop = zoom_mask(maps, by.keep_ratio, _size(example)), crop_zoom(example.image, maps, by.keep_ratio)
@@ -149,10 +149,10 @@ def draw_crop(experiment: Experiment, example: Example, by: Judgement, path: Pat
 
 def mask_on(picture: Tensor, mask: Tensor) -> Tensor:
     """Overlay a picture (3, h, w) in [0, 1] with its mask (h, w): kept patches warm, background cold."""
-    return overlay(picture, mask, alpha=0.4, colours="jet", limits=(0, 1))
+    return overlay(picture, mask, alpha=0.4, colors="jet", limits=(0, 1))
 
 
-def _map(experiment: Experiment, example: Example, by: Judgement) -> Tensor:
+def _map(experiment: Experiment, example: Example, by: Judgment) -> Tensor:
     return importance_map(experiment.model, example.image, by.importance)
 
 
@@ -160,7 +160,7 @@ def _size(example: Example) -> tuple[int, int]:
     return example.image.shape[2], example.image.shape[3]
 
 
-def _mask_title(by: Judgement) -> str:
+def _mask_title(by: Judgment) -> str:
     return f"top {100 * by.keep_ratio:g}% by {by.importance}"
 
 

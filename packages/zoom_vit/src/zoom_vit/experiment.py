@@ -15,12 +15,12 @@ from torch import Tensor
 from vit_core.commands.trained_model import CheckpointFlags, ImageFlags, TrainedModel, load_trained
 from vit_core.data import BatchLoader, Dataset
 from vit_core.errors import UserError
-from vit_core.explain import denormalise
+from vit_core.explain import denormalize
 from vit_core.flags import build, flag
 from vit_core.recipe import Recipe
 from vit_core.training.distributed import World, pick_device
 from vit_core.training.run_folder import environment
-from zoom_vit.alignment import JUDGES, LAYERS, Judgement, noise_entropy
+from zoom_vit.alignment import JUDGES, LAYERS, Judgment, noise_entropy
 from zoom_vit.importance import IMPORTANCES
 from zoom_vit.model import ZoomViT
 from zoom_vit.recipe import FLOWERS_FOLDER
@@ -57,8 +57,8 @@ class CurveFlags(ExperimentFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgementFlags(ExperimentFlags):
-    """How an image's intent is judged; see `alignment.Judgement`."""
+class JudgmentFlags(ExperimentFlags):
+    """How an image's intent is judged; see `alignment.Judgment`."""
 
     importance: str = flag(
         "token_norm", "importance measure of the patches; token_norm as published", choices=tuple(IMPORTANCES)
@@ -152,7 +152,7 @@ class Experiment:
 
     def picture(self, image: Tensor) -> Tensor:
         """Undo the normalization of an image (3, S, S): pixel values in [0, 1], on the CPU."""
-        return denormalise(image, self.trained.settings["mean"], self.trained.settings["std"]).cpu()
+        return denormalize(image, self.trained.settings["mean"], self.trained.settings["std"]).cpu()
 
     def says(self, logits: Tensor) -> str:
         """The predicted class and its probability, for one image's logits (C,)."""
@@ -182,17 +182,17 @@ def begin(recipe: Recipe, flags: ExperimentFlags) -> Experiment:
     )
 
 
-def judgement(flags: JudgementFlags, model: ZoomViT) -> Judgement:
+def judgment(flags: JudgmentFlags, model: ZoomViT) -> Judgment:
     """How the flags judge an image's intent. UserError for values that do not fit the model."""
     depth = len(model.blocks)
     if flags.prune_layer is not None and not 1 <= flags.prune_layer < depth:
         raise UserError(
             f"--prune-layer must lie in 1 … {depth - 1} for a model with {depth} blocks, got {flags.prune_layer}"
         )
-    return build(Judgement, {**dataclasses.asdict(flags), "prune_layer": flags.prune_layer or depth // 2})
+    return build(Judgment, {**dataclasses.asdict(flags), "prune_layer": flags.prune_layer or depth // 2})
 
 
-def threshold_of(flags: JudgementFlags, model: ZoomViT) -> float:
+def threshold_of(flags: JudgmentFlags, model: ZoomViT) -> float:
     """The entropy above which an intent is diffuse."""
     given = flags.entropy_threshold
     return noise_entropy(model.patch_embed.num_patches) if given is None else given

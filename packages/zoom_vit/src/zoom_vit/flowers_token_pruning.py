@@ -20,13 +20,13 @@ from tqdm import tqdm
 import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
 from vit_core.flags import command, flag, parse
-from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgement, groups, judge, summarise, verdict
+from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgment, groups, judge, summarize, verdict
 from zoom_vit.experiment import (
     Experiment,
-    JudgementFlags,
+    JudgmentFlags,
     begin,
     check_count,
-    judgement,
+    judgment,
     threshold_of,
 )
 from zoom_vit.recipe import FLOWERS
@@ -41,7 +41,7 @@ Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(JudgementFlags):
+class Flags(JudgmentFlags):
     """Measure token pruning, by alignment of the intent."""
 
     max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)")
@@ -56,19 +56,19 @@ class Flags(JudgementFlags):
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(Flags, argv, "zoom-vit-flowers-token-pruning")
     experiment = begin(FLOWERS, args)
-    by, threshold = judgement(args, experiment.model), threshold_of(args, experiment.model)
+    by, threshold = judgment(args, experiment.model), threshold_of(args, experiment.model)
     flowers = experiment.dataset.name == "flowers102" and experiment.dataset.eval_split == "test"
     indices = list(args.indices) if args.indices is not None else list(PUBLISHED) if flowers else []
     single = images_report(experiment, by, threshold, indices, published=flowers) if indices else ""
     columns = study(experiment, by, args.max_images)
-    rows = summarise(columns, threshold)
+    rows = summarize(columns, threshold)
     text = report(experiment, by, threshold, columns, rows) + sensitivity(columns, threshold, rows) + single
     write(experiment, by, threshold, columns, rows, text)
     print(f"{text}\npruning_results.txt, pruning_results.json and pruning_by_image.csv are in {experiment.folder}")
     return 0
 
 
-def study(experiment: Experiment, by: Judgement, limit: int | None = None) -> Columns:
+def study(experiment: Experiment, by: Judgment, limit: int | None = None) -> Columns:
     """`judge`'s columns over the evaluation split, with `index` and `target`."""
     parts: list[Columns] = []
     numbers = experiment.numbers(limit)
@@ -81,7 +81,7 @@ def study(experiment: Experiment, by: Judgement, limit: int | None = None) -> Co
 
 
 def report(
-    experiment: Experiment, by: Judgement, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]]
+    experiment: Experiment, by: Judgment, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]]
 ) -> str:
     """Markdown report: the changes by pruning in each group, and the verdict on the claim."""
     patches = experiment.model.patch_embed.num_patches
@@ -135,14 +135,14 @@ def sensitivity(columns: Columns, threshold: float, rows: Sequence[dict[str, Any
     ):
         group = groups(columns, value)
         shares = " / ".join(f"{100 * (group == i).mean():.0f}" for i in range(3))
-        at = rows if value == threshold else summarise(columns, value)
+        at = rows if value == threshold else summarize(columns, value)
         lines += [[name, f"{value:.3f}", shares, verdict(at, measure)] for measure in MEASURES]
     heads = ["diffuse", "entropy above", "good / inverted / diffuse, %", "verdict"]
     return "\nSensitivity to the entropy threshold:\n\n" + markdown_table(heads, lines)
 
 
 def images_report(
-    experiment: Experiment, by: Judgement, threshold: float, indices: Sequence[int], *, published: bool
+    experiment: Experiment, by: Judgment, threshold: float, indices: Sequence[int], *, published: bool
 ) -> str:
     """Markdown table of single images of the split. UserError for an index outside the split."""
     images, targets = experiment.pick(list(indices))
@@ -161,12 +161,12 @@ def images_report(
 
 
 def write(
-    experiment: Experiment, by: Judgement, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]], text: str
+    experiment: Experiment, by: Judgment, threshold: float, columns: Columns, rows: Sequence[dict[str, Any]], text: str
 ) -> None:
     folder = experiment.folder
     (folder / "pruning_results.txt").write_text(text)
     record = {
-        "judgement": dataclasses.asdict(by),
+        "judgment": dataclasses.asdict(by),
         "entropy_threshold": threshold,
         "groups": list(rows),
         "overlap": float(columns["overlap"].mean()),

@@ -12,7 +12,7 @@ from vit_core.commands.study import Measurement, Subject
 from vit_core.explain import class_token_attention
 from vit_core.papers import Analysis, Benchmark, Figure, Paper, Picture, Table, Training
 from zoom_vit import bench_pruning, cifar_analysis_attention, pruning_curve, zoom_curve
-from zoom_vit.alignment import Judgement, groups, noise_entropy, summarise, verdict
+from zoom_vit.alignment import Judgment, groups, noise_entropy, summarize, verdict
 from zoom_vit.checks import CHECKS
 from zoom_vit.examples import Example, draw_crop, draw_importance
 from zoom_vit.experiment import Experiment
@@ -27,7 +27,7 @@ KEEP = 0.3  # the study's
 DESCRIBED_MAP = "grad_rollout"  # what its README describes; its code takes token norms
 
 
-def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
+def analyze(subjects: Mapping[str, Subject], measurements: Sequence[Measurement], folder: Path) -> Analysis:
     """Six importance maps of an image, a second pass on the crop, accuracy under pruning, and the study's claim."""
     subject = next(iter(subjects.values()))
     model = subject.trained.model
@@ -42,10 +42,10 @@ def analyse(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         num_workers=0,
     )
     half = len(model.blocks) // 2
-    by = Judgement(importance="token_norm", keep_ratio=KEEP, prune_layer=half)
+    by = Judgment(importance="token_norm", keep_ratio=KEEP, prune_layer=half)
     columns = study(experiment, by, IMAGES)
     threshold = noise_entropy(model.patch_embed.num_patches)
-    intents = summarise(columns, threshold)
+    intents = summarize(columns, threshold)
     says = verdict(intents, "correct")
     agreement = cifar_analysis_attention.measure(experiment, KEEP, IMAGES)
     pruned = pruning_curve.measure(experiment, list(IMPORTANCES), [half], KEEPS, IMAGES)
@@ -174,7 +174,7 @@ PAPER = Paper(
             rows={"ViT-Tiny": {"model": "tiny_patch16_224", "dataset": "flowers102", "eval_split": "test"}},
         ),
     ],
-    analyse=analyse,
+    analyze=analyze,
     checks=CHECKS,
     benchmarks=[
         Benchmark(

@@ -198,7 +198,7 @@ def _initialize(recipe: "Recipe", planned: Run, model: nn.Module, world: distrib
     for is_turn in (world.local_rank == 0, world.local_rank != 0):
         with distributed.together():
             if is_turn:
-                recipe.initialise(model, start)
+                recipe.initialize(model, start)
 
 
 def _run_folder(

@@ -16,7 +16,7 @@ from vit_core.explain.focused_attention import (
 from vit_core.explain.grad_cam import default_layer, grad_cam
 from vit_core.explain.grids import token_grid
 from vit_core.explain.head_table import draw_heads
-from vit_core.explain.overlay import denormalise, figure_of_maps, overlay
+from vit_core.explain.overlay import denormalize, figure_of_maps, overlay
 from vit_core.explain.pointing_game import pointing_game
 from vit_core.explain.rollout import attention_rollout
 from vit_core.explain.sparsity import LayerSparsity, SparsityTracker, measure_sparsity
@@ -37,7 +37,7 @@ __all__ = [
     "class_token_attention",
     "default_layer",
     "deletion_insertion",
-    "denormalise",
+    "denormalize",
     "draw_heads",
     "figure_of_maps",
     "focused_attention",

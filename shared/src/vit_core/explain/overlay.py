@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vit_core.explain.figure_text import figure_text
 
-COLOURS = "inferno"
+COLORS = "inferno"
 
 
-def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalized images (…, C, H, W) -> the original values in [0, 1]."""
     as_channels = [torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (mean, std)]
     return (images * as_channels[1] + as_channels[0]).clamp(0, 1)
@@ -28,18 +28,18 @@ def overlay(
     heat: Tensor,
     *,
     alpha: float = 0.5,
-    colours: str = COLOURS,
+    colors: str = COLORS,
     limits: tuple[float, float] | None = None,
-    grey: bool = False,
+    gray: bool = False,
 ) -> Tensor:
     """Blend an image (3, H, W) with a color-mapped heat map (h, w) -> float32 (3, H, W) in [0, 1], on the CPU.
 
     Args:
         image: uint8, or float in [0, 1].
         alpha: opacity of the map: 0 shows only the image, 1 only the map.
-        colours: name of a matplotlib colormap.
+        colors: name of a matplotlib colormap.
         limits: values at the two ends of the colormap. Default: minimum and maximum of the map.
-        grey: convert the image to grayscale first, so that all color comes from the map.
+        gray: convert the image to grayscale first, so that all color comes from the map.
     Raises: ValueError for other shapes, alpha out of range, and image values outside [0, 1].
     """
     from matplotlib import colormaps
@@ -49,11 +49,11 @@ def overlay(
         raise ValueError(f"expected a map (h, w) and alpha in [0, 1], got {tuple(heat.shape)} and {alpha}")
     low, high = limits or _limits([heat])
     values = ((heat.detach().float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1)
-    if grey:
+    if gray:
         image = image.mean(0, keepdim=True).expand(3, -1, -1)
     size = (image.shape[1], image.shape[2])
     fine = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    color = torch.from_numpy(colormaps[colours](fine.numpy())[..., :3]).float().permute(2, 0, 1)
+    color = torch.from_numpy(colormaps[colors](fine.numpy())[..., :3]).float().permute(2, 0, 1)
     return (1 - alpha) * image + alpha * color
 
 
@@ -67,7 +67,7 @@ def figure_of_maps(
     shared_scale: bool = False,
     columns: int = 4,
     alpha: float = 0.5,
-    colours: str = COLOURS,
+    colors: str = COLORS,
 ) -> Path:
     """Write the image and its overlays (on grayscale) as a grid of titled panels. Suffix of `path`: png, svg or pdf.
 
@@ -101,14 +101,14 @@ def figure_of_maps(
             ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             continue
         low, high = common or _limits([heat])
-        shown = overlay(picture, heat, alpha=alpha, colours=colours, limits=(low, high), grey=True)
+        shown = overlay(picture, heat, alpha=alpha, colors=colors, limits=(low, high), gray=True)
         ax.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
         if not common:  # a color bar as tall as the picture
-            scale = ScalarMappable(Normalize(low, high), colours)
+            scale = ScalarMappable(Normalize(low, high), colors)
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), format="%.3g")
             bar.ax.tick_params(labelsize=8)
     if common:
-        scale = ScalarMappable(Normalize(*common), colours)
+        scale = ScalarMappable(Normalize(*common), colors)
         figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.02, shrink=0.9).ax.tick_params(labelsize=8)
     if title:
         figure.suptitle(figure_text(title), fontsize=11)
@@ -124,7 +124,7 @@ def _picture(image: Tensor) -> Tensor:
         raise ValueError(f"expected an image (3, H, W), got {tuple(image.shape)}")
     values = image.detach().cpu().float() / (255.0 if image.dtype == torch.uint8 else 1.0)
     if values.min() < -1e-4 or values.max() > 1 + 1e-4:
-        raise ValueError("image values must lie in [0, 1]: call denormalise first")
+        raise ValueError("image values must lie in [0, 1]: call denormalize first")
     return values.clamp(0, 1)
 
 

@@ -52,7 +52,7 @@ def backbone_cfgs(name: str, backbone: str = BACKBONE, tags: Sequence[str] = TAG
     return {f"{name}.{tag}": cfg.to_dict() for tag, cfg in found.items() if cfg is not None}
 
 
-def initialise(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> None:
+def initialize(model: nn.Module, start: StartOptions, own: str = OWN_HEAD) -> None:
     """Load the backbone's weights into a new ViT. own: see `load_backbone`.
 
     UserError if the weights are not available or do not fit.

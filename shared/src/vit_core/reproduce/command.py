@@ -181,7 +181,7 @@ def _evaluate(words: Sequence[str]) -> int:
 def _report(words: Sequence[str]) -> int:
     """Write the page of a run again, after running its missing evaluation, analysis and claims."""
     run = _earlier(parse(ReportFlags, words, "reproduce report"))
-    run.asked = ("evaluate", "analyse", "claims")
+    run.asked = ("evaluate", "analyze", "claims")
     return _carry_out(run)
 
 

@@ -38,8 +38,8 @@ from vit_core.reproduce.steps import STEPS, Options
 from vit_core.training.run_folder import environment
 
 FORMAT = 1
-TITLES = {"train": "training", "evaluate": "evaluation", "analyse": "analysis", "claims": "claims"}
-SECONDS = {"evaluate": 3.0, "analyse": 6.0, "claims": 5.0, "compare": 15.0}  # expected duration of a step
+TITLES = {"train": "training", "evaluate": "evaluation", "analyze": "analysis", "claims": "claims"}
+SECONDS = {"evaluate": 3.0, "analyze": 6.0, "claims": 5.0, "compare": 15.0}  # expected duration of a step
 COMPARISON = "comparison"  # in the display and the log, in place of a step's name
 
 
@@ -159,7 +159,7 @@ class Reproduction:
             self._write(f"{name}/{step}", e.record | {"seconds": time.monotonic() - began})
             raise
         except UserError:
-            if step in ("evaluate", "analyse"):  # a checkpoint may be missing or damaged: the next run trains it again
+            if step in ("evaluate", "analyze"):  # a checkpoint may be missing or damaged: the next run trains it again
                 self._file(name, "train").unlink(missing_ok=True)
             raise
         self._write(f"{name}/{step}", result | {"seconds": time.monotonic() - began})

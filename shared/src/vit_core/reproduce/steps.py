@@ -1,4 +1,4 @@
-"""The steps of a reproduction for one paper: train, evaluate, analyse, claims. Each returns JSON values."""
+"""The steps of a reproduction for one paper: train, evaluate, analyze, claims. Each returns JSON values."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
 
 Report = Callable[[float, str], None]  # (fraction of the step completed, current item)
-STEPS = ("train", "evaluate", "analyse", "claims")
+STEPS = ("train", "evaluate", "analyze", "claims")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +156,13 @@ def _where(checkpoint: Path | None) -> dict[str, str]:
     return {"commit": found["git_commit"] or "no checkout", "date": found["date"][:10], "machine": machine}
 
 
-def analyse(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
+def analyze(paper: Paper, options: Options, folder: Path, report: Report) -> dict[str, Any]:
     """The paper's own analysis of the first training's models, with the first seed."""
     study = next(iter(studies(paper, options, folder).values()))
     subjects = {row: study.subject(row, options.seeds[0]) for row in study.rows}
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    analysis = paper.analyse(subjects, study.measure_trained(), pictures)
+    analysis = paper.analyze(subjects, study.measure_trained(), pictures)
     shown = [{**p._asdict(), "file": f"{folder.name}/pictures/{p.file}"} for p in analysis.pictures]
     tables = [{**t._asdict(), "rows": [list(row) for row in t.rows]} for t in analysis.tables]
     return {"analysis": {"findings": list(analysis.findings), "pictures": shown, "tables": tables}}
@@ -275,6 +275,6 @@ def _pairs(paper: Paper, options: Options, folder: Path, report: Report) -> list
 RUN: Mapping[str, Callable[[Paper, Options, Path, Report], dict[str, Any]]] = {
     "train": train,
     "evaluate": evaluate,
-    "analyse": analyse,
+    "analyze": analyze,
     "claims": claims,
 }

@@ -14,7 +14,7 @@ from vit_core.training.evaluation import count_hits
 ANNOTATED_CLASSES = 20  # with more classes, cells are too small for numbers
 
 
-def summarise(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+def summarize(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, macro precision, recall and F1, all in percent; loss; per-class report, also as text.
 
     logits: (n, C). targets: (n,). Classes without images count as zero in the macro averages, as in scikit-learn.

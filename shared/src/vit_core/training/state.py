@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vit_core.errors import UserError
 from vit_core.training.checkpoint import load_weights, unwrap
 from vit_core.training.distributed import gather, rng_state, set_rng_state
-from vit_core.training.optimisation import Schedule
+from vit_core.training.optimization import Schedule
 
 
 @dataclass

@@ -24,7 +24,7 @@ from vit_core.errors import UserError
 from vit_core.training.config import TrainConfig
 from vit_core.training.distributed import World, all_sum, together
 from vit_core.training.evaluation import StopEvaluation
-from vit_core.training.optimisation import Schedule, build_optimizer
+from vit_core.training.optimization import Schedule, build_optimizer
 from vit_core.training.precision import choose_precision
 from vit_core.training.run_folder import RunFolder
 from vit_core.training.signals import StopRequest
@@ -184,7 +184,7 @@ class Trainer:
         if p.batch == group * c.grad_accum:
             self.before_step(self.raw_model, self._share())
         completes = p.batch + 1 == group * c.grad_accum + group_size
-        with self._synchronise(completes):
+        with self._synchronize(completes):
             loss, sums = self.task.loss(self.model, batch, self.precision)
             self.scaler.scale(loss / group_size).backward()
         p.batch += 1
@@ -207,7 +207,7 @@ class Trainer:
         """Fraction of the training steps completed."""
         return self.progress.step / (self.config.epochs * self.steps_per_epoch)
 
-    def _synchronise(self, completes: bool) -> AbstractContextManager[Any]:
+    def _synchronize(self, completes: bool) -> AbstractContextManager[Any]:
         """Synchronize gradients only for the last batch before an optimizer step."""
         if isinstance(self.model, DistributedDataParallel) and not completes:
             return self.model.no_sync()
