@@ -76,8 +76,13 @@ Groups = Mapping[str, type]  # title in the help -> dataclass of flags
 
 
 def flags_of(groups: Groups) -> dict[str, Flag]:
-    """The fields of all groups that are flags, by name."""
-    return {f.name: f for config in groups.values() for f in dataclasses.fields(config) if "help" in f.metadata}
+    """The fields of all groups that are flags, by name; a class's own come before those of its parents."""
+    found: dict[str, Flag] = {}
+    for config in groups.values():
+        fields = {f.name: f for f in dataclasses.fields(config) if "help" in f.metadata}
+        names = (name for parent in config.__mro__ for name in inspect.get_annotations(parent))
+        found |= {name: fields[name] for name in dict.fromkeys(names) if name in fields}
+    return found
 
 
 def adapted(
