@@ -1,11 +1,11 @@
-"""Damage a checkpoint in many ways, and see that it is read in full or refused in one line.
+"""Damage a checkpoint in many ways, and check that it is loaded completely or rejected with one line.
 
     uv run python -m reliability.checkpoint_damage
 
-Cut at random places, one bit flipped at random places, empty, another model's, another version's, without checksum,
-pickles that would run code: each goes to `train --resume`, `evaluate` and `--weights`. Allowed are exit code 2 with one
-line on standard error and, where the damage met a byte that nobody reads, exactly what was written. Exit code 1
-where anything else happened, or a pickle ran.
+Files truncated or with one bit flipped at random places, empty files, those of another model or format version, files
+without a checksum, and pickles that would run code are each passed to `train --resume`, `evaluate` and `--weights`. Two
+outcomes are allowed: exit code 2 with one line on stderr, or, if the damaged byte is not read, all values as written.
+Otherwise, or if a pickle runs code, the exit code is 1.
 """
 
 import contextlib
@@ -56,31 +56,31 @@ def damaged(whole: Path, place: Path, count: int, seed: int) -> list[tuple[str, 
 
     for _ in range(count):
         cut = content[: rng.randrange(1, len(content))]
-        add("cut", partial(Path.write_bytes, data=cut))
+        add("truncated", partial(Path.write_bytes, data=cut))
     for _ in range(count):
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         add("one bit flipped", partial(Path.write_bytes, data=flipped))
     add("empty", lambda f: f.write_bytes(b""))
-    add("no checkpoint", lambda f: f.write_bytes(b"hello" * 100))
+    add("not a checkpoint", lambda f: f.write_bytes(b"hello" * 100))
     unsigned = {k: v for k, v in checkpoint.items() if k not in ("format", "checksum")}
-    add("without checksum", lambda f: torch.save(unsigned, f))
-    add("another version's", lambda f: torch.save(checkpoint | {"format": FORMAT + 1}, f))
+    add("no checksum", lambda f: torch.save(unsigned, f))
+    add("other format version", lambda f: torch.save(checkpoint | {"format": FORMAT + 1}, f))
     changed = dict(checkpoint["model_state_dict"])
     changed["pos_embed"] = changed["pos_embed"] + 1e-6
-    add("another weight", lambda f: torch.save(checkpoint | {"model_state_dict": changed}, f))
+    add("one weight changed", lambda f: torch.save(checkpoint | {"model_state_dict": changed}, f))
     fewer = {k: v for k, v in checkpoint["model_state_dict"].items() if "blocks.0." not in k}
     add(
-        "another model's",
+        "other model",
         lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": fewer, "ema_state_dict": None}),
     )
     wider = {k: torch.cat([v, v]) if v.ndim else v for k, v in checkpoint["model_state_dict"].items()}
-    add("another model's", lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": wider, "ema_state_dict": {}}))
+    add("other model", lambda f: save_checkpoint(f, checkpoint | {"model_state_dict": wider, "ema_state_dict": {}}))
     trap = Trap(place / "ran")
-    add("hostile", lambda f: torch.save(checkpoint | {"epoch": trap}, f))
-    add("hostile", lambda f: torch.save(trap, f))
-    add("hostile", lambda f: f.write_bytes(pickle.dumps(checkpoint["config"] | {"trap": trap})))
-    add("hostile", lambda f: torch.save([trap], f, _use_new_zipfile_serialization=False))
+    add("malicious pickle", lambda f: torch.save(checkpoint | {"epoch": trap}, f))
+    add("malicious pickle", lambda f: torch.save(trap, f))
+    add("malicious pickle", lambda f: f.write_bytes(pickle.dumps(checkpoint["config"] | {"trap": trap})))
+    add("malicious pickle", lambda f: torch.save([trap], f, _use_new_zipfile_serialization=False))
     return found
 
 
@@ -97,15 +97,15 @@ def attempts(file: Path, images: Path, place: Path) -> list[tuple[str, Callable[
 
 
 def outcome(attempt: Callable[[], int]) -> str:
-    """ "refused" for one line and exit code 2; else what happened instead."""
+    """ "rejected" for one line and exit code 2; else what happened instead."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             code = attempt()
-    except BaseException as e:  # what would be a traceback
+    except BaseException as e:  # would be a traceback
         return f"{type(e).__name__}: {e}"
     line = said.getvalue()
-    return "refused" if code == 2 and line.count("\n") == 1 else f"exit code {code}: {line[-300:]}"
+    return "rejected" if code == 2 and line.count("\n") == 1 else f"exit code {code}: {line[-300:]}"
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -122,7 +122,7 @@ def is_same(a: Any, b: Any) -> bool:
 
 
 def study(whole: Path, images: Path, place: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """How often what happened, and what should not have happened."""
+    """The number of files by damage and outcome, and a line for each outcome that is not allowed."""
     written = torch.load(whole, weights_only=True)
     counts: Counter[str] = Counter()
     wrong = []
@@ -132,14 +132,14 @@ def study(whole: Path, images: Path, place: Path, count: int, seed: int) -> tupl
             found = load_checkpoint(file)
         except UserError:
             found = None
-        if kind in ("cut", "one bit flipped") and found is not None:
+        if kind in ("truncated", "one bit flipped") and found is not None:
             same = is_same(found, written)
-            counts[f"{kind}: read, with every value as it was written" if same else f"{kind}: READ WRONGLY"] += 1
-            wrong += [] if same else [f"{file.name} ({kind}) was read wrongly"]
+            counts[f"{kind}: loaded, all values intact" if same else f"{kind}: LOADED WRONGLY"] += 1
+            wrong += [] if same else [f"{file.name} ({kind}) was loaded wrongly"]
             continue
         results = {name: outcome(attempt) for name, attempt in attempts(file, images, place)}
-        counts[f"{kind}: refused"] += all(r == "refused" for r in results.values())
-        wrong += [f"{file.name} ({kind}), {name}: {r}" for name, r in results.items() if r != "refused"]
+        counts[f"{kind}: rejected"] += all(r == "rejected" for r in results.values())
+        wrong += [f"{file.name} ({kind}), {name}: {r}" for name, r in results.items() if r != "rejected"]
     if (place / "damaged" / "ran").exists():
         wrong.append("a pickle ran")
     return counts, wrong
@@ -157,7 +157,7 @@ def trained(place: Path, images: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Damage a checkpoint in many ways, and see that it is read in full or refused in one line."""
+    """Damage a checkpoint in many ways, and check that it is loaded completely or rejected with one line."""
 
     count: int = flag(100, "files of each random kind")
     seed: int = flag(0, "random seed of the places")

@@ -73,7 +73,7 @@ def last_of(folder: Path) -> Path:
 def findings(place: Path) -> dict[str, bool]:
     """What was looked at -> whether it is as it should be."""
     images, logs = small_images(place / "images", train=32, val=8), place / "logs"
-    found = {"an undisturbed run ends well": train(images, logs, "--save-dir", str(place / "whole")).returncode == 0}
+    found = {"an uninterrupted run finishes": train(images, logs, "--save-dir", str(place / "whole")).returncode == 0}
     whole = last_of(place / "whole")
     size = whole.stat().st_size
 
@@ -86,8 +86,8 @@ def findings(place: Path) -> dict[str, bool]:
         found["… that names the folder and its space"] = bool(
             re.search(rf"the disk is full \([\d.]+ MB free in {re.escape(str(last.parent))}", line)
         )
-        found["… and the checkpoint before is whole"] = load_checkpoint(last)["epoch"] == 1
-        found["… and nothing is left behind"] = not [f for f in last.parent.iterdir() if f.name.startswith(".")]
+        found["… and the previous checkpoint is intact"] = load_checkpoint(last)["epoch"] == 1
+        found["… and no temporary files remain"] = not [f for f in last.parent.iterdir() if f.name.startswith(".")]
 
         mount("-o", "remount,ro", str(disk))
         ended = train(images, logs, "--resume", str(last))
@@ -96,8 +96,8 @@ def findings(place: Path) -> dict[str, bool]:
         found["… that names it"] = str(last.parent) in ended.stderr
 
         mount("-o", f"remount,rw,size={4 * size}", str(disk))
-        found["with room, the run goes on"] = train(images, logs, "--resume", str(last)).returncode == 0
-        found["… and ends as the undisturbed one, bit for bit"] = (
+        found["with free space, the run resumes"] = train(images, logs, "--resume", str(last)).returncode == 0
+        found["… and ends bit-identical to the uninterrupted run"] = (
             load_checkpoint(last)["checksum"] == load_checkpoint(whole)["checksum"]
         )
 
@@ -113,7 +113,7 @@ def findings(place: Path) -> dict[str, bool]:
         second.returncode == 2 and second.stderr.count("\n") == 1 and str(whole.parent) in second.stderr
     )
     again = train(images, logs, "--resume", str(whole), "--epochs", "500", "--early-stopping", "1")
-    found["… and once the first is killed, another may go on"] = again.returncode == 0
+    found["… and after the first is killed, another can resume"] = again.returncode == 0
     return found
 
 

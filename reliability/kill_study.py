@@ -1,4 +1,4 @@
-"""Kill a training at random instants, resume it each time, and compare its end with one that was left in peace.
+"""Kill a training at random instants, resume it each time, and compare the result with an uninterrupted one.
 
     uv run python -m reliability.kill_study --kills 50
     uv run python -m reliability.kill_study --kills 50 --signal TERM
@@ -47,7 +47,7 @@ CLOCKS = ("images_per_second", "seconds")  # columns that no two runs share
 
 @dataclass
 class Outcome:
-    """What became of the kills, and what differed from the undisturbed training."""
+    """The kills by outcome, and all differences from the uninterrupted training."""
 
     kills: int = 0
     trainings: int = 0
@@ -102,10 +102,10 @@ def checkpoint_of(folder: Path) -> Path | None:
 
 
 def study(victim: Victim, folder: Path, kills: int, signal_number: int, seed: int) -> Outcome:
-    """Train undisturbed, then again and again under kills, until there were so many."""
+    """Train without interruption, then repeatedly with kills until there were `kills` of them."""
     random_instant = random.Random(seed)  # noqa: S311 -- no secret
     victim.finish(folder / "first")  # which waits for the imports
-    seconds = victim.finish(folder / "undisturbed")
+    seconds = victim.finish(folder / "uninterrupted")
     outcome = Outcome()
     while outcome.kills < kills:
         place = folder / f"killed_{outcome.trainings}"
@@ -126,7 +126,7 @@ def study(victim: Victim, folder: Path, kills: int, signal_number: int, seed: in
             victim.finish(place)
             outcome.starts += 1
         outcome.trainings += 1
-        outcome.differences += [f"{place.name}: {d}" for d in differences(folder / "undisturbed", place)]
+        outcome.differences += [f"{place.name}: {d}" for d in differences(folder / "uninterrupted", place)]
         if not outcome.differences:
             shutil.rmtree(place)
     return outcome
@@ -200,7 +200,7 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Kill a training at random instants, resume it each time, and compare its end with one that was left in peace."""
+    """Kill a training at random instants, resume it each time, and compare the result with an uninterrupted one."""
 
     kills: int = flag(50, "number of kills")
     signal: str = flag("KILL", "signal that kills", choices=("KILL", "TERM"))

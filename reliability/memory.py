@@ -53,7 +53,7 @@ FLAGS = (
 )
 KINDS = {
     "images in memory": ("--cache", "memory"),
-    "read by a worker process": ("--cache", "disk", "--num-workers", "1"),
+    "images read by a worker process": ("--cache", "disk", "--num-workers", "1"),
 }
 
 

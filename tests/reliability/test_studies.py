@@ -24,9 +24,9 @@ def test_five_kills(tmp_path):
     assert outcome.kills == 5
     assert outcome.starts >= 5
 
-    undisturbed, planted = tmp_path / "undisturbed", tmp_path / "planted"
-    assert kill_study.differences(undisturbed, undisturbed) == []
-    shutil.copytree(undisturbed, planted)
+    uninterrupted, planted = tmp_path / "uninterrupted", tmp_path / "planted"
+    assert kill_study.differences(uninterrupted, uninterrupted) == []
+    shutil.copytree(uninterrupted, planted)
     last = kill_study.checkpoint_of(planted)
     state = load_checkpoint(last)
     first = next(iter(state["optimizer_state_dict"]["state"].values()))
@@ -35,28 +35,28 @@ def test_five_kills(tmp_path):
     with last.with_name("metrics.csv").open("a") as f:
         f.write(last.with_name("metrics.csv").read_text().splitlines()[-1] + "\n")
     (last.parent / ".last.pth.17").touch()
-    found = kill_study.differences(undisturbed, planted)
+    found = kill_study.differences(uninterrupted, planted)
     assert [d.partition(":")[0] for d in found] == ["last.pth", "metrics.csv", "left behind"]
     assert found[0] == "last.pth: optimizer_state_dict"
 
 
-def test_a_damaged_checkpoint_is_read_in_full_or_refused(tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_loaded_completely_or_rejected(tmp_path, monkeypatch):
     images = small_images(tmp_path / "images", train=16, val=8)
     whole = checkpoint_damage.trained(tmp_path, images)
     (tmp_path / "a").mkdir()
     counts, wrong = checkpoint_damage.study(whole, images, tmp_path / "a", count=6, seed=0)
     assert wrong == []
-    assert counts["hostile: refused"] == 4
-    assert counts["another model's: refused"] == 2
-    assert counts["another weight: refused"] == 1
-    assert counts["cut: refused"] == 6
+    assert counts["malicious pickle: rejected"] == 4
+    assert counts["other model: rejected"] == 2
+    assert counts["one weight changed: rejected"] == 1
+    assert counts["truncated: rejected"] == 6
 
     # A reader without the checksum is found out.
     monkeypatch.setattr(checkpoint_damage, "load_checkpoint", read_safely)
     monkeypatch.setattr(checkpoint_damage, "attempts", lambda *_: [("resume", lambda: 0)])
     (tmp_path / "b").mkdir()
     _, wrong = checkpoint_damage.study(whole, images, tmp_path / "b", count=6, seed=0)
-    assert any("was read wrongly" in w for w in wrong)
+    assert any("was loaded wrongly" in w for w in wrong)
 
 
 def test_a_disk_that_fills_up_in_mid_run(tmp_path, capsys):
@@ -74,7 +74,7 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, capsys):
             assert re.search(rf"^error: .*last\.pth: the disk is full \([\d.]+ MB free in {disk}/.*\n$", said)
             assert load_checkpoint(last)["epoch"] == 1
             assert sorted(f.name for f in last.parent.iterdir()) == [
-                *("best.pth", "config.json", "last.pth", "metrics.csv")
+                *("best.pth", "config.json", "last.pth", "metrics.csv", "run.lock")
             ]
             mount("-o", "remount,ro", str(disk))
             resume = ["--log-dir", str(tmp_path / "logs"), "--resume", str(last)]

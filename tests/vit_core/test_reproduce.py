@@ -14,7 +14,7 @@ from PIL import Image
 
 import toy_paper
 from vit_core.bench.pair import Figures as BenchFigures
-from vit_core.files import FolderLock
+from vit_core.files import locked
 from vit_core.ledger.claims import Claim, Outcome, Setting
 from vit_core.ledger.verdicts import judge
 from vit_core.models.create import parse_model_kwargs
@@ -277,7 +277,7 @@ def test_sigterm_outside_a_training_ends_in_a_line_that_says_how_to_go_on(papers
 
 def test_two_processes_in_one_folder_are_refused(papers, tmp_path, capsys):
     assert command.main(["train", "--paper", "toy"]) == 0
-    with FolderLock(only_run(tmp_path)):
+    with locked(only_run(tmp_path)):
         assert command.main(["--resume"]) == 2
     assert "in use by another process" in capsys.readouterr().err
 

@@ -30,6 +30,7 @@ def test_run_folder_has_the_seeds_name_and_files(run):
     assert {f.name for f in run.iterdir()} == {
         "config.json",
         "metrics.csv",
+        "run.lock",
         "best.pth",
         "last.pth",
         "epoch_2.pth",

@@ -10,7 +10,7 @@ import pytest
 
 import toy_paper
 from vit_core.errors import UserError
-from vit_core.files import FolderLock, remove_leftovers, replacing, second_name, write_whole
+from vit_core.files import lock_folder, locked, remove_leftovers, replacing, second_name, write_whole
 from vit_core.training.run_folder import RunFolder
 
 
@@ -63,16 +63,15 @@ def test_leftovers_are_what_a_killed_process_leaves_and_nothing_else(tmp_path):
 
 
 def test_a_folder_is_one_holders_at_a_time(tmp_path):
-    with FolderLock(tmp_path), pytest.raises(UserError, match="in use by another process"):
-        FolderLock(tmp_path)
-    with FolderLock(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="in use by another process"):
+        lock_folder(tmp_path)
+    with locked(tmp_path):
         pass
-    assert not list(tmp_path.iterdir()), "a lock leaves no file"
 
 
 def sleeps_with_a_lock(folder: str) -> None:
     """Holds the lock; a child that it forked lives on when it is killed, as data workers do."""
-    lock = FolderLock(Path(folder).parent)
+    lock = lock_folder(Path(folder).parent)
     if os.fork() == 0:
         (Path(folder) / "child").write_text(str(os.getpid()))
         time.sleep(60)
@@ -90,36 +89,36 @@ def test_the_lock_of_a_killed_process_is_free_though_its_workers_live_on(tmp_pat
         time.sleep(0.01)
         assert process.is_alive()
     with pytest.raises(UserError, match="another process"):
-        FolderLock(tmp_path)
+        lock_folder(tmp_path)
     process.kill()
     process.join()
     child = int((folder / "child").read_text())
     os.kill(child, 0)  # it lives
-    FolderLock(tmp_path).release()
+    lock_folder(tmp_path).release()
     os.kill(child, 9)
 
 
 def test_a_second_run_in_a_runs_folder_is_refused(tmp_path, capsys):
     assert toy_paper.train(str(tmp_path), "--epochs", "1") == 0
     (run,) = (tmp_path / "checkpoints").iterdir()
-    before = {f.name: f.read_bytes() for f in run.iterdir()}
+    before = {f.name: f.read_bytes() for f in run.iterdir() if f.name != "run.lock"}
     capsys.readouterr()
-    with FolderLock(run):
+    with locked(run):
         assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 2
     assert f"{run} is in use by another process" in capsys.readouterr().err
-    assert {f.name: f.read_bytes() for f in run.iterdir()} == before
+    assert {f.name: f.read_bytes() for f in run.iterdir() if f.name != "run.lock"} == before
     assert toy_paper.train(str(tmp_path), "--resume", str(run / "last.pth"), "--epochs", "2") == 0
 
 
 def test_a_run_holds_its_folder_until_it_ends_however_it_ends(tmp_path, capsys):
     assert toy_paper.train(str(tmp_path), at=8, what="nan") == 2
     (run,) = (tmp_path / "checkpoints").iterdir()
-    FolderLock(run).release()
+    lock_folder(run).release()
     new = RunFolder.create(tmp_path / "checkpoints", tmp_path / "logs", "another")
     with pytest.raises(UserError, match="another process"):
-        FolderLock(new.path)
+        lock_folder(new.path)
     new.close()
-    FolderLock(new.path).release()
+    lock_folder(new.path).release()
 
 
 def test_the_run_that_a_restarted_job_goes_on_with(tmp_path):

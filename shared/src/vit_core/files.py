@@ -5,18 +5,14 @@ import errno
 import os
 import re
 import shutil
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
-from vit_core.errors import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locking
-    fcntl = None  # type: ignore[assignment]
+from vit_core.errors import UserError
 
 
 @contextmanager
@@ -114,51 +110,27 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-class FolderLock:
-    """An flock on `folder`, held until `release` or until this process ends for any reason; creates no lock file.
+def lock_folder(folder: Path) -> FileLock:
+    """Lock `folder`, with the file run.lock in it, until `release` or until this process ends for any reason.
 
-    Raises UserError if this or another process already holds the lock of `folder`. Does nothing on file systems
-    without locks.
+    Data workers, which outlive a killed process by seconds, do not hold it. UserError if this or another process has
+    locked the folder.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._handle: int | None = None
-        if fcntl is None:
-            return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"{folder} is in use by another process: wait until it ends, or choose another folder"
-            ) from None
-        except OSError:
-            os.close(handle)
-            return
-        self._handle = handle
-        _held.add(self)
-
-    def release(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another process: wait until it ends, or choose another folder"
+        ) from None
+    return lock
 
 
-_held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
-
-
-def _release_all() -> None:
-    for lock in list(_held):
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock `folder` during the block; see `lock_folder`."""
+    lock = lock_folder(folder)
+    try:
+        yield
+    finally:
         lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    # Data workers outlive a killed main process by seconds and must not keep its lock.
-    os.register_at_fork(after_in_child=_release_all)

@@ -101,7 +101,7 @@ def layer_speed(device: torch.device, rounds: int) -> list[Figure]:
     """Time of one attention layer of ViT-B/16 relative to torch's fused attention, in inference."""
     times = measure((8, 12, 197, 64), THRESHOLD, ("auto",), device, max(rounds, 31))
     return [
-        Figure(f"SelectiveViT, one layer ({name}) beside SDPA, inference", ratio_to_sdpa(times, name), 1.15)
+        Figure(f"SelectiveViT, one layer ({name}), inference time relative to SDPA", ratio_to_sdpa(times, name), 1.15)
         for name in times
         if name != "SDPA"
     ]

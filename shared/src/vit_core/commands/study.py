@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ from vit_core.commands.settings import Run, settle
 from vit_core.commands.trained_model import TrainedModel, load_trained
 from vit_core.data import AugmentConfig, BatchLoader, Dataset
 from vit_core.errors import UserError
-from vit_core.files import FolderLock, replacing, write_whole
-from vit_core.flags import flag
+from vit_core.files import locked, replacing, write_whole
+from vit_core.flags import flag, spelled
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.config import DataConfig, TrainConfig
 from vit_core.training.distributed import World, pick_device
@@ -123,23 +124,20 @@ class Study:
                 write_measurements(self.folder, done)
             return self._of_this(done)
 
-    def _begin(self) -> FolderLock:
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        """Lock the folder during the block, after checks of the rows."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("studies run in a single process: start the command without torchrun")
         ours = {"resume", "seed", "save_dir", "log_dir"} & {name for given in self.rows.values() for name in given}
         if ours:
-            name = min(ours).replace("_", "-")
             raise UserError(
-                f"--{name} is not available here: studies resume automatically; use --seeds and --output-dir"
+                f"{spelled(min(ours))} is not available here: a study resumes by itself; use --seeds and --output-dir"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(self.folder)
-        try:
+        with locked(self.folder):
             self._check_identity()
-        except BaseException:
-            lock.release()
-            raise
-        return lock
+            yield
 
     def _missing(self, done: Sequence[Measurement]) -> list[tuple[str, int]]:
         known = {(m["row"], int(m["seed"])) for m in done}

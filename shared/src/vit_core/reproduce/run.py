@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from vit_core.errors import UserError
-from vit_core.files import FolderLock, write_whole
+from vit_core.files import locked, write_whole
 from vit_core.papers import Paper
 from vit_core.reproduce import steps
 from vit_core.reproduce.comparison import compare
@@ -80,7 +80,7 @@ class Reproduction:
         Raises Interrupted, after saving all results so far, for Ctrl-C and SIGTERM; UserError if another process uses
         the folder.
         """
-        with FolderLock(self.folder):
+        with locked(self.folder):
             before, began = self._read("run"), time.monotonic()
             asked = [s for s in STEPS if s in {*before["asked"], *self.asked}]
             self._write("run", before | {"asked": asked})

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from vit_core.errors import UserError
-from vit_core.files import FolderLock, check_writable, remove_leftovers, replacing, write_whole
+from vit_core.files import check_writable, lock_folder, remove_leftovers, replacing, write_whole
 from vit_core.training.checkpoint import save_checkpoint
 
 _CHARTS = {"loss": "Loss", "acc1": "Top1", "acc5": "Top5"}  # TensorBoard charts, each with train and val
@@ -28,7 +29,7 @@ _TAGS = {"lr": "LearningRate", "grad_norm": "GradientNorm"}
 class RunFolder:
     """Files of a run. Only the main process writes and holds the folder's lock; other ranks only know the paths."""
 
-    def __init__(self, path: Path, log_dir: Path, lock: FolderLock | None = None) -> None:
+    def __init__(self, path: Path, log_dir: Path, lock: FileLock | None = None) -> None:
         self.path, self.log_dir = path, log_dir
         self._lock = lock
         self._events: Any = None
@@ -56,7 +57,7 @@ class RunFolder:
             except UserError:
                 path.rmdir()
                 raise
-            return cls(path, events, FolderLock(path))
+            return cls(path, events, lock_folder(path))
         raise UserError(f"too many runs named {stamp} in {save_dir}")
 
     @classmethod
@@ -66,15 +67,17 @@ class RunFolder:
         UserError if it is not writable or another run is writing to it.
         """
         path, events = checkpoint.parent, Path(log_dir) / checkpoint.parent.resolve().name
-        lock = FolderLock(path)
+        lock = None
         try:
+            lock = lock_folder(path)
             check_writable(path)
             events.mkdir(parents=True, exist_ok=True)
             check_writable(events)
             remove_leftovers(path)
             remove_leftovers(events)
         except OSError as e:
-            lock.release()
+            if lock is not None:
+                lock.release()
             raise UserError(f"cannot write to {e.filename or path}: {e.strerror}") from e
         return cls(path, events, lock)
 
