@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text()
-RECORDS = ROOT / "results" / "2026-11-22" / "reliability"
+RECORDS = ROOT / "results" / "2026-11-27" / "reliability"
 
 
 def record(name: str) -> dict[str, Any]:
