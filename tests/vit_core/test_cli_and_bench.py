@@ -62,8 +62,10 @@ def test_a_flag_with_an_optional_value():
 
 
 def test_a_repeated_flag_takes_one_value_at_a_time():
-    config = parsed("--paper", "a", "there", "--paper=b", "here")
+    config = parsed("--paper", "a", "--paper=b", "there", "here")
     assert (config.paper, config.runs) == (("a", "b"), (Path("there"), Path("here")))
+    with pytest.raises(UserError, match="Missing value for argument '--batch-size'"):
+        parsed("--batch-size", "--paper", "a", "3")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_repeated_flag_takes_one_value_at_a_time():
         (["--amp", "fp8"], "invalid choice 'fp8' for argument '--amp'"),
         (["--maps", "a", "c"], "--maps"),
         (["--seeds"], "--seeds: expected at least one value"),
-        (["--paper"], "--paper: expected at least one value"),
+        (["--paper"], "Missing value for argument '--paper'"),
         (["--rate", "None"], "Error parsing --rate"),
         (["--mirror=false"], "--mirror takes no value: give --mirror or --no-mirror"),
     ],

@@ -82,7 +82,7 @@ def test_configs_of_the_package_go_by_name(tmp_path):
         ("early_stopping: false\n", "--config .*run.yaml: early_stopping: Input should be a valid integer, got False"),
         (
             "crop: square\n",
-            "crop: Input should be 'none', 'random', 'pad' or 'resized', got square",
+            "crop: Input should be 'none', 'random', 'pad' or 'resized', got 'square'",
         ),
         ("model_kwargs: {checkpoint_path: evil.pth}\n", "model-kwargs checkpoint_path is not allowed"),
         ("data_path: 2020-13-45\n", "not valid YAML"),

@@ -436,7 +436,12 @@ def test_a_damaged_or_foreign_run_is_named(papers, tmp_path, capsys):
     assert command.main(["train", "--paper", "toy"]) == 0
     file = only_run(tmp_path) / "run.json"
     text = file.read_text()
-    for wrong, says in (("{", "is damaged"), ("{}", "this version"), (text.replace("toy", "gone"), "not installed")):
+    for wrong, says in (
+        ("{", "is damaged"),
+        ("{}", "this version"),
+        (text.replace('"train"', '"analyse"'), "this version"),
+        (text.replace("toy", "gone"), "not installed"),
+    ):
         file.write_text(wrong)
         assert command.main(["--resume"]) == 2
         assert says in capsys.readouterr().err

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import toy_paper
 from vit_core.commands import train as train_command
 from vit_core.commands.settings import parse
-from vit_core.commands.study import Study, bars, column, markdown_table, mean_and_spread
+from vit_core.commands.study import Study, StudyFlags, bars, column, markdown_table, mean_and_spread
 from vit_core.errors import UserError
 from vit_core.training.trainer import Stopped
 
@@ -112,3 +112,9 @@ def test_tables_and_bars_show_what_was_measured():
     assert [p.get_width() for p in ax.patches] == [52.0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     assert ax.yaxis_inverted(), "the first row is on top"
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (-1,), (2**32,)])
+def test_seeds_of_a_study_are_different_random_seeds(seeds):
+    with pytest.raises(ValueError, match="--seeds must be different integers"):
+        StudyFlags(seeds=seeds)

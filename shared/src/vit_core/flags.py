@@ -127,16 +127,18 @@ def given(groups: Groups, argv: Sequence[str] | None, prog: str, description: st
     fields = flags_of(groups)
     typed = {title: _typed(config) for title, config in groups.items()}
     box = io.StringIO()
+    repeated: dict[str, tuple[str, ...]] = {}
     try:
+        words, repeated = _explicit(sys.argv[1:] if argv is None else argv, fields)
         with contextlib.redirect_stderr(box):
             parsed: Mapping[str, Mapping[str, Any]] = tyro.cli(
                 TypedDict("Flags", typed),  # type: ignore[operator]
-                args=_explicit(sys.argv[1:] if argv is None else argv, fields),
+                args=words,
                 prog=prog,
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
-        values = {name: value for group in parsed.values() for name, value in group.items()}
+        values = {name: value for group in parsed.values() for name, value in group.items()} | repeated
         for name, field in fields.items():
             if name not in values and field.default is REQUIRED:
                 raise UserError(f"{name if field.metadata['positional'] else spelled(name)} is required")
@@ -168,11 +170,10 @@ def checked(groups: Groups, values: Mapping[str, object]) -> dict[str, Any]:
     for config in groups.values():
         own = {f.name: found.pop(f.name) for f in flags_of({"": config}).values() if f.name in found}
         try:
-            TypeAdapter(_typed(config)).validate_python(own, strict=True)
+            found |= TypeAdapter(_typed(config)).validate_python(own, strict=True)
         except ValidationError as e:
             first = e.errors()[0]
-            raise ValueError(f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]}") from None
-        found |= own
+            raise ValueError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r:.80}") from None
     return found
 
 
@@ -189,6 +190,8 @@ def _annotated(field: Flag, hint: Any) -> Any:
     meta = field.metadata
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = (t for t in typing.get_args(hint) if t is not types.NoneType)
+    if meta["repeat"]:  # each time one value; `_explicit` collects them
+        (hint, _) = typing.get_args(hint)
     if meta["choices"] is not None:
         one = Literal[tuple(meta["choices"])]  # type: ignore[valid-type]
         hint = types.GenericAlias(tuple, (one, ...)) if typing.get_origin(hint) is tuple else one
@@ -211,12 +214,12 @@ def _annotated(field: Flag, hint: Any) -> Any:
     return tyro.conf.Positional[annotated] if meta["positional"] else annotated  # type: ignore[misc]
 
 
-def _explicit(words: Sequence[str], fields: Mapping[str, Flag]) -> list[str]:
-    """The words with a value for each flag that may lack one, and the values of a repeated flag together."""
+def _explicit(words: Sequence[str], fields: Mapping[str, Flag]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """The words, with a value after each flag that may be given without one; and all values of each repeated flag."""
     named = {spelled(name): f for f in fields.values() for name in (f.name, *f.metadata["aliases"])}
     off = {f"--no-{spelled(name)[2:]}": name for name, f in fields.items() if "off" in (f.metadata["choices"] or ())}
     found: list[str] = []
-    together: dict[str, list[str]] = {}
+    repeated: dict[str, tuple[str, ...]] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -228,13 +231,12 @@ def _explicit(words: Sequence[str], fields: Mapping[str, Flag]) -> list[str]:
         if word.replace("_", "-") in off:
             word = f"{spelled(off[word.replace('_', '-')])}=off"
         elif field is not None and field.metadata["bare"] is not None and not equals:
-            if not rest or rest[0].startswith("--"):
+            if not rest or rest[0].startswith("-"):
                 word = f"{name}={field.metadata['bare']}"
         elif field is not None and field.metadata["repeat"] and (equals or rest):
-            together.setdefault(name, []).append(value if equals else rest.pop(0))
-            continue
+            repeated[field.name] = (*repeated.get(field.name, ()), value if equals else rest[0])
         found.append(word)
-    return found + [word for name, values in together.items() for word in (name, *values)]
+    return found, repeated
 
 
 def _one_line(box: str) -> str:
@@ -242,7 +244,7 @@ def _one_line(box: str) -> str:
     text = " ".join(line.strip("│╰╯ ") for line in box.splitlines()[1:])  # without the title
     message, *more = (part.strip() for part in re.split("[─-]{4,}", text) if part.strip())
     advice = next((part for part in more if part.startswith("Perhaps")), "")
-    close = [word.rstrip(",") for word in advice.split() if word.startswith("--")]
+    close = dict.fromkeys(word.rstrip(",") for word in advice.split() if word.startswith("--") and word[-1] != ":")
     return message + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 

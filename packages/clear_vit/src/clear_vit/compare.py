@@ -58,6 +58,7 @@ class Flags(StudyFlags):
     time_rounds: int = flag(5, "rounds for timing a training step")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.time_rounds < 1:
             raise ValueError(f"--time-rounds must be at least 1, got {self.time_rounds}")
 

@@ -33,6 +33,7 @@ class FocusFlags(StudyFlags):
     fap_images: int = flag(2000, "number of images for FAP")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fap_images < 1:
             raise ValueError(f"--fap-images must be at least 1, got {self.fap_images}")
 

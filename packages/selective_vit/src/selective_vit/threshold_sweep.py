@@ -61,6 +61,7 @@ class Flags(StudyFlags):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sparsity_images < 1:
             raise ValueError(f"--sparsity-images must be at least 1, got {self.sparsity_images}")
         outside = [t for t in self.thresholds if not 0 <= t < 1]
@@ -78,7 +79,7 @@ class CheckpointSweepFlags(Flags, ImageFlags, AmpFlags):
     )
 
     def __post_init__(self) -> None:
-        Flags.__post_init__(self)
+        super().__post_init__()
         ImageFlags.__post_init__(self)
 
 
@@ -150,7 +151,7 @@ def _one_model(args: CheckpointSweepFlags) -> tuple[list[Measurement], str]:
     kwargs = trained.settings["model_kwargs"]
     mode, empty_row = args.mode or kwargs.get("mode", "relu"), args.empty_row or kwargs.get("empty_row", "argmax")
     measurements = []
-    for tau in args.thresholds:
+    for tau in dict.fromkeys(args.thresholds):
         make_selective(trained.model, tau, mode, empty_row)  # whatever threshold it was trained with
         result = evaluate(
             trained.model, trained.loader(dataset, world, **size), choose_precision(args.amp, world.device)

@@ -50,6 +50,10 @@ def run_settings(checkpoint: Mapping[str, Any], source: str | Path) -> RunSettin
         lengths = (len(settings["class_names"]), len(settings["mean"]), len(settings["std"]))
         if lengths != (settings["num_classes"], 3, 3):
             raise ValueError("one name for each class, and three channels, are expected")
+        if not all(settings["std"]) or "dataset" not in settings["data"]:
+            raise ValueError("a standard deviation is 0, or the dataset is missing")
+        for config, part in ((DataConfig, "data"), (TrainConfig, "train"), (AugmentConfig, "augment")):
+            checked({part: config}, settings[part])  # type: ignore[literal-required]
     except ValueError as e:  # pydantic's errors are ValueErrors
         raise UserError(
             f"{source} was not written by a run of this project (its config has missing or invalid entries); convert "
@@ -105,7 +109,7 @@ def _parse(
     hidden = flags_of(own)
     defaults: Mapping[str, Any] = {}
     if "--help" in words or "-h" in words:
-        with contextlib.suppress(UserError, KeyError):
+        with contextlib.suppress(KeyError):  # a preset of a model that this dataset does not have
             rest = [word for word in words if word not in ("--help", "-h")]
             defaults = recipe.presets(given({**own, **flag_groups(recipe, {}, hidden)}, rest, prog, description))
     typed = given({**own, **flag_groups(recipe, defaults, hidden)}, words, prog, description)
@@ -138,10 +142,11 @@ def read_config(recipe: "Recipe", name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config {name}: expected lines of the form 'flag: value'")
     try:
-        values = dict(recipe.translate_config(values))
+        values = {str(k).replace("-", "_"): v for k, v in recipe.translate_config(values).items()}
         kwargs = values.pop("model_kwargs", None) or {}
         if not isinstance(kwargs, dict):
             raise ValueError("model_kwargs: expected lines of the form 'name: value'")
+        kwargs = {str(k).replace("-", "_"): v for k, v in kwargs.items()}
         check_model_kwargs(kwargs)
         if "config" in values:
             raise ValueError("config is not a flag of a config file")

@@ -67,6 +67,10 @@ class StudyFlags:
     seeds: tuple[int, ...] = flag((0,), "random seeds of each row")
     output_dir: Path = flag(Path("./study"), "folder of the study", metavar="DIR")
 
+    def __post_init__(self) -> None:
+        if not all(0 <= seed < 2**32 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("--seeds must be different integers from 0 to 4294967295")
+
 
 def nothing_more(subject: Subject) -> Measurement:
     """Default of `Study.measure`: no columns besides accuracy and parameter count."""

@@ -12,7 +12,7 @@ from vit_core.commands.images import check_classes, load_images
 from vit_core.commands.settings import RunSettings, run_settings
 from vit_core.data import AugmentConfig, BatchLoader, Dataset, EvalTransform
 from vit_core.errors import UserError
-from vit_core.flags import REQUIRED, flag
+from vit_core.flags import REQUIRED, build, flag
 from vit_core.models.create import create_model
 from vit_core.training.checkpoint import load_checkpoint, load_weights
 from vit_core.training.config import DataConfig
@@ -90,7 +90,7 @@ class TrainedModel:
     def transform(self) -> EvalTransform:
         """The evaluation transform of the run: uint8 (B, 3, H, W) -> normalized (B, 3, S, S)."""
         s = self.settings
-        crop_pct = AugmentConfig(**s["augment"]).eval_crop_pct
+        crop_pct = build(AugmentConfig, s["augment"]).eval_crop_pct
         return EvalTransform(s["img_size"], s["mean"], s["std"], crop_pct)
 
     def dataset(self, flags: ImageFlags, world: World) -> tuple[Dataset, DataConfig]:
@@ -101,14 +101,17 @@ class TrainedModel:
         trained = self.settings["data"]
         same = flags.dataset in (None, trained["dataset"])
         name = flags.dataset or trained["dataset"]
-        config = DataConfig(
-            dataset=name,
-            data_path=flags.data_path or (trained["data_path"] if same else None),
-            download=flags.download,
-            eval_split=flags.eval_split or self.test_splits.get(name) or (trained.get("eval_split") if same else None),
-            num_workers=flags.num_workers,
-            skip_broken=flags.skip_broken or (same and trained.get("skip_broken", False)),
-        )
+        chosen = {
+            "dataset": name,
+            "data_path": flags.data_path or (trained["data_path"] if same else None),
+            "download": flags.download,
+            "eval_split": flags.eval_split
+            or self.test_splits.get(name)
+            or (trained.get("eval_split") if same else None),
+            "num_workers": flags.num_workers,
+            "skip_broken": flags.skip_broken or (same and trained.get("skip_broken", False)),
+        }
+        config = build(DataConfig, chosen)
         dataset = load_images(config, self.settings["img_size"], world)
         note = check_classes(self.settings, self.source, dataset, config.dataset)
         if note and world.is_main:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -50,7 +50,7 @@ class RunRecord(TypedDict):
     started: str
     seconds: float
     papers: list[str]
-    asked: list[str]
+    asked: list[Literal["train", "evaluate", "analyze", "claims"]]
     options: Options
     environment: dict[str, Any]
 
