@@ -27,7 +27,7 @@ import torch
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from vit_core.training.run_folder import environment
 from zoom_vit import cifar_evaluate, cifar_train
@@ -161,10 +161,7 @@ class Flags:
 
     count: int = flag(100, "files of each random kind")
     seed: int = flag(0, "random seed of the places")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
 
 @command

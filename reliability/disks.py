@@ -20,7 +20,7 @@ from pathlib import Path
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.run_folder import environment
 
@@ -121,10 +121,7 @@ def findings(place: Path) -> dict[str, bool]:
 class Flags:
     """Fill the disk under a training, make it read-only, and let two trainings into one folder."""
 
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
 
 @command

@@ -26,7 +26,7 @@ from PIL import Image
 
 from vit_core.data import DiskSource, load_dataset
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.run_folder import environment
 
 _STATUS = Path("/proc/self/status")
@@ -116,10 +116,9 @@ class Flags:
     rounds: int = flag(3, "turns; the median counts")
     most_seconds: float = flag(10.0, "limit; above it the exit code is 1")
     most_mib: float = flag(100.0, "limit; above it the exit code is 1")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if not (1 <= self.classes <= self.files and self.rounds >= 1):
             raise ValueError("--classes must lie between 1 and --files, and --rounds be at least 1")
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from vit_core.data.images import decode_all, open_image
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.run_folder import environment
 
 READ, NAMED = "read", "named"
@@ -209,10 +209,9 @@ class Flags:
     seed: int = flag(0, "random seed of the damage")
     seconds: float = flag(60.0, "longest time for one file")
     keep: Path | None = flag(None, "existing folder for the files with a wrong outcome", metavar="DIR")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if self.files < 1 or self.seconds <= 0:
             raise ValueError("--files and --seconds must be greater than 0")
 

@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.checkpoint import digest, load_checkpoint
 from vit_core.training.run_folder import environment
 
@@ -206,10 +206,7 @@ class Flags:
     signal: str = flag("KILL", "signal that kills", choices=("KILL", "TERM"))
     module: str = flag("zoom_vit.cifar_train", "module that trains")
     seed: int = flag(0, "random seed of the instants")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
 
 @command

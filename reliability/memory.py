@@ -24,7 +24,7 @@ import numpy as np
 from reliability.kill_study import Victim
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.run_folder import environment
 
 mpl.use("Agg")
@@ -107,12 +107,8 @@ class Flags:
     """Resident memory of a training over hundreds of epochs."""
 
     epochs: int = flag(300, "number of epochs")
-    figure: Path | None = flag(None, "draw the curves into this PNG", metavar="FILE")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
-        check_output(self.figure)
+    figure: Path | None = flag(None, "draw the curves into this PNG", metavar="FILE", output=True)
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
 
 @command

@@ -23,7 +23,7 @@ from typing import Any
 
 from reliability.small_images import small_images
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.checkpoint import load_checkpoint
 from vit_core.training.run_folder import environment
 
@@ -293,10 +293,7 @@ class Flags:
 
     machines: bool = flag(True, "also train in two network namespaces")
     only_machines: bool = flag(False, "only these, and one process to compare with")
-    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
+    json: Path | None = flag(None, "write the findings to this JSON file", metavar="FILE", output=True)
 
 
 @command

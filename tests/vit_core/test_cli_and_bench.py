@@ -91,6 +91,24 @@ def test_wrong_flags_are_user_errors_of_one_line(argv, message):
     assert "\n" not in str(error.value)
 
 
+def test_checks_that_a_flag_asks_for(tmp_path, monkeypatch):
+    @dataclass(kw_only=True, frozen=True)
+    class Checked:
+        count: int | None = flag(None, "a number", least=1)
+        picture: Path = flag(Path("a.png"), "a file", output=True)
+
+    monkeypatch.chdir(tmp_path)
+    assert parse(Checked, [], "test") == Checked()
+    assert parse(Checked, ["--count", "1"], "test").count == 1
+    with pytest.raises(UserError, match=r"--count must be at least 1, got 0"):
+        parse(Checked, ["--count", "0"], "test")
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):
+        parse(Checked, ["--picture", "nowhere/a.png"], "test")
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match=r"a.png is a folder, not a file"):
+        parse(Checked, [], "test")
+
+
 def test_the_help_names_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse(Config, ["--help"], "test")

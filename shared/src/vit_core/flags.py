@@ -57,6 +57,8 @@ def flag(
     metavar: str | None = None,
     positional: bool = False,
     repeat: bool = False,
+    least: int | None = None,
+    output: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line flag of the same name.
 
@@ -66,9 +68,12 @@ def flag(
         aliases: further names of the flag.
         positional: given without a name.
         repeat: for a tuple that gets one value each time the flag is given, as in `--paper a --paper b`.
+        least: the smallest number that is allowed.
+        output: the value is a file to write; it must be writable before any work is done.
     """
-    metadata = {"help": help, "choices": choices, "bare": bare, "aliases": aliases, "metavar": metavar}
-    return dataclasses.field(default=default, metadata={**metadata, "positional": positional, "repeat": repeat})
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "bare": bare, "aliases": aliases, "metavar": metavar}
+    metadata |= {"positional": positional, "repeat": repeat, "least": least, "output": output}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 Flag = dataclasses.Field[Any]
@@ -249,18 +254,27 @@ def _one_line(box: str) -> str:
 
 
 def build(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Construct the dataclass from the matching entries of `values`; its ValueErrors become UserErrors."""
+    """Construct the dataclass from the matching entries of `values`, after the checks that its flags ask for.
+
+    Its ValueErrors become UserErrors.
+    """
     names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for name, field in flags_of({"": config}).items():
+        value, least = values.get(name, field.default), field.metadata["least"]
+        if value is None or value is REQUIRED:
+            continue
+        if least is not None and value < least:
+            raise UserError(f"{spelled(name)} must be at least {least}, got {value}")
+        if field.metadata["output"]:
+            _check_output(value)
     try:
         return config(**{k: v for k, v in values.items() if k in names})
     except (ValueError, TypeError) as e:
         raise UserError(str(e)) from e
 
 
-def check_output(path: Path | None) -> None:
-    """UserError if the output file that a flag names cannot be written, before any work is done."""
-    if path is None:
-        return
+def _check_output(path: Path) -> None:
+    """UserError if the output file that a flag names cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is not a folder")
     if path.is_dir():

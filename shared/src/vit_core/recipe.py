@@ -54,6 +54,10 @@ class Recipe:
     configs: Path | None = None  # folder of the YAML files that --config finds by name
     translate_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # the original's config file -> our flags
 
+    def short_name(self, model: str) -> str | None:
+        """The value of --model for a timm model name; None if the model is not the paper's."""
+        return {name: short for short, name in self.models.items()}.get(model)
+
     @flags.command
     def train(self, argv: Sequence[str] | None = None) -> int:
         """The train command. argv: flags (default: the process's). Returns the exit code."""

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.entropy import pixel_entropy, token_entropy
 from clear_vit.model import ClearViT, DiffEntropyAttention, SuppressionAttention
 from clear_vit.recipe import RECIPE

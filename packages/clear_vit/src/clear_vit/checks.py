@@ -12,7 +12,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit import variant_checks
 from clear_vit.compare import CLAIMED
 from vit_core.ledger.claims import Value

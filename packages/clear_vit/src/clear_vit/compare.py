@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.model import VARIANTS, SuppressionAttention
 from clear_vit.recipe import RECIPE, of_variant
 from clear_vit.registry import SIZES
@@ -55,12 +54,7 @@ class Flags(StudyFlags):
     output_dir: Path = flag(Path("./comparison"), "folder of the comparison", metavar="DIR")
     variants: tuple[str, ...] = flag(tuple(CLAIMED), "variants to compare", choices=tuple(VARIANTS))
     size: str = flag("micro", "model size", choices=tuple(SIZES))
-    time_rounds: int = flag(5, "rounds for timing a training step")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.time_rounds < 1:
-            raise ValueError(f"--time-rounds must be at least 1, got {self.time_rounds}")
+    time_rounds: int = flag(5, "rounds for timing a training step", least=1)
 
 
 @command

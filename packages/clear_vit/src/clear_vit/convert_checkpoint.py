@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.convert import config_of, model_arguments, model_from_original, variant_of
 from clear_vit.recipe import RECIPE
 from vit_core.commands.convert import Converted, ConvertFlags, run
@@ -23,13 +22,8 @@ from vit_core.flags import command, flag
 class Flags(ConvertFlags):
     """Convert a checkpoint of clear-vit's original code to this project's format."""
 
-    num_heads: int = flag(3, "attention heads, not stored in the weights")
+    num_heads: int = flag(3, "attention heads, not stored in the weights", least=1)
     image_size: int | None = flag(None, "image size, in pixels per side (default: inferred from the weights)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_heads < 1:
-            raise ValueError(f"--num-heads must be at least 1, got {self.num_heads}")
 
 
 def convert(weights: Mapping[str, Tensor], config: Mapping[str, Any], args: Flags) -> Converted:

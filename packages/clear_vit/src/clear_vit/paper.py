@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.checks import CHECKS
 from clear_vit.compare import CLAIMED, draw, pairs_in_order, ranked
 from clear_vit.recipe import RECIPE

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import clear_vit  # noqa: F401 -- registers the models with timm
 from clear_vit.model import SuppressionAttention
 from clear_vit.rope import Rope, rotate
 from vit_core.ledger.claims import Value

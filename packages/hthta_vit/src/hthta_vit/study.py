@@ -30,12 +30,7 @@ Claimed = Mapping[str, tuple[str, str]]  # row -> accuracy and FAP claimed in th
 class FocusFlags(StudyFlags):
     """The flags of both studies."""
 
-    fap_images: int = flag(2000, "number of images for FAP")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fap_images < 1:
-            raise ValueError(f"--fap-images must be at least 1, got {self.fap_images}")
+    fap_images: int = flag(2000, "number of images for FAP", least=1)
 
 
 def run_study(

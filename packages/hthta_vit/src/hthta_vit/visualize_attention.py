@@ -31,11 +31,7 @@ class Flags(CheckpointFlags, LoadingFlags):
     image_path: Path = flag(REQUIRED, "an image, or a folder of images")
     output_dir: Path = flag(Path("./attention"), "output folder", metavar="DIR")
     target: str | None = flag(None, "class that Grad-CAM explains (default: the predicted class)")
-    max_images: int = flag(16, "maximum number of images from a folder")
-
-    def __post_init__(self) -> None:
-        if self.max_images < 1:
-            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
+    max_images: int = flag(16, "maximum number of images from a folder", least=1)
 
 
 @command

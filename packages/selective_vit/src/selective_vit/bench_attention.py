@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selective_vit.attention import EMPTY_ROWS, KERNELS, MODES, Selection, selective_attention
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.distributed import pick_device
 from vit_core.training.evaluation import now
 from vit_core.training.run_folder import environment
@@ -35,16 +35,13 @@ class Flags:
     threshold: float = flag(0.01, "τ")
     kernels: tuple[str, ...] = flag(("auto",), "implementations to time", choices=KERNELS)
     training: bool = flag(False, "include the backward pass")
-    rounds: int = flag(31, "timed rounds")
+    rounds: int = flag(31, "timed rounds", least=1)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if min(self.shape) < 1:
             raise ValueError(f"--shape must be four integers of at least 1, got {' '.join(map(str, self.shape))}")
-        if self.rounds < 1:
-            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"--threshold must lie in [0, 1), got {self.threshold:g}")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.attention import EMPTY_ROWS, MODES
 from selective_vit.convert import dense_from_original, model_from_original
 from selective_vit.recipe import RECIPE

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.recipe import RECIPE
 from vit_core.commands.trained_model import LoadingFlags, TrainedModel, load_trained
@@ -41,11 +40,7 @@ class Flags(LoadingFlags):
     output_dir: Path = flag(Path("./explanations"), "folder for the figures", metavar="DIR")
     target: str | None = flag(None, "class to explain (default: the class that each model predicts)")
     captum_raw: bool = flag(False, "also show Captum's map of the raw tokens")
-    max_images: int = flag(16, "maximum number of images from a folder")
-
-    def __post_init__(self) -> None:
-        if self.max_images < 1:
-            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
+    max_images: int = flag(16, "maximum number of images from a folder", least=1)
 
 
 @command

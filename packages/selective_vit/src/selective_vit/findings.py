@@ -17,7 +17,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.captum_grad_cam import captum_grad_cam
 from selective_vit.explain import raw_captum_map
 from selective_vit.model import make_selective
@@ -33,14 +32,9 @@ from vit_core.training.distributed import World, pick_device
 class Flags(ImageFlags):
     """Measure effects of bugs in the original."""
 
-    images: int = flag(4, "images for measurement 2")
+    images: int = flag(4, "images for measurement 2", least=1)
     seed: int = flag(0, "random seed of weights and images")
     checkpoint: str | None = flag(None, "trained dense ViT to test (default: one with random weights)", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.images < 1:
-            raise ValueError(f"--images must be at least 1, got {self.images}")
 
 
 @command

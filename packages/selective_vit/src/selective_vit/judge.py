@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import RECIPE
 from vit_core.commands.study import markdown_table
 from vit_core.commands.trained_model import ImageFlags, load_trained
@@ -41,17 +40,13 @@ class Flags(ImageFlags):
 
     checkpoint: tuple[str, ...] = flag(REQUIRED, "checkpoints to compare", aliases=("model_path",), metavar="FILE")
     labels: tuple[str, ...] = flag((), "names of the models in the results (default: model names)")
-    max_images: int = flag(500, "images of the evaluation split")
-    steps: int = flag(16, "steps per curve")
+    max_images: int = flag(500, "images of the evaluation split", least=2)
+    steps: int = flag(16, "steps per curve", least=1)
     baseline: str = flag("mean", "replacement for removed patches", choices=BASELINES)
     output_dir: Path = flag(Path("./judgment"), "folder for the results", metavar="DIR")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_images < 2:
-            raise ValueError(f"--max-images must be at least 2, got {self.max_images}")
-        if self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.labels and len(self.labels) != len(self.checkpoint):
             raise ValueError(
                 f"--labels: {len(self.labels)} names for {len(self.checkpoint)} checkpoints; give one per checkpoint"

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.model import threshold_values, thresholds
 from selective_vit.recipe import RECIPE
 from vit_core.commands.trained_model import ImageFlags, load_trained
@@ -45,15 +44,13 @@ class Flags(ImageFlags):
 
     checkpoint: tuple[str, ...] = flag(REQUIRED, "checkpoints of one model", aliases=("model_path",), metavar="FILE")
     threshold: float = flag(0.0, "weights above this are active; 0: all that the model keeps")
-    max_images: int = flag(500, "images of the evaluation split")
+    max_images: int = flag(500, "images of the evaluation split", least=1)
     output_dir: Path | None = flag(
         None, "folder for the results (default: `sparsity` next to the last checkpoint)", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_images < 1:
-            raise ValueError(f"--max-images must be at least 1, got {self.max_images}")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"--threshold must lie in [0, 1), got {self.threshold:g}")
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from torch import nn
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.attention import EMPTY_ROWS, MODES
 from selective_vit.model import make_selective
 from selective_vit.recipe import RECIPE
@@ -55,15 +54,13 @@ class Flags(StudyFlags):
     seeds: tuple[int, ...] = flag((0, 1), "random seeds of each τ")
     output_dir: Path = flag(Path("./sweep"), "folder of the sweep", metavar="DIR")
     thresholds: tuple[float, ...] = flag(THRESHOLDS, "values of τ", metavar="τ")
-    sparsity_images: int = flag(500, "images to measure sparsity on")
+    sparsity_images: int = flag(500, "images to measure sparsity on", least=1)
     checkpoint: str | None = flag(
         None, "evaluate this trained model, dense or selective, with each τ instead of training", metavar="FILE"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sparsity_images < 1:
-            raise ValueError(f"--sparsity-images must be at least 1, got {self.sparsity_images}")
         outside = [t for t in self.thresholds if not 0 <= t < 1]
         if outside:
             raise ValueError(f"--thresholds must lie in [0, 1), got {outside[0]:g}")

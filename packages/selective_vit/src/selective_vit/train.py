@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import selective_vit  # noqa: F401 -- registers the models with timm
 from selective_vit.recipe import PAIRS, RECIPE, for_plain
 from vit_core.commands import train as train_command
 from vit_core.commands.curves import draw

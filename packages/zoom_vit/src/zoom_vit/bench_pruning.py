@@ -20,7 +20,7 @@ import timm
 import torch
 
 from vit_core.bench.pair import in_turn, multiply_adds
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse
 from vit_core.training.distributed import pick_device, seed_everything
 from vit_core.training.run_folder import environment
 from zoom_vit.importance import IMPORTANCES
@@ -37,10 +37,9 @@ class Flags:
     importance: str = flag("token_norm", "patch ranking", choices=tuple(IMPORTANCES))
     rounds: int = flag(15, "timed rounds per model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
-    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if self.rounds < 1 or min(self.batch_sizes) < 1 or not all(0 < k <= 1 for k in self.keep_ratios):
             raise ValueError("--rounds and --batch-sizes must be at least 1, and --keep-ratios must lie in (0, 1]")
         if not 1 <= self.prune_layer <= 11:

@@ -21,7 +21,7 @@ from torchvision import datasets, transforms
 
 from vit_core.data import Augment, AugmentConfig, BatchLoader, MemorySource, load_dataset
 from vit_core.errors import UserError
-from vit_core.flags import REQUIRED, check_output, command, flag, parse
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.training.distributed import seed_everything, start
 from vit_core.training.run_folder import environment
 from zoom_vit.recipe import CIFAR10, PUBLISHED
@@ -35,10 +35,9 @@ class Flags:
     data_path: Path = flag(REQUIRED, "folder with train/ and test/", metavar="DIR")
     steps: int = flag(20, "steps per loader and round")
     rounds: int = flag(5, "number of rounds")
-    json: Path | None = flag(None, "also write the results to this file", metavar="FILE")
+    json: Path | None = flag(None, "also write the results to this file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if self.steps < 1 or self.rounds < 1:
             raise ValueError("--steps and --rounds must be at least 1")
 

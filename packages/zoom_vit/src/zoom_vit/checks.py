@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import timm
 import torch
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.bench.pair import multiply_adds
 from vit_core.ledger.claims import Value
 from zoom_vit.model import ZoomViT

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
 from vit_core.explain import chance_level, top_places
 from vit_core.flags import command, flag, parse
 from zoom_vit.alignment import noise_entropy, normalized_entropy
 from zoom_vit.examples import draw_importance
-from zoom_vit.experiment import KEEP, Experiment, ExperimentFlags, begin, check_count, check_shares
+from zoom_vit.experiment import KEEP, Experiment, ExperimentFlags, begin, check_shares
 from zoom_vit.importance import IMPORTANCES, importance_map
 from zoom_vit.recipe import CIFAR, CIFAR_FOLDER
 
@@ -32,13 +31,12 @@ class Flags(ExperimentFlags):
 
     output_dir: Path = flag(Path(CIFAR_FOLDER), "folder for the results", metavar="DIR")
     pictures: int = flag(8, "images to draw")
-    max_images: int = flag(500, "images to measure")
+    max_images: int = flag(500, "images to measure", least=1)
     keep_ratio: float = flag(KEEP, "share of patches to keep")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares("--keep-ratio", [self.keep_ratio])
-        check_count("--max-images", self.max_images)
         if self.pictures < 0:
             raise ValueError("--pictures must be at least 0")
 

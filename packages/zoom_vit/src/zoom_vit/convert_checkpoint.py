@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.convert import Converted, ConvertFlags, run
 from vit_core.flags import command, flag
 from vit_core.models.conversion import sizes_of

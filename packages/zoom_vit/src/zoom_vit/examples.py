@@ -23,7 +23,6 @@ from zoom_vit.experiment import (
     Experiment,
     JudgmentFlags,
     begin,
-    check_count,
     judgment,
     threshold_of,
 )
@@ -47,14 +46,9 @@ class Example(NamedTuple):
 class ExampleFlags(JudgmentFlags):
     """The flags of the scripts that draw examples."""
 
-    per_group: int = flag(4, "pictures per group")
-    max_images: int = flag(200, "images to choose from")
+    per_group: int = flag(4, "pictures per group", least=1)
+    max_images: int = flag(200, "images to choose from", least=1)
     indices: tuple[int, ...] = flag((), "draw these images instead, such as the study's 1143 5238 204")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("--per-group", self.per_group)
-        check_count("--max-images", self.max_images)
 
 
 def begin_examples(recipe: Recipe, args: ExampleFlags) -> tuple[Experiment, Judgment, list[Example]]:

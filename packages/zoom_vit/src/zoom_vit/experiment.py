@@ -43,12 +43,11 @@ class CurveFlags(ExperimentFlags):
 
     importances: tuple[str, ...] = flag(tuple(IMPORTANCES), "importances to measure", choices=tuple(IMPORTANCES))
     keep_ratios: tuple[float, ...] = flag(KEEP_RATIOS, "shares of patches to keep")
-    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)")
+    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares("--keep-ratios", self.keep_ratios)
-        check_count("--max-images", self.max_images)
 
     @property
     def settings(self) -> tuple[list[str], list[float]]:
@@ -92,12 +91,6 @@ def check_shares(name: str, shares: Sequence[float]) -> None:
     wrong = [share for share in shares if not 0 < share <= 1]
     if wrong:
         raise ValueError(f"{name} must lie in (0, 1], got {wrong[0]}")
-
-
-def check_count(name: str, count: int | None) -> None:
-    """ValueError for a count below 1."""
-    if count is not None and count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.flags import command, parse
 from zoom_vit.alignment import GROUPS
 from zoom_vit.examples import Example, ExampleFlags, begin_examples, draw_importance, write_examples

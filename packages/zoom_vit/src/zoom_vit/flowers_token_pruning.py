@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import markdown_table
 from vit_core.flags import command, flag, parse
 from zoom_vit.alignment import GROUPS, LABELS, MEASURES, Judgment, groups, judge, summarize, verdict
@@ -25,7 +24,6 @@ from zoom_vit.experiment import (
     Experiment,
     JudgmentFlags,
     begin,
-    check_count,
     judgment,
     threshold_of,
 )
@@ -44,12 +42,8 @@ Columns = dict[str, np.ndarray]
 class Flags(JudgmentFlags):
     """Measure token pruning, by alignment of the intent."""
 
-    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)")
+    max_images: int | None = flag(None, "number of evenly spaced images (default: the whole split)", least=1)
     indices: tuple[int, ...] | None = flag(None, "single images to report (default on Flowers-102: the study's three)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("--max-images", self.max_images)
 
 
 @command

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.flags import command, parse
 from zoom_vit.examples import Example, ExampleFlags, begin_examples, draw_attenuation, draw_crop, write_examples
 from zoom_vit.recipe import FLOWERS

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.commands.study import Measurement, Subject
 from vit_core.explain import class_token_attention
 from vit_core.papers import Analysis, Benchmark, Figure, Paper, Picture, Table, Training

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.bench.pair import multiply_adds
 from vit_core.errors import UserError
 from vit_core.flags import command, flag, parse

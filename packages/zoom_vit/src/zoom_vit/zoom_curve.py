@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import zoom_vit  # noqa: F401 -- registers the models with timm
 from vit_core.flags import command, parse
 from zoom_vit.alignment import interval
 from zoom_vit.experiment import CurveFlags, Experiment, begin, write_rows

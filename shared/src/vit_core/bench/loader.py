@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vit_core.data import Augment, AugmentConfig, BatchLoader, EvalTransform, MemorySource, load_dataset
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse, spelled
 
 _PAUSE = 0.5  # seconds before a turn, in which the previous turn's workers fill their queues
 Measure = Callable[[float], float]  # seconds to spend -> images/s
@@ -44,13 +44,12 @@ class BenchConfig:
     seconds: float = flag(2.0, "duration of a turn in seconds")
     workers: int = flag(2, "worker processes of the baseline")
     device: str = flag("cpu", "device to copy the batches to")
-    json: Path | None = flag(None, "JSON file to write the result to", metavar="FILE")
+    json: Path | None = flag(None, "JSON file to write the result to", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         for name in ("img_size", "batch_size", "rounds", "seconds", "workers"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must be greater than 0, got {getattr(self, name)}")
 
 
 def make_folder(root: Path, count: int = 2048, classes: int = 8, size: int = 32) -> None:

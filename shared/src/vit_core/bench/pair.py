@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_core.commands.trained_model import AmpFlags
-from vit_core.flags import REQUIRED, check_output, command, flag, parse
+from vit_core.flags import REQUIRED, command, flag, parse
 from vit_core.models.create import create_model, input_size, parse_model_kwargs
 from vit_core.papers import load_papers
 from vit_core.training.distributed import pick_device, seed_everything
@@ -177,10 +177,9 @@ class PairFlags(AmpFlags):
     batch_size: int = flag(8, "batch size")
     rounds: int = flag(7, "timed rounds per model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
-    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE")
+    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if self.batch_size < 1 or self.rounds < 1:
             raise ValueError("--batch-size and --rounds must be at least 1")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vit_core.commands.settings import settle
 from vit_core.data.datasets import Stats, statistics
 from vit_core.errors import UserError
-from vit_core.flags import REQUIRED, check_output, flag, parse
+from vit_core.flags import REQUIRED, flag, parse
 from vit_core.models.create import input_size
 from vit_core.training.checkpoint import read_safely, save_checkpoint
 
@@ -43,13 +43,10 @@ class ConvertFlags:
     """The flags of every paper's convert command."""
 
     checkpoint: str = flag(REQUIRED, "checkpoint to convert", aliases=("model_path",), metavar="FILE")
-    output: Path = flag(REQUIRED, "file to write", metavar="FILE")
+    output: Path = flag(REQUIRED, "file to write", metavar="FILE", output=True)
     class_names: str | None = flag(
         None, "text file with one class name per line, in the order of the classifier", metavar="FILE"
     )
-
-    def __post_init__(self) -> None:
-        check_output(self.output)
 
 
 Flags = TypeVar("Flags", bound=ConvertFlags)

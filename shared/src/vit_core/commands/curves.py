@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_core.errors import UserError
-from vit_core.flags import REQUIRED, check_output, flag, parse
+from vit_core.flags import REQUIRED, flag, parse
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
@@ -30,10 +30,9 @@ class CurveFlags:
 
     runs: tuple[Path, ...] = flag(REQUIRED, "run folders with a metrics.csv", positional=True)
     labels: tuple[str, ...] = flag((), "labels of the runs in the legend (default: their models)")
-    output: Path = flag(Path("curves.png"), "image file", metavar="FILE")
+    output: Path = flag(Path("curves.png"), "image file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.output)
         if self.labels and len(self.labels) != len(self.runs):
             raise ValueError(f"--labels: got {len(self.labels)} labels for {len(self.runs)} runs")
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vit_core.commands.trained_model import AmpFlags, CheckpointFlags, ImageFlags, load_trained
 from vit_core.errors import UserError
 from vit_core.files import write_whole
-from vit_core.flags import check_output, flag, parse
+from vit_core.flags import flag, parse
 from vit_core.training import distributed
 from vit_core.training.evaluation import evaluate, format_result
 from vit_core.training.precision import choose_precision
@@ -29,11 +29,7 @@ class EvaluateFlags(CheckpointFlags, ImageFlags, AmpFlags):
 
     model: str | None = None
     output_dir: str | None = None
-    json: Path | None = flag(None, "also write the result to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_output(self.json)
+    json: Path | None = flag(None, "also write the result to this JSON file", metavar="FILE", output=True)
 
 
 def of_recipe(recipe: "Recipe") -> type[EvaluateFlags]:
@@ -70,8 +66,7 @@ def run(recipe: "Recipe", argv: Sequence[str] | None = None) -> int:
         distributed.stop()
     if world.is_main:
         name = trained.settings["model"]
-        short = {name: key for key, name in recipe.models.items()}[name]
-        block = format_result(result, data.dataset, f"{recipe.paper}-{short}")
+        block = format_result(result, data.dataset, f"{recipe.paper}-{recipe.short_name(name)}")
         print(block)
         record = dataclasses.asdict(result) | {
             "dataset": data.dataset,

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from vit_core.data import AugmentConfig
 from vit_core.data.datasets import Stats
 from vit_core.errors import UserError
-from vit_core.flags import Config, Groups, adapted, build, checked, description_of, flag, flags_of, given
+from vit_core.flags import Config, Groups, adapted, build, checked, description_of, flag, flags_of, given, spelled
 from vit_core.models.create import check_model_kwargs, parse_model_kwargs
 from vit_core.plain_yaml import MOST_YAML, read_yaml
 from vit_core.training.config import DataConfig, OutputConfig, TrainConfig
@@ -192,7 +192,7 @@ def settle(recipe: "Recipe", given: Mapping[str, Any], resumed: "RunSettings | N
     earlier: dict[str, Any] = {}
     if resumed is not None:
         earlier = {**resumed["data"], **resumed["train"], **resumed["augment"]}
-        short = {name: key for key, name in recipe.models.items()}.get(resumed["model"])
+        short = recipe.short_name(resumed["model"])
         if short is None or given.get("model", short) != short:
             raise UserError(
                 f"--resume: this is a checkpoint of {resumed['model']}, not of "
@@ -207,9 +207,7 @@ def settle(recipe: "Recipe", given: Mapping[str, Any], resumed: "RunSettings | N
         earlier_start = resumed.get("start", {})
         unused = [name for name in start if name in given and given[name] != earlier_start.get(name)]
         if unused:
-            raise UserError(
-                f"--{unused[0].replace('_', '-')} applies to new runs only: --resume loads the checkpoint's weights"
-            )
+            raise UserError(f"{spelled(unused[0])} applies to new runs only: --resume loads the checkpoint's weights")
         start = earlier_start
     names = {f.name for f in dataclasses.fields(recipe.options)}
     if resumed is None:

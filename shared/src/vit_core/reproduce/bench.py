@@ -17,7 +17,7 @@ import torch
 
 from vit_core.bench.pair import compare
 from vit_core.commands.trained_model import AmpFlags
-from vit_core.flags import check_output, flag
+from vit_core.flags import flag
 from vit_core.papers import Benchmark, Paper
 from vit_core.training.run_folder import environment
 
@@ -29,10 +29,9 @@ class BenchFlags(AmpFlags):
     paper: tuple[str, ...] = flag((), "only this paper; repeat for several papers", metavar="NAME", repeat=True)
     rounds: int = flag(7, "timed rounds per model")
     device: str = flag("auto", "auto, cpu, cuda or mps")
-    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE")
+    json: Path | None = flag(None, "also write the results to this JSON file", metavar="FILE", output=True)
 
     def __post_init__(self) -> None:
-        check_output(self.json)
         if self.rounds < 1:
             raise ValueError("--rounds must be at least 1")
 

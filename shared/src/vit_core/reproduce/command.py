@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_core.errors import UserError
-from vit_core.flags import check_output, command, flag, parse
+from vit_core.flags import command, flag, parse, spelled
 
 if TYPE_CHECKING:  # importing torch takes seconds: report invalid flags before that
     from vit_core.ledger.claims import Claim
@@ -108,10 +108,7 @@ class ClaimsFlags(PaperFlags):
     verdict: tuple[str, ...] = flag(
         (), "show only claims with this verdict (holds, fails, …); may be repeated", metavar="WORD", repeat=True
     )
-    json: Path | None = flag(None, "write all verdicts to this JSON file", metavar="FILE")
-
-    def __post_init__(self) -> None:
-        check_output(self.json)
+    json: Path | None = flag(None, "write all verdicts to this JSON file", metavar="FILE", output=True)
 
 
 @command
@@ -150,9 +147,7 @@ def _resume(args: "RunFlags", place: Path, only: str | None) -> int:
     """Resume an earlier run with its options; only the device may change."""
     for name in ("paper", "preset", "dataset", "data_path", "download", "epochs", "seeds"):
         if getattr(args, name) != getattr(RunFlags, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} cannot be combined with --resume, which uses the earlier run's options"
-            )
+            raise UserError(f"{spelled(name)} cannot be combined with --resume, which uses the earlier run's options")
     from vit_core.reproduce.run import latest, reopen
 
     run = reopen(Path(args.resume) if args.resume else latest(place), *load_papers())

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -34,7 +34,7 @@ from vit_core.reproduce import steps
 from vit_core.reproduce.comparison import compare
 from vit_core.reproduce.page import write_page
 from vit_core.reproduce.progress import Display, Part
-from vit_core.reproduce.steps import STEPS, Options
+from vit_core.reproduce.steps import STEPS, Options, Step
 from vit_core.training.run_folder import environment
 
 FORMAT = 1
@@ -50,7 +50,7 @@ class RunRecord(TypedDict):
     started: str
     seconds: float
     papers: list[str]
-    asked: list[Literal["train", "evaluate", "analyze", "claims"]]
+    asked: list[Step]
     options: Options
     environment: dict[str, Any]
 

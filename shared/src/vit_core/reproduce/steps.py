@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vit_core.commands.curves import read_metrics
 from vit_core.commands.study import Study
@@ -18,7 +18,8 @@ from vit_core.papers import Paper, Training
 from vit_core.recipe import Recipe
 
 Report = Callable[[float, str], None]  # (fraction of the step completed, current item)
-STEPS = ("train", "evaluate", "analyze", "claims")
+Step = Literal["train", "evaluate", "analyze", "claims"]
+STEPS: tuple[Step, ...] = get_args(Step)
 
 
 @dataclass(frozen=True, kw_only=True)

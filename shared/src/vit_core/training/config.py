@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vit_core.data.datasets import NORMALIZATIONS
-from vit_core.flags import flag
+from vit_core.flags import flag, spelled
 from vit_core.training.precision import MODES
 
 
@@ -60,13 +60,13 @@ class TrainConfig:
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # also rejects NaN
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must be at least {least}, got {getattr(self, name)}")
         for name in _COUNTS:  # beyond any machine; larger values would break floating-point arithmetic
             if (getattr(self, name) or 0) > 10**9:
-                raise ValueError(f"--{name.replace('_', '-')} must be at most 1e9")
+                raise ValueError(f"{spelled(name)} must be at most 1e9")
         for name in ("lr", "min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
             if (getattr(self, name) or 0) > 1e6:
-                raise ValueError(f"--{name.replace('_', '-')} must be at most 1e6, got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must be at most 1e6, got {getattr(self, name)}")
         for name in ("mixup", "cutmix"):  # numpy's beta distribution gives NaN for some tiny alphas
             if 0 < getattr(self, name) < 1e-6:
                 raise ValueError(f"--{name} must be 0 or at least 1e-6, got {getattr(self, name)}")
@@ -74,13 +74,13 @@ class TrainConfig:
             raise ValueError("--seed must be less than 2**63")
         for name in ("label_smoothing", "beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("mix_prob", "mix_switch_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"--{name.replace('_', '-')} must lie in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("ema_decay", "layer_decay", "plateau_factor"):
             if getattr(self, name) is not None and not 0.0 < getattr(self, name) < 1.0:
-                raise ValueError(f"--{name.replace('_', '-')} must lie in (0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{spelled(name)} must lie in (0, 1), got {getattr(self, name)}")
         if self.decay_all and self.layer_decay is not None:
             raise ValueError(
                 "--decay-all cannot be combined with --layer-decay, which exempts biases and norms from weight decay"
@@ -158,6 +158,4 @@ class OutputConfig:
             try:
                 getattr(self, name).encode()
             except UnicodeEncodeError:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: the path is not valid UTF-8; choose another folder"
-                ) from None
+                raise ValueError(f"{spelled(name)}: the path is not valid UTF-8; choose another folder") from None
